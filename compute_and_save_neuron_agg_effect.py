@@ -1,0 +1,72 @@
+"""Aggregate the effects of each neuron over professions and templates.
+
+    python compute_and_save_neuron_agg_effect.py results/20200301_neuron_intervention gpt2
+
+Reads the man_direct, man_indirect, woman_direct and woman_indirect CSVs of model M in FOLDER. Odds ratios are oriented to
+the anti-stereotypical gender: he/she under the man interventions for female-biased professions, she/he under the woman
+interventions for all others. Writes {M}_neuron_effects.csv, and {M}_neuron_gender_contrast.csv where both indirect types are.
+"""
+
+from mediation import professions, statistics
+from mediation.errors import InputError
+from mediation.options import exit_on_bad_input, folder_and_model_parser
+from mediation.storage import write_csv
+
+TYPES = ("man_direct", "man_indirect", "woman_direct", "woman_indirect")
+
+
+def main(options):
+    from tqdm import tqdm
+
+    from utils import find_tables, output_folder, read_interventions
+
+    out_dir = output_folder(options)
+    paths = find_tables(options.folder, options.model, TYPES)
+    rated = professions.load()
+    aggregate = statistics.NeuronAggregate()
+    left_out = {}
+    stems = sorted({path.name.removesuffix(f"_{kind}_{options.model}.csv") for path, kind in paths.items()})
+    for stem in tqdm(stems, desc="templates", unit=" templates"):
+        tables, units = {}, None
+        for path, kind in paths.items():
+            if path.name == f"{stem}_{kind}_{options.model}.csv":
+                tables[kind], *units = read_interventions(path)
+                aggregate.check_units(path, *units)
+        words = dict.fromkeys(word for table in tables.values() for word in table)
+        for word in words:
+            reason = why_left_out(rated.get(word), options.definitional)
+            missing = [kind for kind in aggregate.types_needed(rated[word]) if word not in tables.get(kind, {})] if reason is None else []
+            if missing:
+                reason = f"no {missing[0]} of {stem}"
+            if reason:
+                left_out.setdefault(reason, []).append(word)
+            else:
+                aggregate.add(rated[word], {kind: table[word] for kind, table in tables.items() if word in table})
+
+    for reason, words in left_out.items():
+        print(f"left out, {reason}: {', '.join(dict.fromkeys(words))}")
+    if not aggregate.prompts:
+        raise InputError(f"{options.folder}: no profession of {options.model!r} is left to aggregate: run more professions or types, or see --definitional")
+    print(f"{options.model}: {aggregate.prompts} prompts, {aggregate.female_biased} of female-biased professions, "
+          f"{aggregate.prompts - aggregate.female_biased} of others; {len(aggregate.layers)} neurons")
+    print("wrote", write_csv(out_dir / f"{options.model}_neuron_effects.csv", aggregate.effects(), index=True))
+    if aggregate.contrast.count:
+        print("wrote", write_csv(out_dir / f"{options.model}_neuron_gender_contrast.csv", aggregate.gender_contrasts()))
+
+
+def why_left_out(profession, definitional):
+    """None, or the reason why a profession does not count."""
+    if profession is None:
+        return "not rated"
+    if definitional != "include" and profession.is_definitional != (definitional == "only"):
+        return "definitional" if profession.is_definitional else "not definitional"
+    return None
+
+
+if __name__ == "__main__":
+    parser = folder_and_model_parser(__doc__)
+    parser.add_argument("--definitional", choices=("exclude", "include", "only"), default="exclude",
+                        help="words with a gender by definition, |definitional| >= 0.75; only: the file as the 2020 code wrote it (default: exclude)")
+    chosen_options = parser.parse_args()
+    with exit_on_bad_input():
+        main(chosen_options)

@@ -1,0 +1,52 @@
+"""Indirect effect of the strongest neurons of each layer, for all models in a folder.
+
+    python compute_neuron_effect_per_layer.py results/20200301_neuron_intervention
+
+Reads every {M}_neuron_effects.csv in FOLDER and FOLDER/random (compute_and_save_neuron_agg_effect.py writes them). Draws
+neuron_layer_effect_{M}.pdf for each model and neuron_layer_effect.pdf for all, and writes the numbers in them to
+neuron_layer_effect.csv.
+"""
+
+import argparse
+from pathlib import Path
+
+from mediation import statistics
+from mediation.errors import InputError
+from mediation.options import Parser, add_out_dir, exit_on_bad_input, share
+from mediation.storage import write_csv
+
+SUFFIX = "_neuron_effects.csv"
+
+
+def main(options):
+    import pandas as pd
+
+    from mediation import plots
+    from utils import output_folder, read_effects
+
+    out_dir = output_folder(options)
+    folder = Path(options.folder)
+    paths = sorted(folder.glob(f"*{SUFFIX}")) + sorted(folder.glob(f"random/*{SUFFIX}"))
+    if not paths:
+        raise InputError(f"{folder} holds no *{SUFFIX}: run compute_and_save_neuron_agg_effect.py first, or name its folder")
+
+    tables = [statistics.top_of_layer(read_effects(path), share).assign(model=path.name.removesuffix(SUFFIX), share=share)
+              for path in paths for share in options.shares]
+    layers = pd.concat(tables, ignore_index=True)[["model", "share", "layer", "neurons", "odds_ratio_indirect_mean", "odds_ratio_indirect_std"]]
+    print(layers.to_string(index=False, float_format="%.4f"))
+
+    print("\nwrote", write_csv(out_dir / "neuron_layer_effect.csv", layers))
+    for model, rows in layers.groupby("model", sort=False):
+        print("wrote", plots.layer_effect(rows, model, out_dir / f"neuron_layer_effect_{model}.pdf"))
+    print("wrote", plots.layer_effects(layers[layers["share"] == min(options.shares)], out_dir / "neuron_layer_effect.pdf"))
+
+
+if __name__ == "__main__":
+    parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("folder", metavar="FOLDER", help="folder of the *_neuron_effects.csv")
+    parser.add_argument("--shares", type=share, nargs="+", default=[0.025, 0.1], metavar="S",
+                        help="strongest parts of each layer, by mean indirect effect (default: 0.025 0.1); the figure of all models shows the smallest")
+    add_out_dir(parser)
+    chosen_options = parser.parse_args()
+    with exit_on_bad_input():
+        main(chosen_options)

@@ -1,0 +1,28 @@
+"""Total effects split by the gender that the model prefers for a profession, and by the gender of its stereotype.
+
+    python compute_neuron_split_total_effect.py results/20200301_neuron_intervention gpt2
+
+Reads the neuron CSVs of model M in FOLDER (or one CSV with the same probability columns). Definitional words are left out,
+and prompts on which p(he) or p(she) is not above 0.01. Prints the effects and writes {M}_split_total_effects.csv.
+"""
+
+from mediation import professions, report, statistics
+from mediation.options import exit_on_bad_input, folder_and_model_parser
+from mediation.storage import write_csv
+
+
+def main(options):
+    from utils import output_folder, read_probabilities
+
+    out_dir = output_folder(options)
+    table, unrated = statistics.prompt_effects(read_probabilities(options.folder, options.model), professions.load())
+
+    estimands = statistics.split_total_effects(table)
+    print(report.describe_prompts(options.model, table, unrated), report.describe_estimands(estimands), sep="\n\n")
+    print("\nwrote", write_csv(out_dir / f"{options.model}_split_total_effects.csv", report.estimand_table(estimands)))
+
+
+if __name__ == "__main__":
+    chosen_options = folder_and_model_parser(__doc__).parse_args()
+    with exit_on_bad_input():
+        main(chosen_options)

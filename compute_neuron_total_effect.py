@@ -1,0 +1,34 @@
+"""Total effects of a model on profession prompts, and how they follow the professions' gender bias.
+
+    python compute_neuron_total_effect.py results/20200301_neuron_intervention gpt2
+    python compute_neuron_total_effect.py professions_gpt2_probs.csv gpt2 -out_dir .
+
+Reads the neuron CSVs of model M in FOLDER (or one CSV with the same probability columns). Prints every estimand with its
+formula and filter, the paper's first, and the correlations of bias with effect. Writes {M}_total_effects.csv and
+neuron_profession_correlation.pdf.
+"""
+
+from mediation import professions, report, statistics
+from mediation.options import exit_on_bad_input, folder_and_model_parser
+from mediation.storage import write_csv
+
+
+def main(options):
+    from mediation import plots
+    from utils import output_folder, read_probabilities
+
+    out_dir = output_folder(options)
+    table, unrated = statistics.prompt_effects(read_probabilities(options.folder, options.model), professions.load())
+
+    estimands, correlations = statistics.total_effects(table), statistics.bias_correlations(table)
+    print(report.describe_prompts(options.model, table, unrated), report.describe_estimands(estimands),
+          report.describe_correlations(correlations), sep="\n\n")
+
+    print("\nwrote", write_csv(out_dir / f"{options.model}_total_effects.csv", report.estimand_table(estimands)))
+    print("wrote", plots.profession_correlation(table, correlations[0], options.model, out_dir / "neuron_profession_correlation.pdf"))
+
+
+if __name__ == "__main__":
+    chosen_options = folder_and_model_parser(__doc__).parse_args()
+    with exit_on_bad_input():
+        main(chosen_options)

@@ -1,0 +1,100 @@
+"""From a model's name to a model: a bundled name, a local directory, or a hub id. Weights from safetensors, no code from a hub."""
+
+import contextlib
+import json
+import logging
+import os
+import sys
+from pathlib import Path
+
+import torch
+import transformers
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+
+from .assets import MODELS, cache_folder, only_process, sha256_of, unpack_model_file
+from .errors import InputError
+from .storage import whole_folder, write_json
+
+
+def model_name(name):
+    """The name of a model as it stands in file names: its last path component."""
+    return Path(os.path.abspath(name)).name
+
+
+def bundled_model(name, asked_for=False):
+    """Folder with the config, safetensors and tokenizer of a bundled model, made from its GGUF file the first time.
+
+    The converted weights are checked against the hash that was taken when they were written.
+
+    Raises:
+        InputError: a model under terms of use that was not fetched by name before, or a damaged cache.
+    """
+    folder = cache_folder() / "models" / name
+    with only_process(folder.parent):
+        if not folder.exists():
+            if MODELS[name].terms and not asked_for:
+                raise InputError(f"{name} is not here yet and comes under terms of use: read them, then run python -m mediation.assets {name}")
+            _convert(name, folder)
+    made = json.loads((folder / "made.json").read_text())
+    if sha256_of(folder / "model.safetensors") != made["model.safetensors sha256"]:
+        raise InputError(f"{folder / 'model.safetensors'} is damaged: delete the folder {folder} and run again")
+    return folder
+
+
+def _convert(name, folder):
+    """Dequantize a GGUF file to float32 safetensors, once."""
+    with whole_folder(folder) as target, _quiet():
+        gguf = target.parent / f"{name}.gguf"
+        unpack_model_file(name, gguf)
+        print(f"converting {name} to safetensors, once; takes half a minute", file=sys.stderr)
+        source = {"pretrained_model_name_or_path": str(gguf.parent), "gguf_file": gguf.name}
+        loaded = AutoModelForCausalLM.from_pretrained(**source, dtype=torch.float32)
+        config = loaded.config
+        if hasattr(config, "quantization_config"):
+            del config.quantization_config  # the weights are no longer quantized; with it the folder would not load
+        model = type(loaded)(config)
+        model.load_state_dict(loaded.state_dict())
+        model.tie_weights()
+        model.save_pretrained(target)
+        AutoTokenizer.from_pretrained(**source).save_pretrained(target)
+        write_json(target / "made.json", {"source sha256": sha256_of(gguf), "model.safetensors sha256": sha256_of(target / "model.safetensors")})
+
+
+@contextlib.contextmanager
+def _quiet():
+    """No progress bars and no retry messages of the model libraries: what matters is in the error or in the result."""
+    hub = logging.getLogger("huggingface_hub")
+    level, verbosity = hub.level, transformers.logging.get_verbosity()
+    hub.setLevel(logging.ERROR)
+    transformers.logging.set_verbosity_error()
+    transformers.logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        hub.setLevel(level)
+        transformers.logging.set_verbosity(verbosity)
+        transformers.logging.enable_progress_bar()
+
+
+def load_model(name, device, dtype=torch.float32, random_weights=False, seed=0):
+    """(model, tokenizer) in evaluation mode on `device`.
+
+    Raises:
+        InputError: the name is none of bundled, directory and reachable hub id; or the device is not there.
+    """
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise InputError(f"device {device} is not there: use --device cpu")
+    source = bundled_model(name) if name in MODELS else name
+    try:
+        with _quiet():
+            tokenizer = AutoTokenizer.from_pretrained(source)
+            if random_weights:
+                with torch.random.fork_rng(devices=[]):
+                    torch.manual_seed(seed)
+                    model = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(source), dtype=dtype)
+            else:
+                model = AutoModelForCausalLM.from_pretrained(source, dtype=dtype)
+    except (OSError, ValueError) as error:
+        raise InputError(f"cannot load model {name!r}: it is none of the bundled ones ({', '.join(MODELS)}), and as a directory or hub id "
+                         f"it gave: {str(error).strip().splitlines()[0]}") from error
+    return model.to(device).eval(), tokenizer

@@ -1,0 +1,109 @@
+"""The command line of every script: shared options, every spelling of 2020, one-line errors with exit code 2."""
+
+import argparse
+import signal
+import sys
+from contextlib import contextmanager
+
+from .errors import InputError
+
+MODEL_SPELLINGS = ("--model", "--model_type", "--gpt2_version", "--model_name", "--model_version")
+
+
+class Parser(argparse.ArgumentParser):
+    """An ArgumentParser that takes every option with one dash or two, with - or _ between words, and errs in one line."""
+
+    def __init__(self, **settings):
+        super().__init__(allow_abbrev=False, **settings)
+
+    def parse_known_args(self, args=None, namespace=None):
+        known = {option for action in self._actions for option in action.option_strings}
+
+        def canonical(argument):
+            name, equals, value = argument.partition("=")
+            spelled = "--" + name.lstrip("-").replace("-", "_")
+            return spelled + equals + value if name.startswith("-") and spelled in known else argument
+
+        return super().parse_known_args([canonical(argument) for argument in (sys.argv[1:] if args is None else args)], namespace)
+
+    def error(self, message):
+        self.exit(2, f"{self.prog}: error: {message} (see {self.prog} --help)\n")
+
+
+@contextmanager
+def exit_on_bad_input():
+    """Bad input ends in one line and exit code 2; Ctrl-C and SIGTERM in one line and 130 or 143, with what was done kept."""
+    def terminate(*_):
+        raise SystemExit(143)
+
+    before = signal.signal(signal.SIGTERM, terminate)
+    try:
+        yield
+    except InputError as error:
+        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+        raise SystemExit(2) from None
+    except KeyboardInterrupt:
+        print("\ninterrupted: what was finished is kept; the same command goes on from there", file=sys.stderr)
+        raise SystemExit(130) from None
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def positive(text):
+    """A whole number from 1 on."""
+    number = int(text)
+    if number < 1:
+        raise argparse.ArgumentTypeError(f"{text} is not a whole number from 1 on")
+    return number
+
+
+def batch_size(text):
+    """A whole number from 1 on, or None for "auto"."""
+    return None if text == "auto" else positive(text)
+
+
+def add_model_options(parser):
+    """-model and how it is run. The model's spellings are those of the 2020 scripts, which were not of one mind."""
+    parser.add_argument(*MODEL_SPELLINGS, dest="model", required=True, metavar="M",
+                        help="a bundled model (smollm2-135m, gemma3-270m), a local directory, or a hub id such as gpt2")
+    parser.add_argument("--randomize", action="store_true", help="keep the architecture, draw new weights with --seed; files are named M_random")
+    parser.add_argument("--device", default="auto", help="cpu, cuda, cuda:1 ...; auto takes CUDA where there is one (default)")
+    parser.add_argument("--dtype", default="float32", choices=("float32", "float64", "bfloat16", "float16"), help="of weights and activations (default: float32)")
+    parser.add_argument("--batch_size", type=batch_size, default=None, metavar="N", help="interventions run at once (default: auto)")
+    parser.add_argument("--seed", type=int, default=0, help="of everything random (default: 0)")
+
+
+def device(name):
+    """"auto" -> "cuda" where there is one, else "cpu"; any other name as it is.
+
+    Raises:
+        InputError: a name that torch does not know.
+    """
+    import torch  # importing it takes seconds, and --help needs none of it
+
+    try:
+        return torch.device(("cuda" if torch.cuda.is_available() else "cpu") if name == "auto" else name)
+    except RuntimeError as error:
+        raise InputError(f"device {name!r} is unknown: use cpu, cuda or cuda:0") from error
+
+
+def folder_and_model_parser(description):
+    """The command line of the scripts that read the CSVs of one model: FOLDER, M and -out_dir."""
+    parser = Parser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("folder", metavar="FOLDER", help="folder of the CSVs, such as results/20200301_neuron_intervention")
+    parser.add_argument("model", metavar="M", help="model name as in the file names: smollm2-135m, gpt2, gpt2_random ...")
+    add_out_dir(parser)
+    return parser
+
+
+def add_out_dir(parser):
+    """-out_dir of the scripts that read a folder."""
+    parser.add_argument("--out_dir", metavar="D", help="where figures and tables go (default: FOLDER)")
+
+
+def share(text):
+    """A part of a whole, above 0 and at most 1."""
+    number = float(text)
+    if not 0 < number <= 1:
+        raise argparse.ArgumentTypeError(f"{text} is not above 0 and at most 1")
+    return number

@@ -1,0 +1,122 @@
+"""What is asked of the model: templates with one slot, the substitutes that fill it, the candidates that may follow."""
+
+from dataclasses import dataclass
+
+import torch
+
+from .errors import InputError
+
+TEMPLATES = tuple(
+    "The {} " + ending
+    for ending in (
+        *(f"{verb} that" for verb in ("said", "yelled", "whispered", "wanted", "desired", "wished")),
+        *(f"{verb} because" for verb in ("ate", "ran", "drove", "slept", "cried", "laughed", "went home", "stayed up",
+                                         "was fired", "was promoted", "yelled")),
+    )
+)  # numbered from 1 in this order, as in the 2020 study
+
+
+def select_templates(indices):
+    """{number: template} for the given numbers 1..17, in order and once each; all of them for None.
+
+    Raises:
+        InputError: a number outside 1..17.
+    """
+    numbers = range(1, len(TEMPLATES) + 1) if indices is None else dict.fromkeys(indices)
+    for number in numbers:
+        if not 1 <= number <= len(TEMPLATES):
+            raise InputError(f"template index {number} does not exist: templates are numbered 1 to {len(TEMPLATES)}")
+    return {number: TEMPLATES[number - 1] for number in numbers}
+
+
+def split_base_string(base_string):
+    """(template, word) of a filled template: "The nurse said that" -> ("The {} said that", "nurse").
+
+    Raises:
+        InputError: none of the 17 templates fits.
+    """
+    for template in TEMPLATES:
+        before, after = template.split("{}")
+        if base_string.startswith(before) and base_string.endswith(after) and len(base_string) > len(before) + len(after):
+            return template, base_string[len(before):len(base_string) - len(after)]
+    raise InputError(f"base string {base_string!r} fits none of the {len(TEMPLATES)} templates")
+
+
+def template_file_stem(template):
+    """The template as it stands in file names: "The {} said that" -> "The_X_said_that"."""
+    return template.replace("{}", "X").replace(" ", "_")
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """A filled template. `tokens`: its token ids; `slot`: index of the first and one past the last token of the slot."""
+
+    text: str
+    tokens: tuple
+    slot: tuple
+
+
+def fill(tokenizer, base_string, substitute):
+    """Tokenize `base_string` with `substitute` in its slot, and find the slot's tokens by the tokenizer's character offsets.
+
+    No special tokens are added. The 2020 code counted the slot's position in blanks, which names a wrong token after any
+    word of several tokens.
+
+    Raises:
+        InputError: not exactly one `{}`, nothing in the slot, or a tokenizer without offsets.
+    """
+    if base_string.count("{}") != 1:
+        raise InputError(f"base string {base_string!r} needs exactly one slot '{{}}', it has {base_string.count('{}')}")
+    if not substitute.strip():
+        raise InputError(f"an empty substitute for the slot of {base_string!r}: give a word")
+    if not tokenizer.is_fast:
+        raise InputError(f"tokenizer {type(tokenizer).__name__} gives no character offsets: save the model with its tokenizer.json")
+    text = base_string.replace("{}", substitute)
+    start = base_string.index("{}")
+    end = start + len(substitute)
+    encoded = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
+    # a token lies in the slot when they share more than white space: offsets may include the blank before a word
+    inside = [i for i, (a, b) in enumerate(encoded["offset_mapping"]) if text[max(a, start):min(b, end)].strip()]
+    return Prompt(text, tuple(encoded["input_ids"]), (inside[0], inside[-1] + 1))
+
+
+def tokenize_candidate(tokenizer, candidate):
+    """(tokens, ids) of a candidate as it stands after a blank: "he" -> (["Ġhe"], [339]) in GPT-2's vocabulary.
+
+    Raises:
+        InputError: an empty candidate.
+    """
+    if not candidate.strip():
+        raise InputError("an empty candidate: give a word")
+    ids = tokenizer("a " + candidate.strip(), add_special_tokens=False)["input_ids"][1:]
+    return tokenizer.convert_ids_to_tokens(ids), ids
+
+
+def check_candidates(names, ids):
+    """Raises InputError when the two candidates of a neuron stimulus are not two different single tokens."""
+    for name, tokens in zip(names, ids):
+        if len(tokens) != 1:
+            raise InputError(f"candidate {name!r} is {len(tokens)} tokens, the neuron study needs one: choose another word")
+    if ids[0] == ids[1]:
+        raise InputError(f"candidates {names[0]!r} and {names[1]!r} are the same token: their odds are always 1, choose two words")
+
+
+def why_not_single_token(tokenizer, template, word, alternatives):
+    """None when `word` and the alternatives each fill the slot with one token at the same place; else the reason in words.
+
+    This is the rule of the 2020 study, where a representation of one word replaces that of another.
+    """
+    prompts = [fill(tokenizer, template, substitute) for substitute in (word, *alternatives)]
+    first, last = prompts[0].slot
+    if last - first != 1:
+        pieces = " ".join(tokenizer.convert_ids_to_tokens(prompts[0].tokens[first:last])).replace("Ġ", "").replace("▁", "")
+        return f"{last - first} tokens ({pieces})"
+    for substitute, prompt in zip(alternatives, prompts[1:]):
+        if prompt.slot != prompts[0].slot or len(prompt.tokens) != len(prompts[0].tokens):
+            return f"tokenized unlike the prompt with {substitute!r}"
+    return None
+
+
+def to_tensor(prompt, device):
+    """Token ids of a prompt, int64 [T]."""
+    return torch.tensor(prompt.tokens, dtype=torch.long, device=device)

@@ -1,0 +1,186 @@
+"""Files that are whole or not there: atomic writes, the manifest of a results folder, and the shards of a sweep under way."""
+
+import fcntl
+import json
+import os
+import shutil
+import tempfile
+import zipfile
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+
+from .errors import InputError
+
+MANIFEST = "manifest.json"
+SHARDS = "unfinished"
+
+
+@contextmanager
+def whole_file(path, mode="w"):
+    """Open a temporary file beside `path`; it takes the place of `path` when the block ends well, and goes when it does not.
+
+    Raises:
+        InputError: the folder cannot be written.
+    """
+    path = Path(path)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}-")
+    except OSError as error:
+        raise InputError(f"{path.parent} cannot be written ({error.strerror}): choose another folder") from error
+    try:
+        with open(handle, mode, **({} if "b" in mode else {"encoding": "utf-8", "newline": ""})) as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        os.chmod(temporary, 0o666 & ~_umask())  # mkstemp makes files that only their owner reads
+        os.replace(temporary, path)
+    except BaseException:
+        Path(temporary).unlink(missing_ok=True)
+        raise
+
+
+def _umask():
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
+
+
+@contextmanager
+def whole_folder(path):
+    """A temporary folder beside `path` that takes its name when the block ends well."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}-") as temporary:
+        target = Path(temporary) / path.name
+        target.mkdir()
+        yield target
+        target.rename(path)
+
+
+def write_json(path, content):
+    """Write JSON, indented, whole or not at all."""
+    with whole_file(path) as file:
+        json.dump(content, file, indent=1, ensure_ascii=False)
+        file.write("\n")
+
+
+def write_csv(path, table, index=False):
+    """Write a pandas table, whole or not at all; returns the path."""
+    with whole_file(path) as file:
+        table.to_csv(file, index=index)
+    return path
+
+
+def check_writable(folder):
+    """Raises InputError when `folder` could not be made and written, without making it."""
+    existing = Path(folder).absolute()
+    while not existing.exists():
+        existing = existing.parent
+    if not existing.is_dir() or not os.access(existing, os.W_OK | os.X_OK):
+        raise InputError(f"{folder} cannot be written ({existing} is {'read-only' if existing.is_dir() else 'a file'}): choose another -out_dir")
+
+
+class RunFolder:
+    """A results folder with its manifest: which run made which file, and with which settings.
+
+    manifest.json is {"runs": [run, ...]}; a run holds its `settings`, `files` {name: what it holds}, `started`, `finished`
+    (null while it runs) and whatever the script adds. A folder may hold the files of many runs and models.
+    """
+
+    def __init__(self, folder):
+        self.folder = Path(folder)
+
+    @contextmanager
+    def _manifest(self):
+        """The manifest, to be read and changed while no other process does; written back whole."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        handle = os.open(self.folder, os.O_RDONLY)
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX)
+            content = self.read()
+            yield content
+            write_json(self.folder / MANIFEST, content)
+        finally:
+            os.close(handle)
+
+    def read(self):
+        """The manifest's content; {"runs": []} where there is none.
+
+        Raises:
+            InputError: a file that is not a manifest.
+        """
+        path = self.folder / MANIFEST
+        try:
+            content = json.loads(path.read_text(encoding="utf-8"))
+            return {"runs": [dict(run) for run in content["runs"]]}
+        except FileNotFoundError:
+            return {"runs": []}
+        except (ValueError, KeyError, TypeError) as error:
+            raise InputError(f"{path} is not a manifest of this software ({error}): move it away") from error
+
+    def settings_of(self, file_name):
+        """Settings of the run that made (or is making) a file; None for a file the manifest does not know."""
+        owners = [run["settings"] for run in self.read()["runs"] if file_name in run["files"]]
+        return owners[-1] if owners else None
+
+    def claim(self, files, settings):
+        """Raises InputError when a file of this run is already there with other settings: nothing is overwritten.
+
+        `files`: {name: what makes this file different from the run's others}.
+        """
+        for name in files:
+            before = self.settings_of(name)
+            if before is None and (self.folder / name).exists():
+                raise InputError(f"{self.folder / name} is already there and no manifest tells how it was made: choose another -out_dir or move it away")
+            if before is not None and before != settings:
+                raise InputError(f"{self.folder / name} was made with other settings ({differences(before, settings)}): choose another -out_dir")
+
+    def begin(self, run):
+        """Add a run to the manifest, or go on with the one that has the same settings and files. Returns its index."""
+        with self._manifest() as content:
+            for index, before in enumerate(content["runs"]):
+                if before["settings"] == run["settings"] and list(before["files"]) == list(run["files"]):
+                    return index
+            content["runs"].append(run)
+            return len(content["runs"]) - 1
+
+    def update(self, index, **entries):
+        """Change entries of a run in the manifest."""
+        with self._manifest() as content:
+            content["runs"][index].update(entries)
+
+    def shard_path(self, file_name, word):
+        """Where the results for one word of an unfinished file are kept."""
+        return self.folder / SHARDS / Path(file_name).stem / f"{word}.npz"
+
+    def save_shard(self, file_name, word, **arrays):
+        """Keep arrays for one word; the file is whole or not there."""
+        with whole_file(self.shard_path(file_name, word), "wb") as file:
+            np.savez(file, **arrays)
+
+    def load_shard(self, file_name, word):
+        """{name: array} kept for one word, or None when there is nothing usable: it is then computed again."""
+        try:
+            with np.load(self.shard_path(file_name, word), allow_pickle=False) as arrays:
+                return dict(arrays)
+        except (OSError, ValueError, EOFError, KeyError, zipfile.BadZipFile):
+            return None
+
+    def remove_shards(self, file_name):
+        """Forget the shards of a file that is finished."""
+        shutil.rmtree(self.folder / SHARDS / Path(file_name).stem, ignore_errors=True)
+        try:
+            (self.folder / SHARDS).rmdir()
+        except OSError:
+            pass  # other files are still under way
+
+
+def differences(before, now):
+    """The settings that differ, in words: "alpha 1.0 -> 2.0, dtype 'float32' -> 'float64'"."""
+    def short(value):
+        text = repr(value)
+        return text if len(text) <= 60 else text[:57] + "..."
+    names = [name for name in {**before, **now} if before.get(name) != now.get(name)]
+    return ", ".join(f"{name} {short(before.get(name))} -> {short(now.get(name))}" for name in names)

@@ -1,0 +1,135 @@
+"""Many interventions on one prompt: in one descent through the layers, or one full pass each (the reference).
+
+`by_full_passes` and `by_descent` take the same arguments and return the same numbers. A descent goes down the layers once
+with a batch that grows: at layer l the interventions of layer l join, those already in it move one block on. No block is
+run for an intervention before the layer it changes, and no position before the changed one.
+"""
+
+import torch
+
+from .forward import Resumption, candidate_log_probabilities
+from .neurons import change, edited
+
+TOKENS_AT_ONCE = {"cpu": 900, "cuda": 65536}  # rows x positions of a batch; measured best on a CPU between 600 and 1,700
+
+
+def automatic_batch_size(device, positions):
+    """Interventions run at once when the user names no number."""
+    return max(1, TOKENS_AT_ONCE.get(torch.device(device).type, 900) // positions)
+
+
+def by_full_passes(model, parts, tokens, edits, candidates):
+    """Reference: one full forward pass a row under plain hooks. Arguments and result as in `by_descent`."""
+    prompts = tokens.expand(len(edits), -1)
+    last = []
+    keep_last = parts.final_norm.register_forward_pre_hook(lambda _, inputs: last.append(inputs[0][:, -1]))
+    try:
+        with edited(parts, edits):
+            model(prompts, use_cache=False, logits_to_keep=1)
+    finally:
+        keep_last.remove()
+    return candidate_log_probabilities(parts, last[0], candidates)
+
+
+def by_descent(parts, base, edits, candidates):
+    """Log-probabilities of the candidates under each intervention, in one descent through the layers.
+
+    Args:
+        parts: the model's modules.
+        base: BaseRun of the prompt that is intervened upon.
+        edits: NeuronEdits of B rows.
+        candidates: C token ids.
+
+    Returns: float64 [B, C], in the order of the rows.
+    """
+    # rows join in the order of their first layer; what they give is put back in the caller's order
+    first = edits.layers.amin(dim=1)
+    order = first.argsort(stable=True)
+    edits, first = edits[order], first[order].tolist()
+    layers = len(parts.blocks)
+    resumption = Resumption(parts, base, edits.position)
+    hidden = resumption.rows(0, 0)
+    for layer in range(first[0], layers + 1):
+        if len(hidden):
+            hidden = _through_block(resumption, layer - 1, hidden, edits[: len(hidden)])
+        joining = first.count(layer)
+        if joining:
+            new = edits[len(hidden): len(hidden) + joining]
+            hidden = torch.cat([hidden, _changed_residual(resumption, layer, new)])
+    result = torch.empty(len(edits), len(candidates), dtype=torch.float64)
+    result[order.cpu()] = candidate_log_probabilities(parts, hidden[:, -1], candidates)
+    return result
+
+
+def _through_block(resumption, index, hidden, edits):
+    """One block for the rows under way [B, S, D]; a row of a set may change neurons of this block's MLP too."""
+    if not (edits.layers == index + 1).any():
+        return resumption.block(index, hidden)
+
+    def write(_module, _inputs, output):
+        output = output.clone()
+        change(output, 0, edits, index + 1)
+        return output
+
+    handle = resumption.parts.mlps[index].register_forward_hook(write)
+    try:
+        return resumption.block(index, hidden)
+    finally:
+        handle.remove()
+
+
+def _changed_residual(resumption, layer, edits):
+    """The residual stream [B, S, D] before block `layer` when the MLP (or embedding) that it was last given is changed.
+
+    Both add their output to the stream as it is, so a changed neuron shifts one number of it; a value replaced by
+    itself shifts it by exactly 0.
+    """
+    rows, neurons, values = edits.at(layer)
+    if not edits.add:
+        values = values - resumption.base.representations(edits.position)[layer, neurons]
+    hidden = resumption.rows(layer, len(edits))
+    hidden[rows, 0, neurons] = hidden[rows, 0, neurons] + values
+    return hidden
+
+
+def sweep(model, parts, base, tokens, edits, candidates, batch_size=None, full_passes=False, progress=None):
+    """Log-probabilities of the candidates under B interventions on one prompt, chunked to `batch_size` rows (None: automatic).
+
+    A batch that does not fit into memory is halved, and the sweep goes on. Interventions that cannot reach the output
+    (last block's MLP, before the last position) are not run: their rows are the base run's, so their effect is exactly 0.
+
+    Args:
+        base: BaseRun of the prompt `tokens` (int64 [T]).
+        full_passes: True runs the plain reference, every intervention in a full pass.
+        progress: called with the number of interventions done after each chunk.
+
+    Returns: float64 [B, C].
+    """
+    result = torch.empty(len(edits), len(candidates), dtype=torch.float64)
+    reaches_output = torch.ones(len(edits), dtype=torch.bool)
+    if not full_passes and edits.position < len(tokens) - 1:
+        reaches_output = (edits.layers.amin(dim=1) < len(parts.blocks)).cpu()
+        result[~reaches_output] = candidate_log_probabilities(parts, base.residuals[-1][-1:], candidates)
+        if progress:
+            progress(int((~reaches_output).sum()))
+    todo = reaches_output.nonzero().squeeze(1)
+    size = batch_size or automatic_batch_size(tokens.device, len(tokens) - (0 if full_passes else edits.position))
+    while len(todo):
+        rows = todo[:size]
+        chunk = edits[rows.to(tokens.device)]
+        try:
+            result[rows] = by_full_passes(model, parts, tokens, chunk, candidates) if full_passes else by_descent(parts, base, chunk, candidates)
+        except (torch.OutOfMemoryError, RuntimeError) as error:
+            if size == 1 or not _is_out_of_memory(error):
+                raise
+            size //= 2
+            continue
+        todo = todo[size:]
+        if progress:
+            progress(len(rows))
+    return result
+
+
+def _is_out_of_memory(error):
+    """True for CUDA's error, and for the plain RuntimeError of the CPU's allocator."""
+    return isinstance(error, torch.OutOfMemoryError) or "not enough memory" in str(error)

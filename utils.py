@@ -1,0 +1,172 @@
+"""Results of the sweeps as tables and back, and the few helpers that scripts and notebooks share.
+
+`batch` and `convert_results_to_pd` have the names of the 2020 study.
+"""
+
+import re
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from mediation.effects import log_odds
+from mediation.errors import InputError
+from mediation.stimuli import split_base_string
+from mediation.storage import check_writable
+
+BASE_COLUMNS = ["word", "base_string", "alt_string1", "alt_string2", "candidate1", "candidate2",
+                "candidate1_base_prob", "candidate2_base_prob", "candidate1_alt1_prob", "candidate2_alt1_prob",
+                "candidate1_alt2_prob", "candidate2_alt2_prob"]
+NEURON_COLUMNS = [*BASE_COLUMNS, "candidate1_prob", "candidate2_prob", "layer", "neuron"]
+PROBABILITIES = BASE_COLUMNS[6:]  # without intervention, on the null, man's and woman's prompt
+EFFECT_COLUMNS = ["neuron_", "layer_direct_mean", "neuron_direct_mean", "odds_ratio_indirect_mean", "odds_ratio_indirect_std",
+                  "odds_ratio_direct_mean", "odds_ratio_direct_std", "total_causal_effect_mean", "total_causal_effect_std"]
+TYPES = ("man_direct", "man_indirect", "woman_direct", "woman_indirect", "man_minus_woman", "woman_minus_man", "no_intervention")
+
+
+def batch(iterable, bsize=1):
+    """Yield slices of at most `bsize` items of anything with a length and slices."""
+    for start in range(0, len(iterable), bsize):
+        yield iterable[start:start + bsize]
+
+
+def base_columns(word, intervention, probabilities):
+    """The first twelve columns of a neuron table as a dictionary: who was asked what, and the six probabilities without intervention."""
+    values = [word, *intervention.base_strings[:3], *(str(tokens) for tokens in intervention.candidates[:2]), *probabilities]
+    return dict(zip(BASE_COLUMNS, values))
+
+
+def convert_results_to_pd(interventions, intervention_results, layer_fixed=None, neuron_fixed=None):
+    """Results of `Model.neuron_intervention_experiment` as a table, one row a (word, layer, neuron), columns as in the contract.
+
+    Args:
+        interventions: {word: Intervention}.
+        intervention_results: {word: the eight values of `neuron_intervention_single_experiment`}.
+        layer_fixed: for results of one layer or one set: what is written in the column `layer` (None: rows of the result, from 0).
+        neuron_fixed: for results of one set: what is written in the column `neuron`.
+    """
+    tables = []
+    for word, (*probabilities, candidate1, candidate2) in intervention_results.items():
+        candidate1, candidate2 = (np.atleast_2d(np.asarray(values, dtype=np.float64)) for values in (candidate1, candidate2))
+        layer, neuron = (index.ravel() for index in np.indices(candidate1.shape))
+        table = pd.DataFrame({"candidate1_prob": candidate1.ravel(), "candidate2_prob": candidate2.ravel(), "layer": layer, "neuron": neuron})
+        if layer_fixed is not None:
+            table["layer"] = [layer_fixed] * len(table)
+        if neuron_fixed is not None:
+            table["neuron"] = [neuron_fixed] * len(table)
+        tables.append(table.assign(**base_columns(word, interventions[word], probabilities)))
+    return pd.concat(tables, ignore_index=True)[NEURON_COLUMNS]
+
+
+def output_folder(options):
+    """-out_dir of an analysis script, or the folder it reads; checked before anything is computed."""
+    folder = Path(options.folder)
+    out_dir = Path(options.out_dir or (folder.parent if folder.is_file() else folder))
+    check_writable(out_dir)
+    return out_dir
+
+
+def find_tables(folder, model, types=TYPES):
+    """{path: type} of the neuron CSVs of one model in a folder, sorted by name; never empty.
+
+    Raises:
+        InputError: no such folder, or no such CSV in it; the message names the models that are there.
+    """
+    folder = Path(folder)
+    if not folder.is_dir():
+        raise InputError(f"{folder} is not a folder: name the one that holds the neuron CSVs")
+    names = sorted(path.name for path in folder.glob("*.csv"))
+    found = {folder / name: kind for name in names for kind in types if name.endswith(f"_{kind}_{model}.csv")}
+    if not found:
+        models = {match[1] for name in names if (match := re.search(rf"_(?:{'|'.join(TYPES)})_(.+)\.csv$", name))}
+        raise InputError(f"{folder} holds no CSVs of model {model!r} ({', '.join(types)}): "
+                         + (f"models there: {', '.join(sorted(models))}" if models else "run run_profession_neuron_experiments.py first, or name its folder"))
+    return found
+
+
+def read_table(path, columns):
+    """The named columns of a CSV, chunk by chunk (an iterator of tables); probabilities as float64.
+
+    Raises:
+        InputError: a file that is not a CSV, a missing column, an empty table, or a value that is not a number or not a probability.
+    """
+    numbers = [column for column in columns if "prob" in column or column in ("layer", "neuron")]
+    try:
+        with pd.read_csv(path, usecols=lambda name: name in columns, chunksize=500_000) as chunks:
+            for chunk in chunks:
+                missing = [column for column in columns if column not in chunk]
+                if missing:
+                    raise InputError(f"{path}: column {missing[0]!r} is missing: write the table again with run_profession_neuron_experiments.py")
+                for column in numbers:
+                    chunk[column] = pd.to_numeric(chunk[column], errors="coerce")
+                    low, high = (0, np.inf) if column in ("layer", "neuron") else (np.finfo(float).tiny, 1)
+                    bad = chunk.index[~chunk[column].between(low, high)]
+                    if len(bad):
+                        raise InputError(f"{path}: row {bad[0] + 1}, column {column!r} is not {'a number' if high > 1 else 'a probability above 0'}: "
+                                         "write the table again with run_profession_neuron_experiments.py")
+                yield chunk
+    except (pd.errors.ParserError, pd.errors.EmptyDataError, UnicodeDecodeError, OSError) as error:
+        raise InputError(f"{path} cannot be read as a CSV ({str(error).splitlines()[0]}): write it again") from error
+
+
+def read_probabilities(folder, model):
+    """Probabilities without intervention, one row a prompt: word, template and the six PROBABILITIES.
+
+    Args:
+        folder: a results folder (all tables of the model are united), or one CSV that has these columns.
+
+    Raises:
+        InputError: what `find_tables` and `read_table` raise, or tables that contradict each other.
+    """
+    columns = ["base_string", *PROBABILITIES]
+    paths = [folder] if Path(folder).is_file() else find_tables(folder, model)
+    rows = pd.concat([chunk.drop_duplicates() for path in paths for chunk in read_table(path, columns)]).drop_duplicates()
+    spread = rows.groupby("base_string")[PROBABILITIES].agg(["min", "max"])
+    for column in PROBABILITIES:
+        apart = spread.index[spread[column, "max"] > spread[column, "min"] * 1.001]
+        if len(apart):
+            raise InputError(f"{folder}: tables disagree on {column} of {apart[0]!r}: they come from different models or settings, keep them in separate folders")
+    rows = rows.drop_duplicates("base_string").reset_index(drop=True)
+    rows[["template", "word"]] = [split_base_string(base_string) for base_string in rows["base_string"]]
+    return rows
+
+
+def read_interventions(path):
+    """A table of interventions on every neuron, by word.
+
+    Returns: ({word: (log odds of candidate 1 over 2 without intervention, log odds [units] under each)}, layers [units], neurons
+    [units]), units sorted by layer and neuron, float64. The log odds without intervention are those of the null prompt.
+
+    Raises:
+        InputError: what `read_table` raises, or words that do not have the same neurons once each.
+    """
+    columns = ["word", "candidate1_base_prob", "candidate2_base_prob", "candidate1_prob", "candidate2_prob", "layer", "neuron"]
+    table = pd.concat(read_table(path, columns)).sort_values(["layer", "neuron"], kind="stable")
+    words, units = {}, None
+    for word, rows in table.groupby("word", sort=False):
+        own = rows[["layer", "neuron"]].to_numpy(int)
+        units = own if units is None else units
+        if own.shape != units.shape or (own != units).any() or (np.diff(own, axis=0) == 0).all(axis=1).any():
+            raise InputError(f"{path}: {word!r} does not have the same neurons as the other words, once each: the table is incomplete, write it again")
+        base = log_odds(rows["candidate1_base_prob"].iloc[0], rows["candidate2_base_prob"].iloc[0])
+        words[word] = float(base), log_odds(rows["candidate1_prob"], rows["candidate2_prob"])
+    return words, units[:, 0], units[:, 1]
+
+
+def read_effects(path):
+    """A table `{M}_neuron_effects.csv`.
+
+    Raises:
+        InputError: a file that is not a CSV, a missing column, no rows, or a mean that is not a number.
+    """
+    try:
+        table = pd.read_csv(path)
+    except (pd.errors.ParserError, pd.errors.EmptyDataError, UnicodeDecodeError, OSError) as error:
+        raise InputError(f"{path} cannot be read as a CSV ({str(error).splitlines()[0]}): write it again") from error
+    missing = [column for column in EFFECT_COLUMNS if column not in table]
+    if missing:
+        raise InputError(f"{path}: column {missing[0]!r} is missing: write the table again with compute_and_save_neuron_agg_effect.py")
+    for column in EFFECT_COLUMNS:
+        if table.empty or (column.endswith("mean") and not np.isfinite(pd.to_numeric(table[column], errors="coerce")).all()):
+            raise InputError(f"{path}: column {column!r} holds what is not a number: write the table again with compute_and_save_neuron_agg_effect.py")
+    return table
