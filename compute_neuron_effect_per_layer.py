@@ -22,7 +22,7 @@ def main(options):
     import pandas as pd
 
     from mediation import plots
-    from utils import output_folder, read_effects
+    from utils import LAYER_COLUMNS, output_folder, read_effects
 
     out_dir = output_folder(options)
     folder = Path(options.folder)
@@ -32,7 +32,7 @@ def main(options):
 
     tables = [statistics.top_of_layer(read_effects(path), share).assign(model=path.name.removesuffix(SUFFIX), share=share)
               for path in paths for share in options.shares]
-    layers = pd.concat(tables, ignore_index=True)[["model", "share", "layer", "neurons", "odds_ratio_indirect_mean", "odds_ratio_indirect_std"]]
+    layers = pd.concat(tables, ignore_index=True)[LAYER_COLUMNS]
     print(layers.to_string(index=False, float_format="%.4f"))
 
     print("\nwrote", write_csv(out_dir / "neuron_layer_effect.csv", layers))

@@ -15,13 +15,14 @@ import importlib.metadata
 import platform
 import shlex
 import sys
+import textwrap
 import time
 from pathlib import Path
 
 from mediation import professions, stimuli
 from mediation.errors import InputError
 from mediation.options import Parser, add_model_options, device, exit_on_bad_input
-from mediation.storage import RunFolder, check_writable, whole_file
+from mediation.storage import RunFolder, check_writable, whole_file, write_csv
 
 TYPES = ("man_direct", "man_indirect", "woman_direct", "woman_indirect")
 DIFFERENCES = ("man_minus_woman", "woman_minus_man")
@@ -59,7 +60,7 @@ def main(options):
     report_stimuli(model, templates, chosen, interventions, dropped)
 
     files = {f"{stimuli.template_file_stem(templates[number])}_{kind}_{model.name}.csv":
-             {"template": templates[number], "intervention_type": kind, "rows": None}
+             {"template": templates[number], "intervention_type": kind}
              for number in templates for kind in types}
     settings = describe_settings(model, options, interventions)
     run_folder = find_folder(Path(options.out_dir), options.randomize, settings, files)
@@ -67,14 +68,12 @@ def main(options):
     run = run_folder.begin({"settings": settings, "files": files, "dropped_professions": dropped, "command": shlex.join(sys.argv),
                             "machine": describe_machine(model), "started": now(), "finished": None, "wall_time_seconds": 0.0})
 
-    if options.total_effects_only:
-        done = write_probabilities(model, run_folder, files, interventions)
-    else:
-        done = write_interventions(model, run_folder, files, interventions, options)
-    before = run_folder.read()["runs"][run]
-    run_folder.update(run, files=before["files"] | done, finished=before["finished"] or now(),
-                      wall_time_seconds=before["wall_time_seconds"] + time.time() - started)
-    print(f"finished: {len(files)} tables in {run_folder.folder}")
+    write = write_probabilities if options.total_effects_only else write_interventions
+    write(model, run_folder, run, interventions, options)
+
+    seconds = run_folder.read()["runs"][run]["wall_time_seconds"] + time.time() - started
+    run_folder.update(run, finished=now(), wall_time_seconds=seconds)
+    print(f"finished: {len(files)} tables and manifest.json in {run_folder.folder}")
 
 
 def load_model(options):
@@ -102,7 +101,8 @@ def build_interventions(model, templates, chosen, candidates):
         interventions[template] = {p.word: Intervention(model.tokenizer, template, [p.word, "man", "woman"], candidates, model.device) for p in kept}
         if not kept:
             word, reason = next(iter(dropped[template].items()))
-            raise InputError(f"no usable profession in {template!r}: {len(chosen)} dropped, such as {word!r}: {reason}; name single-token words with --professions")
+            raise InputError(f"no usable profession in {template!r}: {len(chosen)} dropped, such as {word!r}: {reason}; "
+                             "name single-token words with --professions")
     return interventions, dropped
 
 
@@ -112,13 +112,13 @@ def report_stimuli(model, templates, chosen, interventions, dropped):
           f"{(model.num_layers + 1) * model.num_neurons} neurons with the word embedding, on {model.device}")
     print(f"{len(templates)} templates, {sum(kept.values())} prompts; professions used a template: "
           + (str(next(iter(kept.values()))) if len(set(kept.values())) == 1 else str(kept)) + f" of {len(chosen)}")
-    by_reason = {}
+    where = {}
     for template, reasons in dropped.items():
         for word, reason in reasons.items():
-            by_reason.setdefault((word, reason), []).append(template)
-    if by_reason:
-        print(f"dropped, {len({word for word, _ in by_reason})} professions that are not a single token after 'The': "
-              + ", ".join(f"{word}: {reason}" + ("" if len(where) == len(templates) else f" in {where}") for (word, reason), where in by_reason.items()))
+            where.setdefault((word, reason), []).append(template)
+    if where:
+        names = [f"{word}: {reason}" + ("" if len(found) == len(templates) else f" in {', '.join(found)}") for (word, reason), found in where.items()]
+        print(textwrap.fill(f"dropped, {len(names)} professions that do not fill the slot with a single token: {'; '.join(names)}", 120))
 
 
 def describe_settings(model, options, interventions):
@@ -156,37 +156,30 @@ def find_folder(out_dir, randomized, settings, files):
     return RunFolder(out_dir / "results" / f"{datetime.date.today():%Y%m%d}_neuron_intervention" / name)
 
 
-def write_probabilities(model, run_folder, files, interventions):
+def write_probabilities(model, run_folder, run, interventions, _options):
     """Tables of the probabilities without intervention, one row a profession."""
     import pandas as pd
     from tqdm import tqdm
 
     from utils import base_columns
 
-    written = {}
-    for name, entry in tqdm(files.items(), desc="total effects", unit=" templates"):
-        if not (run_folder.folder / name).exists():
-            words = interventions[entry["template"]]
-            rows = [base_columns(word, words[word], probabilities) for word, probabilities in zip(words, model.base_probabilities(words.values()))]
-            with whole_file(run_folder.folder / name) as file:
-                pd.DataFrame(rows).to_csv(file)
-            written[name] = {**entry, "rows": len(rows)}
-    return written
+    for name, entry in tqdm(unwritten(run_folder, run).items(), desc="total effects", unit=" templates"):
+        words = interventions[entry["template"]]
+        rows = [base_columns(word, words[word], probabilities) for word, probabilities in zip(words, model.base_probabilities(words.values()))]
+        write_csv(run_folder.folder / name, pd.DataFrame(rows), index=True)
+        run_folder.update_file(run, name, rows=len(rows))
 
 
-def write_interventions(model, run_folder, files, interventions, options):
+def write_interventions(model, run_folder, run, interventions, options):
     """Sweep profession by profession, keep each at once, and write a table when its professions are complete."""
     from tqdm import tqdm
 
     neurons = (model.num_layers + 1) * model.num_neurons
-    to_write = {name: entry for name, entry in files.items() if not (run_folder.folder / name).exists()}
-    if len(to_write) < len(files):
-        print(f"kept: {len(files) - len(to_write)} finished tables in {run_folder.folder}")
-    written = {}
-    total = neurons * sum(len(interventions[entry["template"]]) for entry in to_write.values())
-    with tqdm(total=total, unit=" interventions", unit_scale=True, smoothing=0.05, disable=not total) as progress:
-        for name, entry in to_write.items():
-            results, deviations = {}, {}
+    todo = unwritten(run_folder, run)
+    total = neurons * sum(len(interventions[entry["template"]]) for entry in todo.values())
+    with tqdm(total=total, unit=" interventions", unit_scale=True, smoothing=0.05, disable=not todo) as progress:
+        for name, entry in todo.items():
+            results, seconds, deviation = {}, 0.0, 0.0
             for word, intervention in interventions[entry["template"]].items():
                 progress.set_description(f"{entry['intervention_type']}, {intervention.base_strings[0]}")
                 kept = run_folder.load_shard(name, word)
@@ -196,30 +189,40 @@ def write_interventions(model, run_folder, files, interventions, options):
                 else:
                     progress.update(neurons)
                 results[word] = (*kept["base"], kept["candidate1"], kept["candidate2"])
-                deviations[word] = float(kept["deviation"])
+                seconds, deviation = seconds + float(kept["seconds"]), max(deviation, float(kept["deviation"]))
             rows = write_table(run_folder.folder / name, interventions[entry["template"]], results)
+            run_folder.update_file(run, name, rows=rows, sweep_seconds=seconds, largest_deviation_from_full_passes=deviation)
             run_folder.remove_shards(name)
-            written[name] = {**entry, "rows": rows, "largest_deviation_from_full_passes": max(deviations.values())}
-    if written:
-        print(f"largest deviation from full passes under plain hooks, {CHECKED} random neurons a sweep: "
-              f"{max(entry['largest_deviation_from_full_passes'] for entry in written.values()):.1e} in a log-probability")
-    return written
+    files = run_folder.read()["runs"][run]["files"].values()
+    print(f"checked {CHECKED} random neurons of each sweep against full passes under plain hooks: "
+          f"log-probabilities differ by at most {max(entry['largest_deviation_from_full_passes'] for entry in files):.1e}")
+
+
+def unwritten(run_folder, run):
+    """{name: entry} of the run's tables that are not there, or that the manifest does not call complete yet."""
+    files = run_folder.read()["runs"][run]["files"]
+    todo = {name: entry for name, entry in files.items() if "rows" not in entry or not (run_folder.folder / name).exists()}
+    if len(todo) < len(files):
+        print(f"kept: {len(files) - len(todo)} finished tables")
+    return todo
 
 
 def sweep_profession(model, intervention, kind, options, progress):
-    """Arrays for one profession and type: base [6], candidate1 and candidate2 [L + 1, D], deviation from the reference."""
+    """Arrays for one profession and type: base [6], candidate1 and candidate2 [L + 1, D], seconds, deviation from the reference."""
     import numpy as np
 
+    started = time.perf_counter()
     result = model.neuron_intervention_single_experiment(intervention, kind, alpha=options.alpha, bsize=options.batch_size, progress=progress)
+    seconds = time.perf_counter() - started
     candidate1, candidate2 = (probabilities.numpy() for probabilities in result[6:])
-    if not (np.isfinite(candidate1).all() and np.isfinite(candidate2).all() and min(result[:6]) > 0 and min(candidate1.min(), candidate2.min()) > 0):
+    if not (np.isfinite(candidate1).all() and np.isfinite(candidate2).all() and min(*result[:6], candidate1.min(), candidate2.min()) > 0):
         raise InputError(f"{intervention.base_strings[0]!r}, {kind}: the model gave probabilities that are zero or not numbers: "
                          "try --dtype float32 or float64, or check the model's weights")
     deviation = model.check_against_full_passes(intervention, kind, (candidate1, candidate2), options.alpha, CHECKED, options.seed)
-    if not deviation <= TOLERANCE and options.dtype in ("float32", "float64"):
-        raise RuntimeError(f"{intervention.base_strings[0]!r}, {kind}: the sweep and full passes differ by {deviation:.1e} in a log-probability; "
-                           "please report the model, and use --full_passes meanwhile")
-    return {"base": np.array(result[:6]), "candidate1": candidate1, "candidate2": candidate2, "deviation": deviation}
+    if deviation > TOLERANCE and options.dtype in ("float32", "float64"):
+        raise InputError(f"{intervention.base_strings[0]!r}, {kind}: the sweep and full passes differ by {deviation:.1e} in a log-probability: "
+                         "use --full_passes, and please report the model")
+    return {"base": np.array(result[:6]), "candidate1": candidate1, "candidate2": candidate2, "seconds": seconds, "deviation": deviation}
 
 
 def write_table(path, interventions, results):

@@ -21,6 +21,8 @@ NEURON_COLUMNS = [*BASE_COLUMNS, "candidate1_prob", "candidate2_prob", "layer", 
 PROBABILITIES = BASE_COLUMNS[6:]  # without intervention, on the null, man's and woman's prompt
 EFFECT_COLUMNS = ["neuron_", "layer_direct_mean", "neuron_direct_mean", "odds_ratio_indirect_mean", "odds_ratio_indirect_std",
                   "odds_ratio_direct_mean", "odds_ratio_direct_std", "total_causal_effect_mean", "total_causal_effect_std"]
+CONTRAST_COLUMNS = ["neuron_", "layer", "neuron", "gender_contrast_mean", "gender_contrast_std", "prompts"]
+LAYER_COLUMNS = ["model", "share", "layer", "neurons", "odds_ratio_indirect_mean", "odds_ratio_indirect_std"]
 TYPES = ("man_direct", "man_indirect", "woman_direct", "woman_indirect", "man_minus_woman", "woman_minus_man", "no_intervention")
 
 
@@ -125,7 +127,8 @@ def read_probabilities(folder, model):
     for column in PROBABILITIES:
         apart = spread.index[spread[column, "max"] > spread[column, "min"] * 1.001]
         if len(apart):
-            raise InputError(f"{folder}: tables disagree on {column} of {apart[0]!r}: they come from different models or settings, keep them in separate folders")
+            raise InputError(f"{folder}: tables disagree on {column} of {apart[0]!r}: they come from different models or settings, "
+                             "keep them in separate folders")
     rows = rows.drop_duplicates("base_string").reset_index(drop=True)
     rows[["template", "word"]] = [split_base_string(base_string) for base_string in rows["base_string"]]
     return rows
@@ -153,20 +156,20 @@ def read_interventions(path):
     return words, units[:, 0], units[:, 1]
 
 
-def read_effects(path):
-    """A table `{M}_neuron_effects.csv`.
+def read_effects(path, columns=EFFECT_COLUMNS):
+    """A table written by an analysis script, such as `{M}_neuron_effects.csv`, with at least the named columns.
 
     Raises:
         InputError: a file that is not a CSV, a missing column, no rows, or a mean that is not a number.
     """
+    remedy = "write the table again with compute_and_save_neuron_agg_effect.py and compute_neuron_effect_per_layer.py"
     try:
         table = pd.read_csv(path)
     except (pd.errors.ParserError, pd.errors.EmptyDataError, UnicodeDecodeError, OSError) as error:
-        raise InputError(f"{path} cannot be read as a CSV ({str(error).splitlines()[0]}): write it again") from error
-    missing = [column for column in EFFECT_COLUMNS if column not in table]
-    if missing:
-        raise InputError(f"{path}: column {missing[0]!r} is missing: write the table again with compute_and_save_neuron_agg_effect.py")
-    for column in EFFECT_COLUMNS:
+        raise InputError(f"{path} cannot be read as a CSV ({str(error).splitlines()[0]}): {remedy}") from error
+    for column in columns:
+        if column not in table:
+            raise InputError(f"{path}: column {column!r} is missing: {remedy}")
         if table.empty or (column.endswith("mean") and not np.isfinite(pd.to_numeric(table[column], errors="coerce")).all()):
-            raise InputError(f"{path}: column {column!r} holds what is not a number: write the table again with compute_and_save_neuron_agg_effect.py")
+            raise InputError(f"{path}: column {column!r} holds what is not a number: {remedy}")
     return table

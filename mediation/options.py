@@ -68,7 +68,8 @@ def add_model_options(parser):
                         help="a bundled model (smollm2-135m, gemma3-270m), a local directory, or a hub id such as gpt2")
     parser.add_argument("--randomize", action="store_true", help="keep the architecture, draw new weights with --seed; files are named M_random")
     parser.add_argument("--device", default="auto", help="cpu, cuda, cuda:1 ...; auto takes CUDA where there is one (default)")
-    parser.add_argument("--dtype", default="float32", choices=("float32", "float64", "bfloat16", "float16"), help="of weights and activations (default: float32)")
+    parser.add_argument("--dtype", default="float32", choices=("float32", "float64", "bfloat16", "float16"),
+                        help="of weights and activations (default: float32)")
     parser.add_argument("--batch_size", type=batch_size, default=None, metavar="N", help="interventions run at once (default: auto)")
     parser.add_argument("--seed", type=int, default=0, help="of everything random (default: 0)")
 

@@ -23,24 +23,25 @@ def _save(figure, path):
 
 
 def profession_correlation(table, correlation, model, path):
-    """Bias of each profession against its log female effect: a dot a profession, the mean over its templates with their spread.
+    """Bias of each profession against its log total effect toward "she": a dot a profession, the mean over its templates.
 
     Args:
-        table: table of `statistics.prompt_effects`; correlation: the Correlation over prompts that the title quotes.
+        table: table of `statistics.prompt_effects`.
+        correlation: the Correlation over prompts that the title quotes.
 
     Returns: the path written.
     """
-    words = table.groupby(["word", "bias", "definitional"], as_index=False)["log_she_effect"].agg(["mean", "min", "max"])
+    words = table.groupby(["word", "bias", "definitional"], as_index=False)["log_she_effect"].mean()
     with plt.rc_context(STYLE):
-        figure, axes = plt.subplots(figsize=(COLUMN_WIDTH, 2.6))
-        for definitional, colour, label in ((False, "C0", "profession"), (True, "C1", "definitional word")):
+        figure, axes = plt.subplots(figsize=(COLUMN_WIDTH, 2.8))
+        for definitional, colour, label in ((False, "C0", "profession (mean over templates)"), (True, "C1", "definitional word")):
             dots = words[words["definitional"] == definitional]
-            axes.vlines(dots["bias"], dots["min"], dots["max"], color=colour, alpha=0.15, linewidth=0.8)
-            axes.scatter(dots["bias"], dots["mean"], s=7, color=colour, alpha=0.7, linewidth=0, label=label)
+            axes.scatter(dots["bias"], dots["log_she_effect"], s=8, color=colour, alpha=0.6, linewidth=0, label=label)
         sns.regplot(data=table, x="bias", y="log_she_effect", scatter=False, ci=None, color="0.3", line_kws={"linewidth": 1}, ax=axes)
-        axes.set(xlabel="bias: definitional + stereotypical rating\n(negative = female, positive = male)", ylabel="log total effect toward “she”",
-                 title=f"{model}: r = {correlation.r:.3f} over {correlation.prompts:,} prompts")
-        axes.legend(frameon=False, loc="best", handletextpad=0.2)
+        axes.set(xlabel="bias: definitional + stereotypical rating\n(negative = female, positive = male)",
+                 ylabel="log total effect toward “she”\n(log odds ratio, woman over profession)",
+                 title=f"{model}\nr = {correlation.r:.3f} over {correlation.prompts:,} prompts")
+        figure.legend(loc="outside lower center", ncols=2, frameon=False, handletextpad=0.1, columnspacing=1)
         return _save(figure, path)
 
 
@@ -50,23 +51,23 @@ def layer_effect(layers, model, path):
     `layers`: table with layer, share, odds_ratio_indirect_mean, odds_ratio_indirect_std.
     """
     with plt.rc_context(STYLE):
-        figure, axes = plt.subplots(figsize=(COLUMN_WIDTH, 2.3))
+        figure, axes = plt.subplots(figsize=(COLUMN_WIDTH, 2.5))
         for index, (share, rows) in enumerate(layers.groupby("share")):
             mean, deviation = rows["odds_ratio_indirect_mean"] - 1, rows["odds_ratio_indirect_std"]
-            axes.plot(rows["layer"], mean, marker="o", markersize=2.5, linewidth=1, color=f"C{index}", label=f"top {share:.1%} of each layer")
+            axes.plot(rows["layer"], mean, marker="o", markersize=2.5, linewidth=1, color=f"C{index}", label=f"strongest {100 * share:g}% of each layer")
             axes.fill_between(rows["layer"], mean - deviation, mean + deviation, color=f"C{index}", alpha=0.15, linewidth=0)
-        axes.set_title(f"{model} (band: one standard deviation over prompts)")
+        axes.set_title(f"{model}\n(band: one standard deviation over prompts)")
         return _finish_layer_axes(figure, axes, path)
 
 
 def layer_effects(layers, path):
     """The same for several models, one share: a line a model. `layers` has a column model."""
     with plt.rc_context(STYLE):
-        figure, axes = plt.subplots(figsize=(COLUMN_WIDTH, 2.3))
+        figure, axes = plt.subplots(figsize=(COLUMN_WIDTH, 2.5))
         for index, (model, rows) in enumerate(layers.groupby("model", sort=False)):
             axes.plot(rows["layer"], rows["odds_ratio_indirect_mean"] - 1, marker="o", markersize=2.5, linewidth=1, color=f"C{index % 10}",
                       linestyle="--" if model.endswith("_random") else "-", label=model.replace("_random", " (random weights)"))
-        axes.set_title(f"top {layers['share'].iloc[0]:.1%} of each layer's neurons")
+        axes.set_title(f"strongest {100 * layers['share'].iloc[0]:g}% of each layer's neurons")
         return _finish_layer_axes(figure, axes, path)
 
 

@@ -34,3 +34,70 @@ def estimand_table(estimands):
     """The same numbers, unrounded, as a table to be written: name, value, median, low, high, prompts, formula, filter."""
     return pd.DataFrame([{"name": e.name.strip(), "value": e.value, "median": e.median, "low": e.interval[0], "high": e.interval[1],
                           "prompts": e.prompts, "formula": e.formula, "filter": e.filter} for e in estimands])
+
+
+def neuron_study(model, runs, probabilities, estimands, correlation, effects, contrasts, layers, files):
+    """The report of a neuron study in Markdown: what was asked, what was found, how sure it is, what was left out.
+
+    Args:
+        runs: the runs of the model in the folder's manifest.
+        probabilities: table of `utils.read_probabilities`; estimands, correlation: of `statistics`.
+        effects, contrasts: tables of `statistics.NeuronAggregate`; layers: table of `neuron_layer_effect.csv` for this model.
+        files: paths to name at the end.
+    """
+    swept = [entry | {"words": run["settings"]["professions"]} for run in runs for entry in run["files"].values() if "sweep_seconds" in entry]
+    units, interventions = len(effects), sum(entry["rows"] for entry in swept)
+    seconds = sum(entry["sweep_seconds"] for entry in swept)
+    all_interventions = 4 * units * len(probabilities)
+    words = list(dict.fromkeys(word for entry in swept for word in entry["words"]))
+    templates = list(dict.fromkeys(entry["template"] for entry in swept))
+    total = estimands[0]
+    lines = [
+        f"# Neuron study of {model}",
+        "",
+        f"**Question.** Which neurons carry the gender of a person word into the choice between “he” and “she”, and how much? "
+        f"Model {model}, weights {runs[-1]['settings']['weights_sha256'][:12]}, {effects['layer_direct_mean'].nunique() - 1} layers, {units:,} neurons "
+        "(word embedding = layer 0, MLP outputs = layers 1 and up).",
+        "",
+        f"**Total effect** (replace the profession by “man” or “woman”; all {probabilities['template'].nunique()} templates, "
+        f"{probabilities['word'].nunique()} professions, {len(probabilities):,} prompts): {total.value:.1f} "
+        f"(95% interval {total.interval[0]:.1f} to {total.interval[1]:.1f}), median {total.median:.1f}. "
+        f"A mean far above its median is driven by few prompts. Bias correlates with the log effect toward “she” at r = {correlation.r:.3f}.",
+        "",
+        "```", describe_estimands(estimands), "```",
+        "",
+        f"**Neurons** ({interventions:,} interventions: {', '.join(words)}; {', '.join(repr(template) for template in templates)}). "
+        "Natural indirect effect = odds ratio - 1 toward the anti-stereotypical gender when one neuron takes the value it has for “man” or “woman”; "
+        "mean and standard deviation over these prompts.",
+        "",
+        "```", _strongest(effects, "odds_ratio_indirect_mean", "odds_ratio_indirect_std", 10, shift=1).to_string(index=False, float_format="%.3f"), "```",
+    ]
+    if contrasts is not None:
+        lines += ["", "**Gender contrast** = (log effect under man - log effect under woman) / 2: what is left of a neuron's effect when the part that any "
+                  "person word has, man and woman alike, is taken out.", "",
+                  "```", _strongest(contrasts, "gender_contrast_mean", "gender_contrast_std", 10).to_string(index=False, float_format="%.3f"), "```"]
+    peak = layers.loc[layers["odds_ratio_indirect_mean"].idxmax()]
+    lines += [
+        "",
+        f"**Layers.** The strongest {100 * peak['share']:g}% of a layer's neurons have their largest mean effect in layer {peak['layer']:.0f}: "
+        f"{peak['odds_ratio_indirect_mean'] - 1:.3f}. Neurons of the last layer cannot reach the output from an earlier position: their effect is exactly 0.",
+        "",
+        f"**How sure.** Random interventions of every sweep were run again as full passes under plain hooks: log-probabilities differ by at most "
+        f"{max(entry['largest_deviation_from_full_passes'] for entry in swept):.1e}. {seconds / 60:.1f} minutes of sweeps, {interventions / seconds:,.0f} "
+        "interventions a second.",
+        "",
+    ]
+    if interventions < all_interventions:
+        asked = model.removesuffix("_random") + (" --randomize" if model.endswith("_random") else "")
+        lines += [f"**Left out.** {all_interventions - interventions:,} of {all_interventions:,} interventions: all are "
+                  f"{probabilities['template'].nunique()} templates x {probabilities['word'].nunique()} professions x 4 types. At this speed they take "
+                  f"{all_interventions / interventions * seconds / 3600:.0f} hours (the run can be stopped and goes on from where it was):", "",
+                  f"    python run_profession_neuron_experiments.py -model {asked} -out_dir all", ""]
+    lines += ["**Files.**", "", *(f"- {path}" for path in files), ""]
+    return "\n".join(lines)
+
+
+def _strongest(table, mean, deviation, count, shift=0):
+    """The rows with the largest |mean - shift|, with readable headings."""
+    top = table.loc[(table[mean] - shift).abs().nlargest(count).index]
+    return pd.DataFrame({"layer-neuron": top["neuron_"], "mean": top[mean] - shift, "standard deviation": top[deviation]})

@@ -1,12 +1,13 @@
 """Files that are whole or not there: atomic writes, the manifest of a results folder, and the shards of a sweep under way."""
 
 import fcntl
+import hashlib
 import json
 import os
 import shutil
 import tempfile
 import zipfile
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import numpy as np
@@ -126,10 +127,12 @@ class RunFolder:
         return owners[-1] if owners else None
 
     def claim(self, files, settings):
-        """Raises InputError when a file of this run is already there with other settings: nothing is overwritten.
+        """Make sure that a run with these settings may write these files, before it writes anything.
 
-        `files`: {name: what makes this file different from the run's others}.
+        Raises:
+            InputError: one of them is there already, made with other settings or by nobody knows whom: nothing is overwritten.
         """
+        self._fingerprint = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:12]
         for name in files:
             before = self.settings_of(name)
             if before is None and (self.folder / name).exists():
@@ -151,9 +154,14 @@ class RunFolder:
         with self._manifest() as content:
             content["runs"][index].update(entries)
 
+    def update_file(self, index, name, **entries):
+        """Change what the manifest says of one file of a run."""
+        with self._manifest() as content:
+            content["runs"][index]["files"][name].update(entries)
+
     def shard_path(self, file_name, word):
-        """Where the results for one word of an unfinished file are kept."""
-        return self.folder / SHARDS / Path(file_name).stem / f"{word}.npz"
+        """Where the results for one word of an unfinished file are kept; another place for other settings. After `claim`."""
+        return self.folder / SHARDS / f"{Path(file_name).stem}-{self._fingerprint}" / f"{word}.npz"
 
     def save_shard(self, file_name, word, **arrays):
         """Keep arrays for one word; the file is whole or not there."""
@@ -170,11 +178,9 @@ class RunFolder:
 
     def remove_shards(self, file_name):
         """Forget the shards of a file that is finished."""
-        shutil.rmtree(self.folder / SHARDS / Path(file_name).stem, ignore_errors=True)
-        try:
+        shutil.rmtree(self.shard_path(file_name, "any").parent, ignore_errors=True)
+        with suppress(OSError):  # other files are still under way
             (self.folder / SHARDS).rmdir()
-        except OSError:
-            pass  # other files are still under way
 
 
 def differences(before, now):

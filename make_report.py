@@ -1,0 +1,45 @@
+"""The report of a neuron study: what was asked, what was found, how sure it is, what was left out, and where everything is.
+
+    python make_report.py results/20200301_neuron_intervention smollm2-135m
+
+Reads what run_profession_neuron_experiments.py and the compute_* scripts wrote into FOLDER. Prints the report and writes it to
+{M}_report.md.
+"""
+
+from pathlib import Path
+
+from mediation import professions, report, statistics
+from mediation.errors import InputError
+from mediation.options import exit_on_bad_input, folder_and_model_parser
+from mediation.storage import RunFolder, whole_file
+
+
+def main(options):
+    from utils import CONTRAST_COLUMNS, LAYER_COLUMNS, find_tables, output_folder, read_effects, read_probabilities
+
+    folder, model, out_dir = Path(options.folder), options.model, output_folder(options)
+    tables = find_tables(folder, model)
+    runs = [run for run in RunFolder(folder).read()["runs"] if run["settings"].get("model") == model]
+    if not any("sweep_seconds" in entry for run in runs for entry in run["files"].values()):
+        raise InputError(f"{folder} has no manifest of a finished sweep of {model!r}: run run_profession_neuron_experiments.py first")
+    probabilities = read_probabilities(folder, model)
+    table, _ = statistics.prompt_effects(probabilities, professions.load())
+    effects = read_effects(folder / f"{model}_neuron_effects.csv")
+    layers = read_effects(folder / "neuron_layer_effect.csv", LAYER_COLUMNS)
+    contrasts_path = folder / f"{model}_neuron_gender_contrast.csv"  # not there unless both indirect types were run
+    contrasts = read_effects(contrasts_path, CONTRAST_COLUMNS) if contrasts_path.exists() else None
+
+    path = out_dir / f"{model}_report.md"
+    figures = sorted(folder.glob("*.pdf")) + sorted(folder.glob(f"{model}_*.csv")) + [folder / "neuron_layer_effect.csv", folder / "manifest.json", path]
+    files = [f"{folder}/*_{kind}_{model}.csv ({list(tables.values()).count(kind)} tables)" for kind in dict.fromkeys(tables.values())]
+    text = report.neuron_study(model, runs, probabilities, statistics.total_effects(table), statistics.bias_correlations(table)[0], effects,
+                               contrasts, layers[layers["model"] == model], [*files, *figures])
+    with whole_file(path) as file:
+        file.write(text)
+    print(text)
+
+
+if __name__ == "__main__":
+    chosen_options = folder_and_model_parser(__doc__).parse_args()
+    with exit_on_bad_input():
+        main(chosen_options)
