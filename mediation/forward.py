@@ -60,7 +60,10 @@ class BaseRun:
 
 
 def run_base(model, parts, tokens):
-    """Run the prompt `tokens` (int64 [T]) once and keep what resumed passes need. Hooks are removed even if the run fails."""
+    """Run the prompt `tokens` (int64 [T]) once and keep what resumed passes need. Hooks are removed even if the run fails.
+
+    `model` runs eager attention: it is given an explicit mask, which can be cut to the positions that are run again.
+    """
     cache, embedding, residuals, mlp_outputs, arguments = RecordingCache(), [], [], [], []
 
     def at_block(block, positional, named):
@@ -77,8 +80,6 @@ def run_base(model, parts, tokens):
     handles += [mlp.register_forward_hook(lambda _, __, output: mlp_outputs.append(output[0])) for mlp in parts.mlps]
     handles.append(parts.final_norm.register_forward_pre_hook(lambda _, inputs: residuals.append(inputs[0][0])))
     try:
-        # eager attention asks the library for an explicit mask, which can be cut to the positions that are run again
-        model.set_attn_implementation("eager")
         model(tokens.unsqueeze(0), use_cache=False, logits_to_keep=1)
     finally:
         for handle in handles:

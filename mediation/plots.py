@@ -41,6 +41,7 @@ def profession_correlation(table, correlation, model, path):
         axes.set(xlabel="bias: definitional + stereotypical rating\n(negative = female, positive = male)",
                  ylabel="log total effect toward “she”\n(log odds ratio, woman over profession)",
                  title=f"{model}\nr = {correlation.r:.3f} over {correlation.prompts:,} prompts")
+        axes.xaxis.set_major_locator(MaxNLocator(5))
         figure.legend(loc="outside lower center", ncols=2, frameon=False, handletextpad=0.1, columnspacing=1)
         return _save(figure, path)
 

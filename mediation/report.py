@@ -1,6 +1,10 @@
 """What the analysis scripts print, as text: tables that a researcher reads, each number with its formula and filter."""
 
+import textwrap
+
 import pandas as pd
+
+from .stimuli import TEMPLATES
 
 
 def describe_prompts(model, table, unrated):
@@ -59,14 +63,15 @@ def neuron_study(model, runs, probabilities, estimands, correlation, effects, co
         f"Model {model}, weights {runs[-1]['settings']['weights_sha256'][:12]}, {effects['layer_direct_mean'].nunique() - 1} layers, {units:,} neurons "
         "(word embedding = layer 0, MLP outputs = layers 1 and up).",
         "",
-        f"**Total effect** (replace the profession by “man” or “woman”; all {probabilities['template'].nunique()} templates, "
+        f"**Total effect** (replace the profession by “man” or “woman”; {probabilities['template'].nunique()} of {len(TEMPLATES)} templates, "
         f"{probabilities['word'].nunique()} professions, {len(probabilities):,} prompts): {total.value:.1f} "
         f"(95% interval {total.interval[0]:.1f} to {total.interval[1]:.1f}), median {total.median:.1f}. "
         f"A mean far above its median is driven by few prompts. Bias correlates with the log effect toward “she” at r = {correlation.r:.3f}.",
         "",
         "```", describe_estimands(estimands), "```",
         "",
-        f"**Neurons** ({interventions:,} interventions: {', '.join(words)}; {', '.join(repr(template) for template in templates)}). "
+        f"**Neurons** ({interventions:,} interventions: {len(words)} professions: {textwrap.shorten(', '.join(words), 80, placeholder=' ...')}; "
+        f"{len(templates)} templates: {textwrap.shorten(', '.join(templates), 80, placeholder=' ...')}). "
         "Natural indirect effect = odds ratio - 1 toward the anti-stereotypical gender when one neuron takes the value it has for “man” or “woman”; "
         "mean and standard deviation over these prompts.",
         "",

@@ -77,10 +77,13 @@ def write_csv(path, table, index=False):
 def check_writable(folder):
     """Raises InputError when `folder` could not be made and written, without making it."""
     existing = Path(folder).absolute()
-    while not existing.exists():
-        existing = existing.parent
-    if not existing.is_dir() or not os.access(existing, os.W_OK | os.X_OK):
-        raise InputError(f"{folder} cannot be written ({existing} is {'read-only' if existing.is_dir() else 'a file'}): choose another -out_dir")
+    try:
+        while not existing.exists():
+            existing = existing.parent
+        with tempfile.TemporaryFile(dir=existing):
+            pass
+    except OSError as error:
+        raise InputError(f"{folder} cannot be written ({existing}: {error.strerror}): choose another -out_dir") from error
 
 
 class RunFolder:

@@ -132,4 +132,4 @@ def sweep(model, parts, base, tokens, edits, candidates, batch_size=None, full_p
 
 def _is_out_of_memory(error):
     """True for CUDA's error, and for the plain RuntimeError of the CPU's allocator."""
-    return isinstance(error, torch.OutOfMemoryError) or "not enough memory" in str(error)
+    return isinstance(error, torch.OutOfMemoryError) or "DefaultCPUAllocator" in str(error)

@@ -1,0 +1,38 @@
+# make demo   sets up .venv and runs the neuron study on SmolLM2-135M; results and report in demo/
+# make test   sets up .venv-test and runs the tests
+# make benchmark   times the sweep against full passes, side by side
+
+PYTHON ?= python3
+DEMO ?= demo
+SWEPT = -model smollm2-135m -out_dir $(DEMO)
+RESULTS = "$$(ls -d $(DEMO)/results/*_neuron_intervention | tail -n 1)"
+PIP = bin/python -m pip --disable-pip-version-check install
+
+.PHONY: demo test benchmark
+
+demo: .venv/ready
+	.venv/bin/python -m mediation.assets smollm2-135m
+	.venv/bin/python run_profession_neuron_experiments.py $(SWEPT) --total_effects_only
+	.venv/bin/python run_profession_neuron_experiments.py $(SWEPT) -template_indices 1 --professions nurse secretary carpenter farmer
+	.venv/bin/python compute_neuron_total_effect.py $(RESULTS) smollm2-135m
+	.venv/bin/python compute_neuron_split_total_effect.py $(RESULTS) smollm2-135m
+	.venv/bin/python compute_and_save_neuron_agg_effect.py $(RESULTS) smollm2-135m
+	.venv/bin/python compute_neuron_effect_per_layer.py $(RESULTS)
+	.venv/bin/python make_report.py $(RESULTS) smollm2-135m
+
+test: .venv-test/ready
+	.venv-test/bin/ruff check .
+	.venv-test/bin/python -m pytest
+
+benchmark: .venv/ready
+	.venv/bin/python -m benchmarks.neuron_sweep
+
+.venv/ready: requirements.txt
+	$(PYTHON) -m venv --clear .venv
+	.venv/$(PIP) -r requirements.txt
+	touch $@
+
+.venv-test/ready: requirements.txt requirements-test.txt
+	$(PYTHON) -m venv --clear .venv-test
+	.venv-test/$(PIP) -r requirements-test.txt
+	touch $@

