@@ -33,7 +33,8 @@ def main(options):
     tables = [statistics.top_of_layer(read_effects(path), share).assign(model=path.name.removesuffix(SUFFIX), share=share)
               for path in paths for share in options.shares]
     layers = pd.concat(tables, ignore_index=True)[LAYER_COLUMNS]
-    print(layers.to_string(index=False, float_format="%.4f"))
+    print("mean odds ratio under the indirect interventions (1 = no effect), over the strongest neurons of each layer")
+    print(layers.pivot(index=["model", "layer"], columns="share", values="odds_ratio_indirect_mean").to_string(float_format="%.4f"))
 
     print("\nwrote", write_csv(out_dir / "neuron_layer_effect.csv", layers))
     for model, rows in layers.groupby("model", sort=False):

@@ -110,7 +110,7 @@ def report_stimuli(model, templates, chosen, interventions, dropped):
     kept = {template: len(words) for template, words in interventions.items()}
     print(f"model {model.name}: {model.num_layers} layers, {model.num_neurons} neurons a layer, "
           f"{(model.num_layers + 1) * model.num_neurons} neurons with the word embedding, on {model.device}")
-    print(f"{len(templates)} templates, {sum(kept.values())} prompts; professions used a template: "
+    print(f"templates: {len(templates)}; prompts: {sum(kept.values())}; professions used in each template: "
           + (str(next(iter(kept.values()))) if len(set(kept.values())) == 1 else str(kept)) + f" of {len(chosen)}")
     where = {}
     for template, reasons in dropped.items():

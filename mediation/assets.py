@@ -210,7 +210,6 @@ def _unpack(asset, folder):
 
 def main():
     """Fetch the named assets; without names, list them."""
-    from .checkpoints import bundled_model  # conversion needs the model libraries, listing does not
     from .options import Parser, exit_on_bad_input
 
     parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -224,6 +223,8 @@ def main():
             if name in MODELS:
                 if MODELS[name].terms:
                     print(f"{name} comes under terms of use, to be read in {fetch_terms(name)}")
+                from .checkpoints import bundled_model  # the model libraries take seconds to import, and only conversion needs them
+
                 print(f"{name}: {bundled_model(name, asked_for=True)}")
             else:
                 print(f"{name}: {fetch_data_set(name)}")

@@ -1,6 +1,7 @@
 """The command line of every script: shared options, every spelling of 2020, one-line errors with exit code 2."""
 
 import argparse
+import os
 import signal
 import sys
 from contextlib import contextmanager
@@ -45,6 +46,9 @@ def exit_on_bad_input():
     except KeyboardInterrupt:
         print("\ninterrupted: what was finished is kept; the same command goes on from there", file=sys.stderr)
         raise SystemExit(130) from None
+    except BrokenPipeError:  # the reader of our output, head or less, has gone
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        raise SystemExit(141) from None
     finally:
         signal.signal(signal.SIGTERM, before)
 

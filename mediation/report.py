@@ -9,7 +9,7 @@ from .stimuli import TEMPLATES
 
 def describe_prompts(model, table, unrated):
     """One line on what a total effect is computed over, one more on words that had to be left out."""
-    lines = [f"{model}: {len(table)} prompts, {table['word'].nunique()} professions, {table['template'].nunique()} templates"]
+    lines = [f"{model}: {_count(len(table), 'prompt')}, {_count(table['word'].nunique(), 'profession')}, {_count(table['template'].nunique(), 'template')}"]
     if unrated:
         lines.append(f"left out, not rated: {', '.join(unrated)}")
     return "\n".join(lines)
@@ -64,14 +64,14 @@ def neuron_study(model, runs, probabilities, estimands, correlation, effects, co
         "(word embedding = layer 0, MLP outputs = layers 1 and up).",
         "",
         f"**Total effect** (replace the profession by “man” or “woman”; {probabilities['template'].nunique()} of {len(TEMPLATES)} templates, "
-        f"{probabilities['word'].nunique()} professions, {len(probabilities):,} prompts): {total.value:.1f} "
+        f"{probabilities['word'].nunique()} professions; {total.prompts:,} of {len(probabilities):,} prompts count, see the filters): {total.value:.1f} "
         f"(95% interval {total.interval[0]:.1f} to {total.interval[1]:.1f}), median {total.median:.1f}. "
         f"A mean far above its median is driven by few prompts. Bias correlates with the log effect toward “she” at r = {correlation.r:.3f}.",
         "",
         "```", describe_estimands(estimands), "```",
         "",
-        f"**Neurons** ({interventions:,} interventions: {len(words)} professions: {textwrap.shorten(', '.join(words), 80, placeholder=' ...')}; "
-        f"{len(templates)} templates: {textwrap.shorten(', '.join(templates), 80, placeholder=' ...')}). "
+        f"**Neurons** ({interventions:,} interventions: {_count(len(words), 'profession')}: {textwrap.shorten(', '.join(words), 80, placeholder=' ...')}; "
+        f"{_count(len(templates), 'template')}: {textwrap.shorten(', '.join(templates), 80, placeholder=' ...')}). "
         "Natural indirect effect = odds ratio - 1 toward the anti-stereotypical gender when one neuron takes the value it has for “man” or “woman”; "
         "mean and standard deviation over these prompts.",
         "",
@@ -100,6 +100,10 @@ def neuron_study(model, runs, probabilities, estimands, correlation, effects, co
                   f"    python run_profession_neuron_experiments.py -model {asked} -out_dir all", ""]
     lines += ["**Files.**", "", *(f"- {path}" for path in files), ""]
     return "\n".join(lines)
+
+
+def _count(number, noun):
+    return f"{number} {noun}{'' if number == 1 else 's'}"
 
 
 def _strongest(table, mean, deviation, count, shift=0):

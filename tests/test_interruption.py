@@ -1,0 +1,205 @@
+"""A run that was stopped anywhere goes on and gives the same files; what others made is never overwritten."""
+
+import datetime
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from mediation.errors import InputError
+from mediation.storage import RunFolder, whole_file
+
+PROJECT = Path(__file__).parent.parent
+COMMAND = "run_profession_neuron_experiments.py -template_indices 1 13 --professions nurse captain teacher doctor --intervention_types man_direct man_indirect"
+
+
+def start(model, out_dir):
+    return subprocess.Popen([sys.executable, *COMMAND.split(), "-model", str(model), "-out_dir", str(out_dir)], cwd=PROJECT,
+                            stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+def tables(out_dir):
+    return {path.name: path.read_bytes() for path in out_dir.glob("results/*/*.csv")}
+
+
+@pytest.fixture(scope="module")
+def undisturbed(toy_checkpoint, tmp_path_factory):
+    out_dir = tmp_path_factory.mktemp("undisturbed")
+    assert start(toy_checkpoint("llama"), out_dir).wait() == 0
+    return tables(out_dir)
+
+
+def done(out_dir):
+    """How many professions and tables are on disk."""
+    return len(list(out_dir.glob("results/*/unfinished/*/*.npz"))) + 10 * len(list(out_dir.glob("results/*/*.csv")))
+
+
+def test_killed_and_continued_equals_undisturbed(toy_checkpoint, undisturbed, tmp_path):
+    rng = random.Random(0)
+    for _ in range(4):
+        process, before = start(toy_checkpoint("llama"), tmp_path), done(tmp_path)
+        while done(tmp_path) == before and process.poll() is None:
+            time.sleep(0.001)
+        time.sleep(rng.uniform(0, 0.05))
+        process.kill()
+        assert process.wait() == -signal.SIGKILL
+    process = start(toy_checkpoint("llama"), tmp_path)
+    _, errors = process.communicate()
+    assert process.returncode == 0, errors
+    assert tables(tmp_path) == undisturbed
+    (folder,) = tmp_path.glob("results/*")
+    (run,) = json.loads((folder / "manifest.json").read_text())["runs"]
+    assert run["finished"] and {path.name for path in folder.iterdir() if not path.name.startswith(".")} == {*undisturbed, "manifest.json"}
+
+
+@pytest.mark.parametrize("sent, code", [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_asked_to_stop_it_stops_in_one_line_and_can_go_on(toy_checkpoint, undisturbed, tmp_path, sent, code):
+    process = start(toy_checkpoint("llama"), tmp_path)
+    while not list(tmp_path.glob("results/*/unfinished/*/*.npz")) and process.poll() is None:
+        time.sleep(0.005)
+    process.send_signal(sent)
+    _, errors = process.communicate()
+    assert process.returncode == code and "Traceback" not in errors
+    if sent == signal.SIGINT:
+        assert errors.rstrip().endswith("the same command goes on from there")
+    assert start(toy_checkpoint("llama"), tmp_path).wait() == 0
+    assert tables(tmp_path) == undisturbed
+
+
+def test_shards_are_used_again_and_damaged_ones_are_not(run_script, toy_checkpoint, undisturbed, tmp_path, monkeypatch):
+    import experiment
+    swept = []
+    sweep = experiment.Model.neuron_intervention_single_experiment
+
+    def stop_at_third(self, *arguments, **named):
+        swept.append(arguments[0].base_strings[0])
+        if len(swept) == 3:
+            raise KeyboardInterrupt
+        return sweep(self, *arguments, **named)
+
+    monkeypatch.setattr(experiment.Model, "neuron_intervention_single_experiment", stop_at_third)
+    assert run_script(COMMAND, "-model", toy_checkpoint("llama"), "-out_dir", tmp_path)[0] == 130
+    first, _ = sorted(tmp_path.glob("results/*/unfinished/*/*.npz"))
+    first.write_bytes(first.read_bytes()[:-100])
+    swept[:] = ["not counted"] * 3
+    assert run_script(COMMAND, "-model", toy_checkpoint("llama"), "-out_dir", tmp_path)[0] == 0
+    assert len(swept) == 3 + 16 - 1  # 16 sweeps in all, one shard was whole
+    assert tables(tmp_path) == undisturbed
+
+
+def test_a_run_that_was_begun_yesterday_goes_on_in_its_folder(run_script, toy_checkpoint, tmp_path, monkeypatch):
+    import experiment
+
+    def stop(*_, **__):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(experiment.Model, "neuron_intervention_single_experiment", stop)
+        run_script(COMMAND, "-model", toy_checkpoint("llama"), "-out_dir", tmp_path)
+    (folder,) = tmp_path.glob("results/*")
+    yesterday = folder.with_name(f"{datetime.date.today() - datetime.timedelta(days=1):%Y%m%d}_neuron_intervention")
+    folder.rename(yesterday)
+    code, output, _ = run_script(COMMAND, "-model", toy_checkpoint("llama"), "-out_dir", tmp_path)
+    assert code == 0 and "going on with the unfinished run" in output
+    assert list(tmp_path.glob("results/*")) == [yesterday] and len(list(yesterday.glob("*.csv"))) == 4
+
+
+def test_other_settings_do_not_overwrite(run_script, toy_checkpoint, tmp_path):
+    run_script(COMMAND, "-model", toy_checkpoint("llama"), "-out_dir", tmp_path)
+    before = tables(tmp_path)
+    code, _, errors = run_script(COMMAND, "-model", toy_checkpoint("llama"), "-out_dir", tmp_path, "--alpha", 2)
+    assert code == 2 and "other settings (alpha 1.0 -> 2.0)" in errors and "choose another -out_dir" in errors
+    assert tables(tmp_path) == before
+
+
+def test_tables_nobody_knows_are_not_overwritten(run_script, toy_checkpoint, tmp_path):
+    run_script(COMMAND, "-model", toy_checkpoint("llama"), "-out_dir", tmp_path)
+    (manifest,) = tmp_path.glob("results/*/manifest.json")
+    manifest.write_text("[]")
+    code, _, errors = run_script(COMMAND, "-model", toy_checkpoint("llama"), "-out_dir", tmp_path)
+    assert code == 2 and "not a manifest" in errors
+    manifest.unlink()
+    code, _, errors = run_script(COMMAND, "-model", toy_checkpoint("llama"), "-out_dir", tmp_path)
+    assert code == 2 and "no manifest tells how it was made" in errors
+
+
+def test_a_lost_table_is_made_again(run_script, toy_checkpoint, undisturbed, tmp_path):
+    run_script(COMMAND, "-model", toy_checkpoint("llama"), "-out_dir", tmp_path)
+    next(iter(tmp_path.glob("results/*/*man_direct*.csv"))).unlink()
+    code, output, _ = run_script(COMMAND, "-model", toy_checkpoint("llama"), "-out_dir", tmp_path)
+    assert code == 0 and "kept: 3 finished tables" in output and tables(tmp_path) == undisturbed
+
+
+def test_a_table_with_a_number_that_is_none_is_never_written(run_script, toy_checkpoint, tmp_path):
+    from safetensors.torch import load_file, save_file
+    broken = tmp_path / "broken"
+    broken.mkdir()
+    for path in toy_checkpoint("llama").iterdir():
+        (broken / path.name).write_bytes(path.read_bytes())
+    weights = load_file(broken / "model.safetensors")
+    weights["model.layers.1.mlp.down_proj.weight"][0, 0] = float("nan")
+    save_file(weights, broken / "model.safetensors", metadata={"format": "pt"})
+    code, _, errors = run_script(COMMAND, "-model", broken, "-out_dir", tmp_path / "out")
+    assert code == 2 and "zero or not numbers" in errors and not tables(tmp_path / "out")
+
+
+# the pieces
+
+
+def test_a_file_is_whole_or_not_there(tmp_path):
+    path = tmp_path / "table.csv"
+    path.write_text("before")
+    with pytest.raises(ZeroDivisionError), whole_file(path) as file:
+        file.write("half")
+        raise ZeroDivisionError
+    assert path.read_text() == "before" and list(tmp_path.iterdir()) == [path]
+    with whole_file(path) as file:
+        file.write("after")
+    assert path.read_text() == "after" and list(tmp_path.iterdir()) == [path]
+    assert path.stat().st_mode & 0o777 == 0o666 & ~current_umask()
+
+
+def current_umask():
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
+
+
+def test_shards_of_other_settings_are_not_seen(tmp_path):
+    one, two = RunFolder(tmp_path), RunFolder(tmp_path)
+    one.claim([], {"alpha": 1})
+    two.claim([], {"alpha": 2})
+    one.save_shard("table.csv", "nurse", values=np.ones(3))
+    assert two.load_shard("table.csv", "nurse") is None
+    np.testing.assert_array_equal(one.load_shard("table.csv", "nurse")["values"], 1)
+
+
+def test_two_runs_keep_each_others_manifest_entries(tmp_path):
+    def work(number):
+        folder = RunFolder(tmp_path)
+        run = folder.begin({"settings": {"number": number}, "files": {f"{number}.csv": {}}, "finished": None})
+        for step in range(20):
+            folder.update_file(run, f"{number}.csv", rows=step)
+
+    threads = [threading.Thread(target=work, args=(number,)) for number in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    runs = RunFolder(tmp_path).read()["runs"]
+    assert sorted(run["settings"]["number"] for run in runs) == list(range(8))
+    assert all(run["files"] == {f"{run['settings']['number']}.csv": {"rows": 19}} for run in runs)
+
+
+def test_an_unwritable_place_is_named(tmp_path):
+    (tmp_path / "file").touch()
+    with pytest.raises(InputError, match="cannot be written"), whole_file(tmp_path / "file" / "table.csv"):
+        pass

@@ -1,0 +1,51 @@
+"""SmolLM2-135M: the figures that the contract gives for it, and the sweep against full passes. Skipped where it cannot be had."""
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from experiment import Intervention, Model
+from mediation.effects import effect, log_odds
+
+
+@pytest.fixture(scope="module")
+def model(smollm2):
+    return Model(gpt2_version=str(smollm2))
+
+
+@pytest.fixture(scope="module")
+def nurse(model):
+    return Intervention(model.tokenizer, "The {} said that", ["nurse", "man", "woman"], ["he", "she"])
+
+
+def test_sizes(model):
+    assert (model.num_layers, model.num_neurons, model.num_heads) == (30, 576, 9)
+
+
+def test_base_odds_and_the_effect_of_embedding_neuron_31(model, nurse):
+    result = model.neuron_intervention_single_experiment(nurse, "man_indirect", layers_to_adj=[-1], neurons_to_adj=[31], intervention_loc="neuron")
+    base = log_odds(result[0], result[1])
+    assert base == pytest.approx(-1.5974, abs=5e-5)
+    assert log_odds(result[2], result[3]) == pytest.approx(0.1110, abs=5e-5)
+    assert effect(log_odds(result[6], result[7]), base).item() == pytest.approx(0.9395, abs=1e-4)  # the contract: .940
+
+
+@pytest.mark.parametrize("kind, layer", [("man_indirect", -1), ("woman_direct", 9), ("man_direct", 28)])
+def test_descent_equals_full_passes(model, nurse, monkeypatch, kind, layer):
+    arguments = {"layers_to_adj": layer, "intervention_loc": "layer"}
+    swept = model.neuron_intervention_single_experiment(nurse, kind, **arguments)[6:]
+    monkeypatch.setattr(model, "full_passes", True)
+    reference = model.neuron_intervention_single_experiment(nurse, kind, **arguments, bsize=64)[6:]
+    for a, b in zip(swept, reference):
+        np.testing.assert_allclose(a, b, rtol=1e-4)
+
+
+def test_total_effects_over_all_templates_and_professions(smollm2, run_script, tmp_path):
+    code, output, _ = run_script("run_profession_neuron_experiments.py --total_effects_only", "-model", smollm2, "-out_dir", tmp_path)
+    assert code == 0 and "prompts: 2601; professions used in each template: 153 of 320" in output
+    (folder,) = tmp_path.glob("results/*")
+    code, output, _ = run_script("compute_neuron_total_effect.py", folder, "smollm2-135m")
+    assert code == 0 and "r = 0.334" in output
+    table = pd.read_csv(folder / "smollm2-135m_total_effects.csv").set_index("name")
+    assert table.loc["male (he) effect", "value"] == pytest.approx(3.777, abs=5e-4) and table.loc["male (he) effect", "prompts"] == 2482
+    assert table.loc["female (she) effect", "value"] > 4 * table.loc["female (she) effect", "median"]
