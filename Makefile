@@ -25,7 +25,8 @@ test: .venv-test/ready
 	.venv-test/bin/python -m pytest
 
 benchmark: .venv/ready
-	.venv/bin/python -m benchmarks.neuron_sweep
+	.venv/bin/python -m benchmarks.neuron_sweep -model smollm2-135m
+	.venv/bin/python -m benchmarks.neuron_sweep -model gpt2-small-sized
 
 .venv/ready: requirements.txt
 	$(PYTHON) -m venv --clear .venv

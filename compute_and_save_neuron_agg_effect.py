@@ -16,6 +16,7 @@ TYPES = ("man_direct", "man_indirect", "woman_direct", "woman_indirect")
 
 
 def main(options):
+    """Tables to one aggregate: a template at a time, so that memory does not grow."""
     from tqdm import tqdm
 
     from utils import find_tables, output_folder, read_interventions

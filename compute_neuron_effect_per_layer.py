@@ -19,6 +19,7 @@ SUFFIX = "_neuron_effects.csv"
 
 
 def main(options):
+    """Effects of every neuron, of all models found, to the profile over layers."""
     import pandas as pd
 
     from mediation import plots

@@ -14,6 +14,7 @@ from mediation.storage import write_csv
 
 
 def main(options):
+    """Probabilities without intervention to total effects, correlations and a figure."""
     from mediation import plots
     from utils import output_folder, read_probabilities
 

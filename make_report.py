@@ -15,6 +15,7 @@ from mediation.storage import RunFolder, whole_file
 
 
 def main(options):
+    """Everything that lies in the folder, on one page."""
     from utils import CONTRAST_COLUMNS, LAYER_COLUMNS, find_tables, output_folder, read_effects, read_probabilities
 
     folder, model, out_dir = Path(options.folder), options.model, output_folder(options)

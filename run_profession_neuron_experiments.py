@@ -32,6 +32,7 @@ TOLERANCE = 1e-3  # in a log-probability; float32 gives about 1e-5
 
 
 def parse_options(arguments=None):
+    """The command line."""
     parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add_model_options(parser)
     parser.add_argument("--out_dir", required=True, metavar="D", help="results go to D/results/YYYYMMDD_neuron_intervention")
@@ -49,6 +50,7 @@ def parse_options(arguments=None):
 
 
 def main(options):
+    """Stimuli, model, sweep, tables; bad input is found before anything is written."""
     started = time.time()
     templates = stimuli.select_templates(options.template_indices)
     chosen = professions.select(options.professions, options.max_examples)
@@ -107,6 +109,7 @@ def build_interventions(model, templates, chosen, candidates):
 
 
 def report_stimuli(model, templates, chosen, interventions, dropped):
+    """Print what is asked of which model, and every dropped profession with the reason."""
     kept = {template: len(words) for template, words in interventions.items()}
     print(f"model {model.name}: {model.num_layers} layers, {model.num_neurons} neurons a layer, "
           f"{(model.num_layers + 1) * model.num_neurons} neurons with the word embedding, on {model.device}")
