@@ -86,19 +86,22 @@ def find_tables(folder, model, types=TYPES):
     return found
 
 
-def read_table(path, columns):
+def read_table(path, columns, also_there=()):
     """The named columns of a CSV, chunk by chunk (an iterator of tables); probabilities as float64.
+
+    `also_there`: columns that are not read but have to be there, or the table is not what it is taken for.
 
     Raises:
         InputError: a file that is not a CSV, a missing column, an empty table, or a value that is not a number or not a probability.
     """
     numbers = [column for column in columns if "prob" in column or column in ("layer", "neuron")]
     try:
-        with pd.read_csv(path, usecols=lambda name: name in columns, chunksize=500_000) as chunks:
+        header = pd.read_csv(path, nrows=0).columns
+        missing = [column for column in [*columns, *also_there] if column not in header]
+        if missing:
+            raise InputError(f"{path}: column {missing[0]!r} is missing: write the table again with run_profession_neuron_experiments.py")
+        with pd.read_csv(path, usecols=columns, chunksize=500_000) as chunks:
             for chunk in chunks:
-                missing = [column for column in columns if column not in chunk]
-                if missing:
-                    raise InputError(f"{path}: column {missing[0]!r} is missing: write the table again with run_profession_neuron_experiments.py")
                 for column in numbers:
                     chunk[column] = pd.to_numeric(chunk[column], errors="coerce")
                     low, high = (0, np.inf) if column in ("layer", "neuron") else (np.finfo(float).tiny, 1)
@@ -144,7 +147,7 @@ def read_interventions(path):
         InputError: what `read_table` raises, or words that do not have the same neurons once each.
     """
     columns = ["word", "candidate1_base_prob", "candidate2_base_prob", "candidate1_prob", "candidate2_prob", "layer", "neuron"]
-    table = pd.concat(read_table(path, columns)).sort_values(["layer", "neuron"], kind="stable")
+    table = pd.concat(read_table(path, columns, NEURON_COLUMNS)).sort_values(["layer", "neuron"], kind="stable")
     words, units = {}, None
     for word, rows in table.groupby("word", sort=False):
         own = rows[["layer", "neuron"]].to_numpy(int)

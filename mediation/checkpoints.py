@@ -95,6 +95,6 @@ def load_model(name, device, dtype=torch.float32, random_weights=False, seed=0):
             else:
                 model = AutoModelForCausalLM.from_pretrained(source, dtype=dtype, attn_implementation="eager")
     except (OSError, ValueError) as error:
-        raise InputError(f"cannot load model {name!r}: it is none of the bundled ones ({', '.join(MODELS)}), and as a directory or hub id "
-                         f"it gave: {str(error).strip().splitlines()[0]}") from error
+        raise InputError(f"cannot load model {name!r}: name a bundled one ({', '.join(MODELS)}), a local directory with config, weights and "
+                         f"tokenizer, or a hub id that can be reached ({str(error).strip().splitlines()[0]})") from error
     return model.to(device).eval(), tokenizer

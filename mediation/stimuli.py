@@ -109,7 +109,7 @@ def why_not_single_token(tokenizer, template, word, alternatives):
     prompts = [fill(tokenizer, template, substitute) for substitute in (word, *alternatives)]
     first, last = prompts[0].slot
     if last - first != 1:
-        pieces = " ".join(tokenizer.convert_ids_to_tokens(prompts[0].tokens[first:last])).replace("Ġ", "").replace("▁", "")
+        pieces = "+".join(tokenizer.convert_ids_to_tokens(prompts[0].tokens[first:last])).replace("Ġ", "").replace("▁", "")
         return f"{last - first} tokens ({pieces})"
     for substitute, prompt in zip(alternatives, prompts[1:]):
         if prompt.slot != prompts[0].slot or len(prompt.tokens) != len(prompts[0].tokens):

@@ -234,6 +234,12 @@ def test_a_damaged_table(run_script, results, script, damage):
     assert contents(results) == before
 
 
+def test_a_table_without_a_column_that_is_not_even_read(run_script, results):
+    path = results / "The_X_said_that_man_indirect_toy-gpt2.csv"
+    pd.read_csv(path, index_col=0).drop(columns="candidate2_alt2_prob").to_csv(path)
+    assert_refused(run_script("compute_and_save_neuron_agg_effect.py", results, "toy-gpt2"), path.name, "'candidate2_alt2_prob' is missing")
+
+
 def test_a_table_that_was_cut_short(run_script, results):
     cut_short(results / "The_X_said_that_man_indirect_toy-gpt2.csv")
     before = contents(results)
