@@ -19,10 +19,11 @@ from tqdm import tqdm
 
 from mediation import checkpoints, stimuli
 from mediation.architectures import find_parts
+from mediation.attention import HeadEdits, attention_weights, heads_layers_model
 from mediation.errors import InputError
-from mediation.forward import candidate_log_probabilities, run_base
+from mediation.forward import candidate_log_probabilities, continuation_log_probabilities, pack, run_base
 from mediation.neurons import NeuronEdits, single_neuron_edits
-from mediation.sweeps import by_full_passes, sweep
+from mediation.sweeps import by_full_passes, heads_by_full_passes, sweep, sweep_heads
 from utils import batch
 
 PROMPTS_AT_ONCE = 64
@@ -72,6 +73,22 @@ class Intervention:
         for prompt in self.prompts:
             if prompt.slot != (self.position, self.position + 1) or len(prompt.tokens) != len(self.prompts[0].tokens):
                 raise InputError(f"{prompt.text!r} and {self.base_strings[0]!r} do not differ in a single token: choose words of one token each")
+
+
+    def check_for_attention(self):
+        """Index of the first token in which the two contexts differ.
+
+        Raises:
+            InputError: an attention intervention is not defined: not two contexts of equal length that differ, and two candidates.
+        """
+        if len(self.prompts) != 2 or len(self.candidates_tok) != 2:
+            raise InputError(f"{self.base_strings[0]!r}: an attention stimulus has two substitutes (female, male pronoun) and two candidates, "
+                             f"this one has {len(self.prompts)} and {len(self.candidates_tok)}")
+        one, other = (prompt.tokens for prompt in self.prompts)
+        if len(one) != len(other) or one == other:
+            raise InputError(f"{self.base_strings[0]!r} and {self.base_strings[1]!r} are {'the same' if one == other else 'not of equal length'} "
+                             "in this model's tokens: attention weights of one do not fit the other, choose other substitutes")
+        return next(index for index, pair in enumerate(zip(one, other)) if pair[0] != pair[1])
 
 
 class Model:
@@ -302,3 +319,95 @@ class Model:
             columns.insert(0, rows + (varied[0] + 1) * self.num_neurons)
         units = torch.stack(columns, dim=1)  # [B, K], index of a neuron in layer-by-layer order
         return NeuronEdits(everywhere.layers[units, 0], everywhere.neurons[units, 0], everywhere.values[units, 0], position, add)
+
+    @torch.no_grad()
+    def continuation_probabilities(self, intervention):
+        """p(candidate) after each prompt of a stimulus, candidates of any length: exp of the mean token log-probability; lists [prompts][C]."""
+        probabilities = []
+        for tokens in intervention.base_strings_tok:
+            packed = pack(tokens.to(self.device), intervention.candidates_tok)
+            residual = run_base(self.model, self.parts, packed.tokens, packed).residuals[-1]
+            probabilities.append(continuation_log_probabilities(self.parts, residual.unsqueeze(0), packed, 0)[0].exp().tolist())
+        return probabilities
+
+    @torch.no_grad()
+    def attention_intervention(self, context, outputs, attn_override_data):
+        """Probabilities of continuations when attention weights on the context are set.
+
+        Args:
+            context: int64 [T]; outputs: lists of token ids.
+            attn_override_data: dictionaries, one a layer: `layer` (0 to L - 1), `attention_override` [1, H, T, T] the weights put in,
+                `attention_override_mask` [1, H, T, T], true for whole heads that are set.
+
+        Returns: a list of probabilities, exp of the mean token log-probability.
+
+        Raises:
+            InputError: a layer outside the model, or weights that do not fit the context.
+        """
+        context = context.reshape(-1).to(self.device)
+        shape = (self.num_layers, self.num_heads, len(context), len(context))
+        weights = torch.zeros(shape, dtype=self.model.dtype, device=self.device)
+        chosen = torch.zeros(1, *shape[:2], dtype=torch.bool, device=self.device)
+        for entry in attn_override_data:
+            layer, override, mask = entry["layer"], entry["attention_override"].to(self.device), entry["attention_override_mask"].to(self.device).bool()
+            self._check_heads([layer], [0])
+            if override.reshape(-1, *override.shape[-3:]).shape != (1, *shape[1:]) or mask.shape != override.shape:
+                raise InputError(f"attention_override of layer {layer} is {list(override.shape)}, the context needs {[1, *shape[1:]]}")
+            heads = mask.reshape(shape[1:]).flatten(1)
+            if (heads.any(dim=1) != heads.all(dim=1)).any():
+                raise InputError(f"attention_override_mask of layer {layer} sets parts of a head's weights: set whole heads")
+            weights[layer], chosen[0, layer] = override.reshape(shape[1:]), heads.any(dim=1)
+        return heads_by_full_passes(self.model, self.parts, context, outputs, HeadEdits(chosen, weights, 0))[0].exp().tolist()
+
+    def _check_heads(self, layers, heads):
+        for layer, head in zip(layers, heads):
+            if not 0 <= layer < self.num_layers or not 0 <= head < self.num_heads:
+                raise InputError(f"head {layer}-{head} is not in the model: layers 0 to {self.num_layers - 1}, heads 0 to {self.num_heads - 1}")
+
+    def _sweep_heads(self, intervention, effect, chosen, bsize=None, progress=None):
+        """Float64 ([B, C], [C]) log-probabilities under the sets of heads `chosen` bool [B, L, H], and without intervention."""
+        if effect not in ("indirect", "direct"):
+            raise InputError(f"effect {effect!r} is unknown: choose indirect or direct")
+        first = intervention.check_for_attention()
+        contexts = [tokens.to(self.device) for tokens in intervention.base_strings_tok]
+        run_on, source = contexts if effect == "indirect" else reversed(contexts)
+        edits = HeadEdits(chosen.to(self.device), attention_weights(self.model, self.parts, source), first)
+        return sweep_heads(self.model, self.parts, run_on, intervention.candidates_tok, edits, bsize, self.full_passes, progress)
+
+    @torch.no_grad()
+    def attention_intervention_experiment(self, intervention, effect, bsize=None, progress=None):
+        """Every head, every layer and the whole model of one stimulus.
+
+        Args:
+            intervention: stimulus with two contexts x, x' of equal length and two candidates.
+            effect: "indirect" runs x with weights computed on x', "direct" runs x' with weights computed on x.
+
+        Returns: c1_head [L, H], c2_head, c1_layer [L], c2_layer, c1_model, c2_model: probabilities (exp of the mean token
+        log-probability) of both candidates, float64.
+
+        Raises:
+            InputError: a stimulus or an effect that is not of this form.
+        """
+        layers, heads = self.num_layers, self.num_heads
+        log_probabilities, _ = self._sweep_heads(intervention, effect, heads_layers_model(layers, heads), bsize, progress)
+        parts = [part.split([layers * heads, layers, 1]) for part in log_probabilities.exp().unbind(dim=1)]
+        (head1, layer1, model1), (head2, layer2, model2) = parts
+        return head1.reshape(layers, heads), head2.reshape(layers, heads), layer1, layer2, model1.item(), model2.item()
+
+    @torch.no_grad()
+    def attention_intervention_single_experiment(self, intervention, effect, layers_to_adj, heads_to_adj, search):
+        """One set of heads (layers_to_adj[i], heads_to_adj[i]) changed together; with `search`, the set and every other head in turn.
+
+        Returns: (p(c1), p(c2)), numbers; with `search` float64 [L, H] each (the set alone where the head is in it).
+
+        Raises:
+            InputError: a head outside the model.
+        """
+        self._check_heads(layers_to_adj, heads_to_adj)
+        given = torch.zeros(self.num_layers, self.num_heads, dtype=torch.bool)
+        given[list(layers_to_adj), list(heads_to_adj)] = True
+        single = heads_layers_model(self.num_layers, self.num_heads)[: given.numel()]
+        chosen = single | given if search else given.unsqueeze(0)
+        log_probabilities, _ = self._sweep_heads(intervention, effect, chosen)
+        c1, c2 = log_probabilities.exp().unbind(dim=1)
+        return (c1.reshape(given.shape), c2.reshape(given.shape)) if search else (c1.item(), c2.item())

@@ -15,18 +15,19 @@ from .errors import InputError
 
 @dataclass(frozen=True)
 class Architecture:
-    """Attribute paths from the language model (`embedding`, `blocks`, `final_norm`, `head`) and from a block (`mlp`)."""
+    """Attribute paths from the language model (`embedding`, `blocks`, `final_norm`, `head`) and from a block (`attention`, `mlp`)."""
 
     embedding: str
     blocks: str
     final_norm: str
+    attention: str = "self_attn"
     mlp: str = "mlp"
     head: str = "lm_head"
 
 
 LLAMA = Architecture("model.embed_tokens", "model.layers", "model.norm")
 ARCHITECTURES = {  # by transformers' config.model_type
-    "gpt2": Architecture("transformer.wte", "transformer.h", "transformer.ln_f"),
+    "gpt2": Architecture("transformer.wte", "transformer.h", "transformer.ln_f", attention="attn"),
     "llama": LLAMA,
     "mistral": LLAMA,
     "qwen2": LLAMA,
@@ -36,10 +37,11 @@ ARCHITECTURES = {  # by transformers' config.model_type
 
 @dataclass(frozen=True)
 class Parts:
-    """The modules of one model: L blocks and their MLPs, the word embedding, the final norm and the unembedding."""
+    """The modules of one model: L blocks with their attentions and MLPs, the word embedding, the final norm and the unembedding."""
 
     embedding: nn.Module
     blocks: nn.ModuleList
+    attentions: tuple
     mlps: tuple
     final_norm: nn.Module
     head: nn.Module
@@ -53,12 +55,13 @@ def find_parts(model):
     """
     kind = model.config.model_type
     if kind not in ARCHITECTURES:
-        raise InputError(f"architecture {kind!r} is not supported: the neuron study runs on {', '.join(sorted(ARCHITECTURES))}")
+        raise InputError(f"architecture {kind!r} is not supported: the study runs on {', '.join(sorted(ARCHITECTURES))}")
     where = ARCHITECTURES[kind]
     blocks = attrgetter(where.blocks)(model)
     return Parts(
         embedding=attrgetter(where.embedding)(model),
         blocks=blocks,
+        attentions=tuple(getattr(block, where.attention) for block in blocks),
         mlps=tuple(getattr(block, where.mlp) for block in blocks),
         final_norm=attrgetter(where.final_norm)(model),
         head=attrgetter(where.head)(model),

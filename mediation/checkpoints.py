@@ -12,6 +12,7 @@ import transformers
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 from .assets import MODELS, cache_folder, only_process, sha256_of, unpack_model_file
+from .attention import IMPLEMENTATION
 from .errors import InputError
 from .storage import whole_folder, write_json
 
@@ -91,9 +92,9 @@ def load_model(name, device, dtype=torch.float32, random_weights=False, seed=0):
             if random_weights:
                 with torch.random.fork_rng(devices=[]):
                     torch.manual_seed(seed)
-                    model = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(source), dtype=dtype, attn_implementation="eager")
+                    model = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(source), dtype=dtype, attn_implementation=IMPLEMENTATION)
             else:
-                model = AutoModelForCausalLM.from_pretrained(source, dtype=dtype, attn_implementation="eager")
+                model = AutoModelForCausalLM.from_pretrained(source, dtype=dtype, attn_implementation=IMPLEMENTATION)
     except (OSError, ValueError) as error:
         raise InputError(f"cannot load model {name!r}: name a bundled one ({', '.join(MODELS)}), a local directory with config, weights and "
                          f"tokenizer, or a hub id that can be reached ({str(error).strip().splitlines()[0]})") from error

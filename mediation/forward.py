@@ -59,8 +59,38 @@ class BaseRun:
         return torch.stack([self.embedding[position], *(output[position] for output in self.mlp_outputs)])
 
 
-def run_base(model, parts, tokens):
+@dataclass(frozen=True)
+class Continuations:
+    """A context of T tokens with its candidates packed behind it, each seeing the context and itself only.
+
+    `tokens` int64 [T + sum of (candidate length - 1)]: a candidate's last token predicts nothing that is asked for.
+    `position_ids` of the same length; `visible` bool, square: row sees column.
+    `predictions`: per candidate (positions, tokens): which token is predicted where.
+    """
+
+    tokens: torch.Tensor
+    position_ids: torch.Tensor
+    visible: torch.Tensor
+    predictions: tuple
+
+
+def pack(context, candidates):
+    """Continuations of `context` (int64 [T]) by `candidates` (lists of token ids, none empty)."""
+    device, length = context.device, len(context)
+    pieces = [context, *(torch.tensor(candidate[:-1], dtype=torch.long, device=device) for candidate in candidates)]
+    owner = torch.cat([torch.full_like(piece, index) for index, piece in enumerate(pieces)])  # 0 the context, i candidate i - 1
+    position_ids = torch.cat([torch.arange(length, device=device), *(length + torch.arange(len(piece), device=device) for piece in pieces[1:])])
+    earlier = torch.ones(len(owner), len(owner), dtype=torch.bool, device=device).tril()
+    visible = earlier & ((owner.unsqueeze(0) == 0) | (owner.unsqueeze(0) == owner.unsqueeze(1)))
+    predictions = tuple(([length - 1, *(owner == index).nonzero().flatten().tolist()], list(candidate))
+                        for index, candidate in enumerate(candidates, start=1))
+    return Continuations(torch.cat(pieces), position_ids, visible, predictions)
+
+
+def run_base(model, parts, tokens, continuations=None):
     """Run the prompt `tokens` (int64 [T]) once and keep what resumed passes need. Hooks are removed even if the run fails.
+
+    With `continuations` (whose tokens are run), candidates that are packed behind the context do not see each other.
 
     `model` runs eager attention: it is given an explicit mask, which can be cut to the positions that are run again.
     """
@@ -80,11 +110,20 @@ def run_base(model, parts, tokens):
     handles += [mlp.register_forward_hook(lambda _, __, output: mlp_outputs.append(output[0])) for mlp in parts.mlps]
     handles.append(parts.final_norm.register_forward_pre_hook(lambda _, inputs: residuals.append(inputs[0][0])))
     try:
-        model(tokens.unsqueeze(0), use_cache=False, logits_to_keep=1)
+        model(tokens.unsqueeze(0), use_cache=False, logits_to_keep=1, **_tree(model, continuations))
     finally:
         for handle in handles:
             handle.remove()
     return BaseRun(embedding[0], tuple(residuals), tuple(mlp_outputs), tuple(arguments), cache)
+
+
+def _tree(model, continuations):
+    """Mask and positions of packed candidates, as the library's models take them."""
+    if continuations is None:
+        return {}
+    mask = torch.zeros(continuations.visible.shape, dtype=model.dtype, device=continuations.visible.device)
+    mask = mask.masked_fill(~continuations.visible, torch.finfo(model.dtype).min)[None, None]  # [1, 1, T, T]
+    return {"attention_mask": mask, "position_ids": continuations.position_ids.unsqueeze(0)}
 
 
 class Resumption:
@@ -130,10 +169,31 @@ def candidate_log_probabilities(parts, hidden, candidates):
 
     Returns: float64 [B, C], on the CPU.
     """
+    return token_log_probabilities(parts, hidden.unsqueeze(1), [0] * len(candidates), candidates)
+
+
+def token_log_probabilities(parts, hidden, positions, tokens):
+    """Log-probability of each of n tokens, predicted at its position of a residual stream [B, P, D] that left the last block.
+
+    Returns: float64 [B, n], on the CPU.
+    """
+    needed = sorted(set(positions))
+    at = [needed.index(position) for position in positions]
     pieces = []
-    for rows in hidden.split(READ_OUT_ROWS):
-        logits = parts.head(parts.final_norm(rows))  # [rows, vocabulary]
+    for rows in hidden[:, needed].split(max(1, READ_OUT_ROWS // len(needed))):
+        logits = parts.head(parts.final_norm(rows))  # [rows, positions, vocabulary]
         if logits.dtype not in (torch.float32, torch.float64):
             logits = logits.float()
-        pieces.append(logits[:, candidates].double() - logits.logsumexp(-1, keepdim=True).double())
+        pieces.append(logits[:, at, tokens].double() - logits.logsumexp(-1)[:, at].double())
     return torch.cat(pieces).cpu()
+
+
+def continuation_log_probabilities(parts, hidden, continuations, first):
+    """Mean token log-probability of each candidate (the logarithm of p in the study), from residuals [B, T - first, D] that begin at `first`.
+
+    Returns: float64 [B, C], on the CPU.
+    """
+    positions = [position - first for where, _ in continuations.predictions for position in where]
+    tokens = [token for _, predicted in continuations.predictions for token in predicted]
+    each = token_log_probabilities(parts, hidden, positions, tokens)
+    return torch.stack([part.mean(dim=1) for part in each.split([len(predicted) for _, predicted in continuations.predictions], dim=1)], dim=1)

@@ -1,13 +1,14 @@
 """Many interventions on one prompt: in one descent through the layers, or one full pass each (the reference).
 
-`by_full_passes` and `by_descent` take the same arguments and return the same numbers. A descent goes down the layers once
-with a batch that grows: at layer l the interventions of layer l join, those already in it move one block on. No block is
-run for an intervention before the layer it changes, and no position before the changed one.
+`by_full_passes` and `by_descent` (neurons), `heads_by_full_passes` and `heads_by_descent` (attention) give the same numbers.
+A descent goes down the layers once with a batch that grows: at layer l the interventions of layer l join, those already in
+it move one block on. No block is run for an intervention before the layer it changes, and no position before the changed one.
 """
 
 import torch
 
-from .forward import Resumption, candidate_log_probabilities
+from .attention import HeadEdits, attention_weights, overriding, replacement, shift
+from .forward import Resumption, candidate_log_probabilities, continuation_log_probabilities, pack, run_base
 from .neurons import change, edited
 
 TOKENS_AT_ONCE = {"cpu": 900, "cuda": 65536}  # rows x positions of a batch; measured best on a CPU between 600 and 1,700
@@ -112,13 +113,22 @@ def sweep(model, parts, base, tokens, edits, candidates, batch_size=None, full_p
         result[~reaches_output] = candidate_log_probabilities(parts, base.residuals[-1][-1:], candidates)
         if progress:
             progress(int((~reaches_output).sum()))
-    todo = reaches_output.nonzero().squeeze(1)
     size = batch_size or automatic_batch_size(tokens.device, len(tokens) - (0 if full_passes else edits.position))
+
+    def run(rows):
+        chunk = edits[rows.to(tokens.device)]
+        return by_full_passes(model, parts, tokens, chunk, candidates) if full_passes else by_descent(parts, base, chunk, candidates)
+
+    _in_batches(run, reaches_output.nonzero().squeeze(1), size, result, progress)
+    return result
+
+
+def _in_batches(run, todo, size, result, progress=None):
+    """Fill the rows `todo` of `result` by `run`, `size` of them at once, half as many from where memory does not suffice."""
     while len(todo):
         rows = todo[:size]
-        chunk = edits[rows.to(tokens.device)]
         try:
-            result[rows] = by_full_passes(model, parts, tokens, chunk, candidates) if full_passes else by_descent(parts, base, chunk, candidates)
+            result[rows] = run(rows)
         except (torch.OutOfMemoryError, RuntimeError) as error:
             if size == 1 or not _is_out_of_memory(error):
                 raise
@@ -127,9 +137,86 @@ def sweep(model, parts, base, tokens, edits, candidates, batch_size=None, full_p
         todo = todo[size:]
         if progress:
             progress(len(rows))
-    return result
 
 
 def _is_out_of_memory(error):
     """True for CUDA's error, and for the plain RuntimeError of the CPU's allocator."""
     return isinstance(error, torch.OutOfMemoryError) or "DefaultCPUAllocator" in str(error)
+
+
+def heads_by_descent(parts, base, continuations, edits):
+    """Log-probabilities of both candidates under each attention intervention, in one descent through the layers.
+
+    Rows join before the first layer whose heads they change; only positions from the first context row that differs on are run.
+
+    Args:
+        base: BaseRun of the packed continuations of the context that is intervened upon.
+        edits: HeadEdits of B rows, each with a head chosen.
+
+    Returns: float64 [B, C].
+    """
+    first = edits.chosen.any(dim=2).int().argmax(dim=1)  # a row's first layer
+    order = first.argsort(stable=True)
+    edits, first = edits[order], first[order].tolist()
+    resumption = Resumption(parts, base, edits.first)
+    hidden = resumption.rows(0, 0)
+    for layer in range(first[0], len(parts.blocks)):
+        joining = first.count(layer)
+        if joining:
+            hidden = torch.cat([hidden, resumption.rows(layer, joining)])
+        under_way = edits[: len(hidden)]
+        changes = {parts.attentions[layer]: shift(under_way, layer)} if under_way.chosen[:, layer].any() else {}
+        with overriding(changes):
+            hidden = resumption.block(layer, hidden)
+    result = torch.empty(len(edits), len(continuations.predictions), dtype=torch.float64)
+    result[order.cpu()] = continuation_log_probabilities(parts, hidden, continuations, edits.first)
+    return result
+
+
+def heads_by_full_passes(model, parts, context, candidates, edits):
+    """Reference: a full forward pass a row and candidate (lists of token ids) after `context` (int64 [T]), weights replaced, nothing shared.
+
+    Returns: float64 [B, C].
+    """
+    columns = []
+    for candidate in candidates:
+        ids = torch.tensor(candidate, device=context.device)
+        tokens = torch.cat([context, ids[:-1]]).expand(len(edits), -1)
+        with overriding({module: replacement(edits, layer) for layer, module in enumerate(parts.attentions)}):
+            logits = model(tokens, use_cache=False, logits_to_keep=len(ids)).logits  # [B, candidate's tokens, vocabulary]
+        columns.append(logits.double().log_softmax(-1)[:, torch.arange(len(ids)), ids].mean(dim=1).cpu())
+    return torch.stack(columns, dim=1)
+
+
+def sweep_heads(model, parts, context, candidates, edits, batch_size=None, full_passes=False, progress=None):
+    """Log-probabilities of the candidates after `context` under B attention interventions, and without one.
+
+    Heads whose weights are the run's own anyway are not touched: an intervention on none but these has exactly no effect.
+
+    Args:
+        context: int64 [T]; candidates: lists of token ids.
+        full_passes: True runs the plain reference, every intervention and candidate in a full pass of its own.
+        progress: called with the number of interventions done after each batch.
+
+    Returns: float64 [B, C], float64 [C].
+    """
+    own = attention_weights(model, parts, context)
+    differs = (own != edits.weights)[:, :, edits.first:].any(dim=3).any(dim=2)  # [L, H]
+    edits = HeadEdits(edits.chosen & differs, edits.weights, edits.first)
+    continuations = pack(context, candidates)
+    base = run_base(model, parts, continuations.tokens, continuations)
+    without = continuation_log_probabilities(parts, base.residuals[-1].unsqueeze(0), continuations, 0)
+    result = without.repeat(len(edits), 1)
+    changed = edits.chosen.any(dim=2).any(dim=1).cpu()
+    if progress:
+        progress(int((~changed).sum()))
+    size = 1 if full_passes else batch_size or automatic_batch_size(context.device, len(continuations.tokens) - edits.first)
+
+    def run(rows):
+        chunk = edits[rows.to(context.device)]
+        if full_passes:
+            return heads_by_full_passes(model, parts, context, candidates, chunk)
+        return heads_by_descent(parts, base, continuations, chunk)
+
+    _in_batches(run, changed.nonzero().squeeze(1), size, result, progress)
+    return result, without[0]

@@ -9,7 +9,7 @@ PROJECT = Path(__file__).parent.parent
 FLOORS = [  # from the ground up
     {"errors"},
     {"storage", "effects", "options"},
-    {"stimuli", "assets", "architectures"},
+    {"stimuli", "assets", "architectures", "attention"},
     {"professions", "forward", "checkpoints"},
     {"neurons"},
     {"sweeps"},
