@@ -364,15 +364,19 @@ class Model:
             if not 0 <= layer < self.num_layers or not 0 <= head < self.num_heads:
                 raise InputError(f"head {layer}-{head} is not in the model: layers 0 to {self.num_layers - 1}, heads 0 to {self.num_heads - 1}")
 
-    def _sweep_heads(self, intervention, effect, chosen, bsize=None, progress=None):
-        """Float64 ([B, C], [C]) log-probabilities under the sets of heads `chosen` bool [B, L, H], and without intervention."""
+    def _head_edits(self, intervention, effect, chosen):
+        """(context that is intervened upon, HeadEdits for the sets of heads `chosen` bool [B, L, H]) of a stimulus and effect."""
         if effect not in ("indirect", "direct"):
             raise InputError(f"effect {effect!r} is unknown: choose indirect or direct")
         first = intervention.check_for_attention()
         contexts = [tokens.to(self.device) for tokens in intervention.base_strings_tok]
         run_on, source = contexts if effect == "indirect" else reversed(contexts)
-        edits = HeadEdits(chosen.to(self.device), attention_weights(self.model, self.parts, source), first)
-        return sweep_heads(self.model, self.parts, run_on, intervention.candidates_tok, edits, bsize, self.full_passes, progress)
+        return run_on, HeadEdits(chosen.to(self.device), attention_weights(self.model, self.parts, source), first)
+
+    def _sweep_heads(self, intervention, effect, chosen, bsize=None, progress=None):
+        """Float64 [B, C] log-probabilities under the sets of heads `chosen` bool [B, L, H]."""
+        context, edits = self._head_edits(intervention, effect, chosen)
+        return sweep_heads(self.model, self.parts, context, intervention.candidates_tok, edits, bsize, self.full_passes, progress)
 
     @torch.no_grad()
     def attention_intervention_experiment(self, intervention, effect, bsize=None, progress=None):
@@ -389,10 +393,25 @@ class Model:
             InputError: a stimulus or an effect that is not of this form.
         """
         layers, heads = self.num_layers, self.num_heads
-        log_probabilities, _ = self._sweep_heads(intervention, effect, heads_layers_model(layers, heads), bsize, progress)
+        log_probabilities = self._sweep_heads(intervention, effect, heads_layers_model(layers, heads), bsize, progress)
         parts = [part.split([layers * heads, layers, 1]) for part in log_probabilities.exp().unbind(dim=1)]
         (head1, layer1, model1), (head2, layer2, model2) = parts
         return head1.reshape(layers, heads), head2.reshape(layers, heads), layer1, layer2, model1.item(), model2.item()
+
+    @torch.no_grad()
+    def check_heads_against_full_passes(self, intervention, effect, probabilities, sample=1, seed=0):
+        """Run a random sample of single-head interventions again, each as full passes with the weights replaced.
+
+        Args:
+            probabilities: (c1_head, c2_head), [L, H], as `attention_intervention_experiment` gave them.
+
+        Returns: the largest absolute difference in a candidate's log-probability.
+        """
+        units = np.random.default_rng(seed).choice(self.num_layers * self.num_heads, size=sample, replace=False)
+        swept = np.log(np.stack([np.asarray(p).reshape(-1)[units] for p in probabilities], axis=1))  # [sample, C]
+        context, edits = self._head_edits(intervention, effect, heads_layers_model(self.num_layers, self.num_heads)[units])
+        reference = heads_by_full_passes(self.model, self.parts, context, intervention.candidates_tok, edits)
+        return float(np.abs(reference.numpy() - swept).max())
 
     @torch.no_grad()
     def attention_intervention_single_experiment(self, intervention, effect, layers_to_adj, heads_to_adj, search):
@@ -408,6 +427,6 @@ class Model:
         given[list(layers_to_adj), list(heads_to_adj)] = True
         single = heads_layers_model(self.num_layers, self.num_heads)[: given.numel()]
         chosen = single | given if search else given.unsqueeze(0)
-        log_probabilities, _ = self._sweep_heads(intervention, effect, chosen)
+        log_probabilities = self._sweep_heads(intervention, effect, chosen)
         c1, c2 = log_probabilities.exp().unbind(dim=1)
         return (c1.reshape(given.shape), c2.reshape(given.shape)) if search else (c1.item(), c2.item())

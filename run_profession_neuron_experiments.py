@@ -11,8 +11,6 @@ settings, versions, times). A finished CSV is not computed again; an interrupted
 
 import argparse
 import datetime
-import importlib.metadata
-import platform
 import shlex
 import sys
 import textwrap
@@ -21,7 +19,7 @@ from pathlib import Path
 
 from mediation import professions, stimuli
 from mediation.errors import InputError
-from mediation.options import Parser, add_model_options, device, exit_on_bad_input
+from mediation.options import Parser, add_model_options, exit_on_bad_input
 from mediation.storage import RunFolder, check_writable, whole_file, write_csv
 
 TYPES = ("man_direct", "man_indirect", "woman_direct", "woman_indirect")
@@ -51,6 +49,8 @@ def parse_options(arguments=None):
 
 def main(options):
     """Stimuli, model, sweep, tables; bad input is found before anything is written."""
+    from utils import describe_machine, load_model, now
+
     started = time.time()
     templates = stimuli.select_templates(options.template_indices)
     chosen = professions.select(options.professions, options.max_examples)
@@ -76,16 +76,6 @@ def main(options):
     seconds = run_folder.read()["runs"][run]["wall_time_seconds"] + time.time() - started
     run_folder.update(run, finished=now(), wall_time_seconds=seconds)
     print(f"finished: {len(files)} tables and manifest.json in {run_folder.folder}")
-
-
-def load_model(options):
-    """The model as the options ask for it. Imported here so that --help and bad input answer at once."""
-    import torch
-
-    from experiment import Model
-
-    return Model(device=device(options.device), gpt2_version=options.model, random_weights=options.randomize, seed=options.seed,
-                 dtype=getattr(torch, options.dtype), full_passes=options.full_passes)
 
 
 def build_interventions(model, templates, chosen, candidates):
@@ -135,16 +125,6 @@ def describe_settings(model, options, interventions):
         "dtype": options.dtype,
         "seed": options.seed if options.randomize else None,
     }
-
-
-def describe_machine(model):
-    packages = ("torch", "transformers", "tokenizers", "numpy", "pandas")
-    return {"device": str(model.device), "python": platform.python_version(), "processor": platform.machine(),
-            **{package: importlib.metadata.version(package) for package in packages}}
-
-
-def now():
-    return datetime.datetime.now().astimezone().isoformat(timespec="seconds")
 
 
 def find_folder(out_dir, randomized, settings, files):
@@ -204,7 +184,7 @@ def write_interventions(model, run_folder, run, interventions, options):
 def unwritten(run_folder, run):
     """{name: entry} of the run's tables that are not there, or that the manifest does not call complete yet."""
     files = run_folder.read()["runs"][run]["files"]
-    todo = {name: entry for name, entry in files.items() if "rows" not in entry or not (run_folder.folder / name).exists()}
+    todo = {name: entry for name, entry in files.items() if not run_folder.is_finished(name)}
     if len(todo) < len(files):
         print(f"kept: {len(files) - len(todo)} finished tables")
     return todo

@@ -3,6 +3,9 @@
 `batch` and `convert_results_to_pd` have the names of the 2020 study.
 """
 
+import datetime
+import importlib.metadata
+import platform
 import re
 from pathlib import Path
 
@@ -24,6 +27,29 @@ EFFECT_COLUMNS = ["neuron_", "layer_direct_mean", "neuron_direct_mean", "odds_ra
 CONTRAST_COLUMNS = ["neuron_", "layer", "neuron", "gender_contrast_mean", "gender_contrast_std", "prompts"]
 LAYER_COLUMNS = ["model", "share", "layer", "neurons", "odds_ratio_indirect_mean", "odds_ratio_indirect_std"]
 TYPES = ("man_direct", "man_indirect", "woman_direct", "woman_indirect", "man_minus_woman", "woman_minus_man", "no_intervention")
+
+
+def load_model(options):
+    """The model as the options ask for it. What takes seconds to import is imported here, so that --help and bad input answer at once."""
+    import torch
+
+    from experiment import Model
+    from mediation.options import device
+
+    return Model(device=device(options.device), gpt2_version=options.model, random_weights=options.randomize, seed=options.seed,
+                 dtype=getattr(torch, options.dtype), full_passes=options.full_passes)
+
+
+def describe_machine(model):
+    """What a manifest tells of the machine and the versions."""
+    packages = ("torch", "transformers", "tokenizers", "numpy", "pandas")
+    return {"device": str(model.device), "python": platform.python_version(), "processor": platform.machine(),
+            **{package: importlib.metadata.version(package) for package in packages}}
+
+
+def now():
+    """The time of a manifest's entry, with its zone."""
+    return datetime.datetime.now().astimezone().isoformat(timespec="seconds")
 
 
 def batch(iterable, bsize=1):

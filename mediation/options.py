@@ -78,6 +78,25 @@ def add_model_options(parser):
     parser.add_argument("--seed", type=int, default=0, help="of everything random (default: 0)")
 
 
+def true_or_false(text):
+    """"True" or "False", as the 2020 scripts take them."""
+    if text.lower() not in ("true", "false"):
+        raise argparse.ArgumentTypeError(f"{text} is neither True nor False")
+    return text.lower() == "true"
+
+
+def add_attention_options(parser):
+    """What the attention scripts have in common."""
+    add_model_options(parser)
+    parser.add_argument("--do_filter", type=true_or_false, default=True, metavar="True|False",
+                        help="only examples on which the model follows the stereotype strongly (default: True)")
+    parser.add_argument("--filter_quantile", type=float, default=0.25, metavar="Q",
+                        help="examples are kept whose odds ratio lies above this quantile of all above 1 (default: 0.25)")
+    parser.add_argument("--max_examples", type=positive, metavar="N", help="only the first N examples, taken before filtering")
+    parser.add_argument("--out_dir", default=".", metavar="D", help="where winobias_data and winogender_data are (default: here)")
+    parser.add_argument("--full_passes", action="store_true", help="every intervention as a full forward pass of its own: slow, the reference")
+
+
 def device(name):
     """"auto" -> "cuda" where there is one, else "cpu"; any other name as it is.
 

@@ -1,10 +1,13 @@
 """Figures, from tables only. Sized for a column of a paper; text stays text in the PDF."""
 
+import textwrap
+
 import matplotlib
 
 matplotlib.use("pdf")
 
 import matplotlib.pyplot as plt
+import numpy as np
 import seaborn as sns
 from matplotlib.ticker import MaxNLocator
 
@@ -78,3 +81,120 @@ def _finish_layer_axes(figure, axes, path):
     axes.set(xlabel="layer (0 = word embedding)", ylabel="natural indirect effect\n(odds ratio − 1)")
     axes.legend(frameon=False)
     return _save(figure, path)
+
+
+EFFECT_LABELS = {"indirect": "natural indirect effect", "direct": "natural direct effect"}
+COLOURS = {"indirect": "C0", "direct": "C1"}
+
+
+def _heat(axes, effects, kind):
+    """One cell a head, layers upward as they are run.
+
+    Colours are centred on 0 = no effect. Direct effects of single heads all lie near the total effect: theirs span what there is.
+    """
+    largest = np.abs(effects).max() or 1.0
+    colours = {"cmap": "RdBu_r", "vmin": -largest, "vmax": largest} if kind == "indirect" else {"cmap": "viridis"}
+    sns.heatmap(effects, ax=axes, **colours, cbar_kws={"label": EFFECT_LABELS[kind], "shrink": 0.8})
+    axes.invert_yaxis()
+    _thin_ticks(axes.xaxis, effects.shape[1])
+    _thin_ticks(axes.yaxis, effects.shape[0])
+    axes.set(xlabel="head", ylabel="layer")
+    axes.tick_params(labelrotation=0, length=2)
+
+
+def _thin_ticks(axis, count):
+    """Ticks at the middle of cells, a dozen at the most."""
+    step = -(-count // 12)
+    axis.set_ticks(np.arange(0, count, step) + 0.5, [str(number) for number in range(0, count, step)])
+
+
+def _height(layers):
+    return min(5.5, 1.5 + 0.09 * layers)
+
+
+def head_heat_map(effects, kind, title, path):
+    """Mean effect of every head. `effects` [L, H]."""
+    with plt.rc_context(STYLE):
+        figure, axes = plt.subplots(figsize=(COLUMN_WIDTH, _height(len(effects))))
+        _heat(axes, effects, kind)
+        axes.set_title(title)
+        return _save(figure, path)
+
+
+def head_heat_map_with_bar(effects, layer_effects, kind, title, path, sort=False):
+    """The same, beside it a bar a layer: the mean effect of overriding all its heads, [L]; with `sort` heads in the order of their effect."""
+    with plt.rc_context(STYLE):
+        figure, (axes, bars) = plt.subplots(1, 2, figsize=(1.5 * COLUMN_WIDTH, _height(len(effects))), width_ratios=(3, 1))
+        _heat(axes, -np.sort(-effects, axis=1) if sort else effects, kind)
+        if sort:
+            axes.set_xlabel("heads, sorted in each layer")
+        bars.barh(np.arange(len(layer_effects)) + 0.5, layer_effects, height=0.8, color=COLOURS[kind])
+        bars.set(ylim=axes.get_ylim(), yticks=[], xlabel="all heads\nof the layer")
+        bars.axvline(0, color="0.4", linewidth=0.6)
+        bars.xaxis.set_major_locator(MaxNLocator(3))
+        figure.suptitle(title, fontsize=8)
+        return _save(figure, path)
+
+
+def layer_bars(effects, deviations, kind, title, path):
+    """Mean effect of overriding all heads of a layer, with the standard error over examples. `effects`, `deviations` [L]."""
+    with plt.rc_context(STYLE):
+        figure, axes = plt.subplots(figsize=(COLUMN_WIDTH, 2.3))
+        axes.bar(np.arange(len(effects)), effects, yerr=deviations, color=COLOURS[kind], error_kw={"linewidth": 0.7, "ecolor": "0.3"})
+        axes.axhline(0, color="0.4", linewidth=0.6)
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+        axes.set(xlabel="layer (all its heads overridden)", ylabel=f"{EFFECT_LABELS[kind]}\n(bar: standard error)", title=title)
+        return _save(figure, path)
+
+
+def stacked_layer_bars(indirect, direct, title, path):
+    """Mean indirect and direct effect of every layer, one on the other. Both [L]."""
+    with plt.rc_context(STYLE):
+        figure, axes = plt.subplots(figsize=(COLUMN_WIDTH, 2.5))
+        layers = np.arange(len(indirect))
+        axes.bar(layers, indirect, color=COLOURS["indirect"], label="indirect")
+        # on the indirect bar where both point one way, from 0 where they do not
+        axes.bar(layers, direct, bottom=np.where(np.sign(indirect) == np.sign(direct), indirect, 0), color=COLOURS["direct"], label="direct")
+        axes.axhline(0, color="0.4", linewidth=0.6)
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+        axes.set(xlabel="layer (all its heads overridden)", ylabel="natural effects, stacked", title=title)
+        figure.legend(loc="outside lower center", ncols=2, frameon=False)
+        return _save(figure, path)
+
+
+def effects_of_models(table, path):
+    """Total, direct and indirect effect of several models side by side. `table`: index model, columns what the legend says."""
+    with plt.rc_context(STYLE):
+        figure, axes = plt.subplots(figsize=(max(COLUMN_WIDTH, 0.9 * len(table)), 2.9))
+        width = 0.8 / len(table.columns)
+        for index, (name, values) in enumerate(table.items()):
+            axes.bar(np.arange(len(table)) + index * width, values, width=width, label=name, color=f"C{index}")
+        axes.axhline(0, color="0.4", linewidth=0.6)
+        axes.set_xticks(np.arange(len(table)) + 0.4 - width / 2, [textwrap.fill(name.replace("_random", " (random)").replace("-", "- "), 12).replace("- ", "-")
+                                                                for name in table.index])
+        axes.set(ylabel="mean effect\n(odds ratio − 1)")
+        figure.legend(loc="outside lower center", ncols=2, frameon=False)
+        return _save(figure, path)
+
+
+def attention_on_context(tokens, heads, title, path):
+    """Where chosen heads look from the pronoun, in both contexts.
+
+    Args:
+        tokens: T strings, the last one holding both pronouns ("she / he").
+        heads: {label: [2, T] attention weights from the pronoun, in x and x'}; each row sums to 1.
+    """
+    with plt.rc_context(STYLE):
+        figure, panels = plt.subplots(1, len(heads), figsize=(max(COLUMN_WIDTH, 1.3 + 1.2 * len(heads)), 0.9 + 0.17 * len(tokens)), sharey=True, squeeze=False)
+        rows = np.arange(len(tokens))
+        for axes, (label, weights) in zip(panels[0], heads.items()):
+            for index, (name, values) in enumerate(zip(("x (female pronoun)", "x' (male pronoun)"), weights)):
+                axes.barh(rows + (index - 0.5) * 0.4, values, height=0.4, color=f"C{3 if index == 0 else 0}", label=name)
+            axes.set(title=label, xlim=(0, 1), xticks=(0, 0.5, 1))
+            axes.xaxis.set_major_formatter("{x:g}")
+        panels[0, 0].set_yticks(rows, tokens)
+        panels[0, 0].invert_yaxis()
+        figure.supxlabel("attention from the pronoun", fontsize=8)
+        figure.suptitle(textwrap.fill(title, int(18 + 16 * len(heads))), fontsize=8)
+        figure.legend(*panels[0, 0].get_legend_handles_labels(), loc="outside lower center", ncols=2, frameon=False)
+        return _save(figure, path)

@@ -131,6 +131,28 @@ def split_total_effects(table):
     return found
 
 
+def strong_examples(odds_ratios, quantile):
+    """The model-filtered examples: those whose odds ratio r = y(x') / y(x) lies above a quantile of all r above 1.
+
+    Args:
+        odds_ratios: [N]; quantile: in [0, 1), 0.25 in the study.
+
+    Returns: (indices kept, number of examples with r > 1, threshold).
+
+    Raises:
+        InputError: no example with r > 1.
+    """
+    odds_ratios = np.asarray(odds_ratios, np.float64)
+    aligned = odds_ratios[odds_ratios > 1]
+    if not len(aligned):
+        raise InputError("no example has an odds ratio above 1 in this model, filtering leaves nothing: use --do-filter False")
+    threshold = float(np.quantile(aligned, quantile))
+    kept = np.flatnonzero(odds_ratios > threshold)
+    if not len(kept):
+        raise InputError(f"no example has an odds ratio above the threshold {threshold:.6f}: use more examples or --do-filter False")
+    return kept.tolist(), len(aligned), threshold
+
+
 class Moments:
     """Mean and sample standard deviation of arrays that come one by one, without keeping them (Welford 1962)."""
 

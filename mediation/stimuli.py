@@ -56,6 +56,20 @@ class Prompt:
     slot: tuple
 
 
+@dataclass(frozen=True)
+class PronounStimulus:
+    """One example of WinoBias or Winogender: a base string whose slot takes a pronoun, and how it may go on.
+
+    `substitutes`: (female pronoun, male pronoun); `candidates`: (continuation that fits the female-stereotyped referent, the
+    male-stereotyped one's); `referents`: these two, in words.
+    """
+
+    base_string: str
+    substitutes: tuple
+    candidates: tuple
+    referents: tuple
+
+
 def fill(tokenizer, base_string, substitute):
     """Tokenize `base_string` with `substitute` in its slot, and find the slot's tokens by the tokenizer's character offsets.
 

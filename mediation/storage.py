@@ -60,11 +60,12 @@ def whole_folder(path):
         target.rename(path)
 
 
-def write_json(path, content):
-    """Write JSON, indented, whole or not at all."""
+def write_json(path, content, indent=1):
+    """Write JSON, whole or not at all; returns the path."""
     with whole_file(path) as file:
-        json.dump(content, file, indent=1, ensure_ascii=False)
+        json.dump(content, file, indent=indent, ensure_ascii=False)
         file.write("\n")
+    return path
 
 
 def write_csv(path, table, index=False):
@@ -128,6 +129,11 @@ class RunFolder:
         """Settings of the run that made (or is making) a file; None for a file the manifest does not know."""
         owners = [run["settings"] for run in self.read()["runs"] if file_name in run["files"]]
         return owners[-1] if owners else None
+
+    def is_finished(self, file_name):
+        """True for a file that is there and that its run in the manifest calls complete."""
+        complete = any("rows" in run["files"].get(file_name, {}) for run in self.read()["runs"])
+        return complete and (self.folder / file_name).exists()
 
     def claim(self, files, settings):
         """Make sure that a run with these settings may write these files, before it writes anything.

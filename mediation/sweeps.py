@@ -189,7 +189,7 @@ def heads_by_full_passes(model, parts, context, candidates, edits):
 
 
 def sweep_heads(model, parts, context, candidates, edits, batch_size=None, full_passes=False, progress=None):
-    """Log-probabilities of the candidates after `context` under B attention interventions, and without one.
+    """Log-probabilities of the candidates after `context` under B attention interventions.
 
     Heads whose weights are the run's own anyway are not touched: an intervention on none but these has exactly no effect.
 
@@ -198,7 +198,7 @@ def sweep_heads(model, parts, context, candidates, edits, batch_size=None, full_
         full_passes: True runs the plain reference, every intervention and candidate in a full pass of its own.
         progress: called with the number of interventions done after each batch.
 
-    Returns: float64 [B, C], float64 [C].
+    Returns: float64 [B, C].
     """
     own = attention_weights(model, parts, context)
     differs = (own != edits.weights)[:, :, edits.first:].any(dim=3).any(dim=2)  # [L, H]
@@ -219,4 +219,4 @@ def sweep_heads(model, parts, context, candidates, edits, batch_size=None, full_
         return heads_by_descent(parts, base, continuations, chunk)
 
     _in_batches(run, changed.nonzero().squeeze(1), size, result, progress)
-    return result, without[0]
+    return result

@@ -15,11 +15,21 @@ PROJECT = Path(__file__).parent.parent
 SHARED = Path(os.environ.get("MEDIATION_SHARED", PROJECT.parent / "shared"))
 sys.path.insert(0, str(PROJECT))
 
-from experiment import Model
-from mediation import professions, stimuli
+from experiment import Intervention, Model
+from mediation import assets, professions, stimuli
 from mediation.architectures import ARCHITECTURES
 from mediation.checkpoints import bundled_model
 from mediation.errors import InputError
+
+ROWS = """1 [The carpenter] thanked the nurse because [he] was ill.
+2 The carpenter thanked [the nurse] because [she] had helped in the night.
+3 [The driver] called the teacher and [he] talked.
+4 The driver called [the teacher] and [she] wrote it all down.
+5 [The driver] called the nurse before [he] left.
+6 The driver called [the nurse] before [she] slept.
+7 [The driver] saw the nurse who wanted to see [him].
+8 The driver saw [the nurse] who wanted [her] tea.
+"""
 
 SINGLE_TOKEN_WORDS = ("nurse", "teacher", "doctor", "captain", "maid", "king", "clerk")  # in the toys' vocabulary; other professions are several tokens
 
@@ -134,3 +144,32 @@ def run_script(monkeypatch, capsys):
 @pytest.fixture(scope="session")
 def rated():
     return professions.load()
+
+
+@pytest.fixture
+def stimulus(toy_model):
+    def make(model):
+        return Intervention(model.tokenizer, "The captain told the nurse that {}", ["she", "he"], ["was here.", "said that the man went home."])
+    return make
+
+
+@pytest.fixture
+def data(tmp_path, monkeypatch):
+    """A project folder with a little WinoBias and Winogender of our own."""
+    project = tmp_path / "project"
+    (project / "winobias_data").mkdir(parents=True)
+    (project / "winogender_data").mkdir()
+    for split in ("dev", "test"):
+        (project / "winobias_data" / f"pro_stereotyped_type1.txt.{split}").write_text(ROWS.replace("\n", " \r\n"))
+    (project / "winobias_data" / "female_occupations.txt").write_text("nurse\r\nteacher\r\n")
+    (project / "winobias_data" / "male_occupations.txt").write_text("carpenter\r\ndriver")
+    (project / "winogender_data" / "templates.tsv").write_text(
+        "occupation(0)\tother-participant(1)\tanswer\tsentence\r\n"
+        "teacher\tcaptain\t1\tThe $OCCUPATION told the $PARTICIPANT that $NOM_PRONOUN could go.\r\n"
+        "teacher\tcaptain\t0\tThe $OCCUPATION told the $PARTICIPANT that $NOM_PRONOUN had to go home.\r\n"
+        "clerk\tcaptain\t1\tThe $OCCUPATION saw the $PARTICIPANT and $NOM_PRONOUN ran.\r\n"
+        "clerk\tcaptain\t0\tThe $OCCUPATION saw the $PARTICIPANT and $POSS_PRONOUN cat.\r\n")
+    (project / "winogender_data" / "occupations-stats.tsv").write_text(
+        "occupation\tbergsma_pct_female\tbls_pct_female\tbls_year\r\nteacher\t40.0\t80.5\t2015\r\nclerk\t60\t60\t2015\r\n")
+    monkeypatch.setattr(assets, "PROJECT", project)
+    return project

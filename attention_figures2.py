@@ -1,0 +1,48 @@
+"""Total, direct and indirect effect of all models side by side, on filtered WinoBias dev.
+
+    python attention_figures2.py -out_dir .
+
+Reads OUT_DIR/winobias_data/attention_intervention_{M}_filtered_dev.json of every model that is there. Draws
+OUT_DIR/results/attention_intervention/effects.pdf, and writes the numbers in it to effects.csv beside it: TE, NDE-all and NIE-all (all heads
+overridden at once), NIE-sum (the sum of the heads' own indirect effects; above NIE-all where heads do the same work).
+"""
+
+import argparse
+from pathlib import Path
+
+from mediation.errors import InputError
+from mediation.options import Parser, exit_on_bad_input
+from mediation.storage import check_writable, write_csv
+
+
+def main(options):
+    """Files to a table, the table to a figure."""
+    import pandas as pd
+
+    from attention_utils import find_results, head_effects, read_results
+    from mediation import plots
+
+    check_writable(options.out_dir)
+    suffix = "_filtered_dev"
+    found = {path: label for path, label in find_results(options.out_dir).items() if label.startswith("winobias_") and label.endswith(suffix)}
+    if not found:
+        raise InputError(f"{options.out_dir}/winobias_data holds no filtered dev results: run attention_intervention_winobias.py --do-filter True --split dev")
+    rows = {}
+    for path, label in found.items():
+        content = read_results(path)
+        rows[label.removeprefix("winobias_").removesuffix(suffix)] = {
+            "TE": content["mean_total_effect"], "NDE-all": content["mean_model_direct_effect"], "NIE-all": content["mean_model_indirect_effect"],
+            "NIE-sum": head_effects(content["results"], "indirect").mean(axis=0).sum()}
+    table = pd.DataFrame.from_dict(rows, orient="index")
+    print(table.to_string(float_format="%.4f"))
+    folder = Path(options.out_dir) / "results" / "attention_intervention"
+    print("wrote", plots.effects_of_models(table, folder / "effects.pdf"))
+    print("wrote", write_csv(folder / "effects.csv", table.rename_axis("model"), index=True))
+
+
+if __name__ == "__main__":
+    parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out_dir", default=".", metavar="D", help="where winobias_data is (default: here)")
+    chosen_options = parser.parse_args()
+    with exit_on_bad_input():
+        main(chosen_options)

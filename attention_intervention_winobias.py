@@ -1,0 +1,39 @@
+"""Attention interventions on WinoBias: how much of the stereotype goes through each head, each layer, all attention.
+
+    python attention_intervention_winobias.py -model smollm2-135m --do-filter True --split dev
+    python attention_intervention_winobias.py -model smollm2-135m --do-filter False --split dev --max_examples 10
+
+Each example is a pair of contexts that differ in a pronoun, and two continuations. The attention weights of one context are put
+into the run of the other, for every head, every layer and the whole model. Writes
+OUT_DIR/winobias_data/attention_intervention_{M}_{filtered|unfiltered}_{split}.json and manifest.json beside it, and
+prints the strongest heads and layers. A finished JSON is not computed again; an interrupted run goes on with the next example.
+"""
+
+import argparse
+
+from mediation import winobias
+from mediation.options import Parser, add_attention_options, exit_on_bad_input
+from mediation.storage import check_writable
+
+
+def main(options):
+    """Stimuli, model, sweep, report."""
+    from attention_utils import report_study, run_study
+    from mediation.checkpoints import model_name
+    from utils import load_model
+
+    examples = winobias.load(options.split)[: options.max_examples]
+    check_writable(options.out_dir)
+    model = load_model(options)
+    kind = "filtered" if options.do_filter else "unfiltered"
+    about = {"model_version": model_name(options.model), "do_filter": options.do_filter, "split": options.split}
+    report_study(run_study(model, examples, "winobias", f"attention_intervention_{model.name}_{kind}_{options.split}.json", about, options))
+
+
+if __name__ == "__main__":
+    parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    add_attention_options(parser)
+    parser.add_argument("--split", choices=winobias.SPLITS, default="dev", help="part of the data set (default: dev)")
+    chosen_options = parser.parse_args()
+    with exit_on_bad_input():
+        main(chosen_options)

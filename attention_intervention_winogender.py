@@ -1,0 +1,37 @@
+"""Attention interventions on Winogender: how much of the stereotype goes through each head, each layer, all attention.
+
+    python attention_intervention_winogender.py -model smollm2-135m --do-filter True --stat bls
+
+As attention_intervention_winobias.py; --stat names the statistic of women in an occupation that decides which continuation is
+the female-stereotyped one. Writes OUT_DIR/winogender_data/attention_intervention_{stat}_{M}_{filtered|unfiltered}.json and
+manifest.json beside it, and prints the strongest heads and layers.
+"""
+
+import argparse
+
+from mediation import winogender
+from mediation.options import Parser, add_attention_options, exit_on_bad_input
+from mediation.storage import check_writable
+
+
+def main(options):
+    """Stimuli, model, sweep, report."""
+    from attention_utils import report_study, run_study
+    from mediation.checkpoints import model_name
+    from utils import load_model
+
+    examples = winogender.load(options.stat)[: options.max_examples]
+    check_writable(options.out_dir)
+    model = load_model(options)
+    kind = "filtered" if options.do_filter else "unfiltered"
+    about = {"model_version": model_name(options.model), "do_filter": options.do_filter, "stat": options.stat}
+    report_study(run_study(model, examples, "winogender", f"attention_intervention_{options.stat}_{model.name}_{kind}.json", about, options))
+
+
+if __name__ == "__main__":
+    parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    add_attention_options(parser)
+    parser.add_argument("--stat", choices=list(winogender.STATISTICS), default="bergsma", help="statistic of women in an occupation (default: bergsma)")
+    chosen_options = parser.parse_args()
+    with exit_on_bad_input():
+        main(chosen_options)

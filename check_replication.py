@@ -1,0 +1,139 @@
+"""Does this software reproduce a result file of the attention study? Recompute it and compare, example by example.
+
+    python check_replication.py --data winobias -model gpt2
+    python check_replication.py --json winobias_data/attention_intervention_smollm2-135m_filtered_dev.json -model smollm2-135m --sample 10
+
+The file is one of the published study or of our own (--json), or by default OUT_DIR/{data}_data/attention_intervention_*_{M}_*.json for
+--data; the published figures of GPT-2 small on filtered WinoBias dev come with this software. Prints the deviation of every
+probability and effect, the examples that only one side has, and a verdict. Exit code 0: reproduced; 1: not.
+"""
+
+import argparse
+from pathlib import Path
+
+import numpy as np
+
+from mediation import winobias, winogender
+from mediation.errors import InputError
+from mediation.options import Parser, add_model_options, exit_on_bad_input, positive
+
+PUBLISHED = Path(__file__).parent / "experiment_data" / "published"
+
+
+def main(options):
+    """File, stimuli, model, comparison, verdict."""
+    import pandas as pd
+    from tqdm import tqdm
+
+    from attention_utils import EFFECTS, STRINGS, example_key, perform_intervention, read_results
+    from experiment import Intervention
+    from utils import load_model
+
+    path = find_file(options)
+    examples = load_examples(path)
+    content = read_results(path, examples)
+    examples = examples[: content.get("num_examples_loaded")]
+    theirs = {example_key(*(entry[name] for name in STRINGS)): entry for entry in content["results"]}
+    keys = [example_key(*(example.base_string.replace("{}", word) for word in example.substitutes), *example.candidates) for example in examples]
+    common = [key for key in theirs if key in keys]
+    if not common:
+        raise InputError(f"{path}: none of its {len(theirs)} examples is in the data set: name a result file of this data set")
+
+    model = load_model(options)
+    interventions = {key: Intervention(model.tokenizer, example.base_string, example.substitutes, example.candidates, model.device)
+                     for key, example in zip(keys, examples)}
+    ours = selected(model, interventions, content)
+    if options.sample:
+        common = [common[index] for index in sorted(np.random.default_rng(options.seed).choice(len(common), min(options.sample, len(common)), replace=False))]
+    rows = [compare(theirs[key], perform_intervention(interventions[key], model, EFFECTS)) | {"context": key[0]}
+            for key in tqdm(common, desc="examples", unit=" examples")]
+    return report(path, model, pd.DataFrame(rows), ours, theirs, options.tolerance)
+
+
+def report(path, model, table, ours, theirs, tolerance):
+    """Print the comparison; returns the exit code.
+
+    Args:
+        table: one row an example that was recomputed, columns of `compare`.
+        ours, theirs: keys of the examples that this software and the file analyse.
+    """
+    import pandas as pd
+
+    print(f"{path}: {len(theirs)} examples, {len(table)} recomputed with {model.name}\n")
+    print("largest deviation in each example (probabilities relative, effects absolute)")
+    print(table.to_string(float_format="%.1e"), "\n")
+    deviations = table.drop(columns="context")
+    print(pd.DataFrame({"largest": deviations.max(), "median": deviations.median()}).to_string(float_format="%.1e"), "\n")
+    for title, keys in (("in the file", [key for key in theirs if key not in ours]), ("in ours", [key for key in ours if key not in theirs])):
+        print(f"examples only {title}: {len(keys)}", *(f"  {' | '.join(key[::2])}" for key in keys), sep="\n")
+    largest, same = float(deviations.max().max()), set(ours) == set(theirs)
+    reproduced = same and largest <= tolerance
+    print(f"\nverdict: {'REPRODUCED' if reproduced else 'NOT REPRODUCED'}: largest deviation {largest:.1e} (allowed: {tolerance:g}), "
+          f"{'the same' if same else 'other'} examples, {len(table)} of {len(theirs)} recomputed")
+    return 0 if reproduced else 1
+
+
+def find_file(options):
+    """The file that is named, or the one that the model's name and --data say."""
+    if options.json:
+        return Path(options.json)
+    from mediation.checkpoints import model_name
+
+    name = model_name(options.model) + ("_random" if options.randomize else "")
+    pattern = {"winobias": f"attention_intervention_{name}_filtered_dev.json", "winogender": f"attention_intervention_*_{name}_filtered.json"}[options.data]
+    folder = Path(options.out_dir) / f"{options.data}_data"
+    found = sorted(folder.glob(pattern)) or sorted(PUBLISHED.glob(pattern))
+    if not found:
+        raise InputError(f"no {pattern} in {folder}: name the file with --json, or the folder above {folder.name} with -out_dir")
+    return found[0]
+
+
+def load_examples(path):
+    """All examples of the data set that a result file is of: a file of Winogender names its statistic, one of WinoBias its split."""
+    from attention_utils import read_json
+
+    content = read_json(path)
+    if isinstance(content, dict) and "stat" in content:
+        return winogender.load(content["stat"])
+    return winobias.load(content["split"] if isinstance(content, dict) and "split" in content else "dev")
+
+
+def selected(model, interventions, content):
+    """Keys of the examples that this software would analyse with the file's settings; `interventions` {key: Intervention}."""
+    from tqdm import tqdm
+
+    from attention_utils import get_odds_ratio
+    from mediation.statistics import strong_examples
+
+    if not content["do_filter"]:
+        return list(interventions)
+    ratios = [get_odds_ratio(intervention, model) for intervention in tqdm(interventions.values(), desc="filter", unit=" examples")]
+    kept, aligned, threshold = strong_examples(ratios, content["filter_quantile"])
+    print(f"aligned examples {aligned} (file: {content['num_examples_aligned']}), threshold {threshold:.6f} (file: {content['threshold']:.6f}), "
+          f"analysed {len(kept)} (file: {content['num_examples_analyzed']})")
+    return [list(interventions)[index] for index in kept]
+
+
+def compare(theirs, ours):
+    """Largest deviation of each kind of number between two entries of one example: probabilities relative, effects absolute."""
+    probabilities = [name for name in theirs if name.endswith("_prob")]
+    deviations = {"probability": max(abs(ours[name] / theirs[name] - 1) for name in probabilities), "total": abs(ours["total_effect"] - theirs["total_effect"])}
+    for kind in ("indirect", "direct"):
+        for level in ("head", "layer", "model"):
+            name = f"{kind}_effect_{level}"
+            deviations[f"{kind} {level}"] = float(np.abs(np.asarray(ours[name]) - np.asarray(theirs[name])).max())
+    return deviations
+
+
+if __name__ == "__main__":
+    parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    add_model_options(parser)
+    parser.add_argument("--data", choices=("winobias", "winogender"), default="winobias", help="data set, where no file is named (default: winobias)")
+    parser.add_argument("--json", metavar="FILE", help="result file to check")
+    parser.add_argument("--sample", type=positive, metavar="N", help="recompute N random examples (default: all)")
+    parser.add_argument("--tolerance", type=float, default=1e-3, metavar="E", help="largest deviation that counts as reproduced (default: 0.001)")
+    parser.add_argument("--out_dir", default=".", metavar="D", help="where winobias_data and winogender_data are (default: here)")
+    parser.set_defaults(full_passes=False)
+    chosen_options = parser.parse_args()
+    with exit_on_bad_input():
+        raise SystemExit(main(chosen_options))

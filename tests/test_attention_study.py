@@ -1,0 +1,287 @@
+"""The attention study as a user runs it, and the oracle numbers."""
+
+import json
+import re
+import subprocess
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+import attention_utils
+from attention_utils import STRINGS, find_results, perform_interventions, read_results
+from experiment import Intervention, Model
+from mediation import winobias, winogender
+from mediation.attention import attention_weights
+from mediation.errors import InputError
+from tests.conftest import ROWS
+
+PROJECT = Path(__file__).parent.parent
+
+
+# scripts
+
+
+@pytest.fixture
+def study(run_script, toy_checkpoint, data, tmp_path):
+    """study("winobias", *options) runs the script on a toy; results in tmp_path / "out"."""
+    def run(name, *options):
+        return run_script(f"attention_intervention_{name}.py", "-model", toy_checkpoint("gpt2"), "-out_dir", tmp_path / "out", *options)
+    return run
+
+
+def test_a_study_writes_its_json(study, tmp_path):
+    code, output, _ = study("winobias", "--do-filter", "False", "--split", "test")
+    assert code == 0 and "100" in output and "no exact parts" in output
+    path = tmp_path / "out" / "winobias_data" / "attention_intervention_toy-gpt2_unfiltered_test.json"
+    content = json.loads(path.read_text())
+    assert list(content) == ["model_version", "do_filter", "split", "num_examples_loaded", "num_examples_analyzed", "mean_total_effect",
+                             "mean_model_indirect_effect", "mean_model_direct_effect", "results"]
+    assert (content["num_examples_loaded"], content["num_examples_analyzed"], content["do_filter"]) == (3, 3, False)
+    assert np.shape(content["results"][0]["indirect_odds_head"]) == (3, 4)
+    assert content["mean_total_effect"] == pytest.approx(np.mean([entry["total_effect"] for entry in content["results"]]))
+    manifest = json.loads((path.parent / "manifest.json").read_text())
+    assert manifest["runs"][0]["files"][path.name]["largest_deviation_from_full_passes"] < 1e-4
+    before = path.read_bytes()
+    code, output, _ = study("winobias", "--do-filter", "False", "--split", "test")
+    assert code == 0 and f"kept: {path} is finished" in output and path.read_bytes() == before
+
+
+def test_filtering_that_leaves_nothing(study, tmp_path):
+    """With one example its own odds ratio is the quantile, if it is above 1 at all."""
+    for statistic in ("bls", "bergsma"):
+        code, _, errors = study("winogender", "--stat", statistic, "--do-filter", "True")
+        assert code == 2 and "--do-filter False" in errors
+    assert not list((tmp_path / "out").rglob("*.json"))
+
+
+def test_a_study_goes_on_where_it_was(study, tmp_path, monkeypatch):
+    study("winobias", "--do-filter", "False")
+    path = tmp_path / "out" / "winobias_data" / "attention_intervention_toy-gpt2_unfiltered_dev.json"
+    undisturbed = path.read_bytes()
+    path.unlink()
+    swept, sweep = [], attention_utils.sweep_example
+
+    def interrupted(model, intervention, *rest):
+        swept.append(intervention.base_strings[0])
+        if len(swept) == 3:
+            raise KeyboardInterrupt
+        return sweep(model, intervention, *rest)
+
+    monkeypatch.setattr(attention_utils, "sweep_example", interrupted)
+    code, _, errors = study("winobias", "--do-filter", "False")
+    assert code == 130 and "goes on from there" in errors and not path.exists()
+    assert study("winobias", "--do-filter", "False")[0] == 0
+    assert len(swept) == 4 and swept[2] == swept[3] and path.read_bytes() == undisturbed
+
+
+def test_nothing_is_overwritten(study, tmp_path):
+    study("winobias", "--do-filter", "False")
+    code, _, errors = study("winobias", "--do-filter", "False", "--max_examples", 1)
+    assert code == 2 and "other settings (" in errors and "max_examples None -> 1" in errors
+    stranger = tmp_path / "out" / "winobias_data" / "attention_intervention_toy-gpt2_unfiltered_test.json"
+    stranger.write_text("{}")
+    code, _, errors = study("winobias", "--do-filter", "False", "--split", "test")
+    assert code == 2 and "no manifest tells how it was made" in errors and stranger.read_text() == "{}"
+
+
+@pytest.mark.parametrize("options, message", [
+    (["--split", "train"], "invalid choice: 'train'"),
+    (["--do-filter", "perhaps"], "perhaps is neither True nor False"),
+    (["--max_examples", "0"], "0 is not a whole number"),
+])
+def test_options_that_cannot_be(study, tmp_path, options, message):
+    code, _, errors = study("winobias", *options)
+    assert code == 2 and message in errors and len(errors.splitlines()) == 1 and not (tmp_path / "out").exists()
+
+
+def test_a_damaged_data_set(study, data, tmp_path):
+    (data / "winobias_data" / "pro_stereotyped_type1.txt.dev").write_text(ROWS.rsplit("\n", 2)[0])
+    code, _, errors = study("winobias")
+    assert code == 2 and "has no partner" in errors and not (tmp_path / "out").exists()
+
+
+def test_a_model_without_the_attention_interface(run_script, toy_checkpoint, data, tmp_path):
+    from transformers import AutoConfig, AutoModelForCausalLM
+    bloom = tmp_path / "bloom"
+    AutoModelForCausalLM.from_config(AutoConfig.for_model("bloom", hidden_size=8, n_layer=1, n_head=1, vocab_size=420)).save_pretrained(bloom)
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        (bloom / name).write_bytes((toy_checkpoint("gpt2") / name).read_bytes())
+    code, _, errors = run_script("attention_intervention_winobias.py", "-model", bloom, "-out_dir", tmp_path / "out")
+    assert code == 2 and "bloom" in errors.splitlines()[-1] and not (tmp_path / "out").exists()
+
+
+def test_shell_sweeps_keep_finished_files(toy_checkpoint, tmp_path):
+    """With stand-in files for every configuration but none to compute, the sweep only names them."""
+    (tmp_path / "winobias_data").mkdir()
+    for kind in ("filtered", "unfiltered"):
+        for split in ("dev", "test"):
+            (tmp_path / "winobias_data" / f"attention_intervention_toy-gpt2_{kind}_{split}.json").write_text("{}")
+    done = subprocess.run([PROJECT / "attention_intervention_winobias.sh"], capture_output=True, text=True, check=True,
+                          env={"PATH": "/usr/bin:/bin", "MODELS": str(toy_checkpoint("gpt2")), "OUT_DIR": str(tmp_path), "PYTHON": "false"})
+    assert len(re.findall("^kept: ", done.stdout, re.MULTILINE)) == 4
+
+
+def test_figures(study, run_script, toy_checkpoint, tmp_path):
+    study("winobias", "--do-filter", "False")
+    study("winogender", "--do-filter", "False")
+    source = tmp_path / "out" / "winobias_data" / "attention_intervention_toy-gpt2_unfiltered_dev.json"
+    source.with_name("attention_intervention_other_filtered_dev.json").write_bytes(source.read_bytes())
+    code, output, _ = run_script("attention_figures1.py", "-out_dir", tmp_path / "out")
+    assert code == 0 and "8 figures of each of 3" in output
+    figures = tmp_path / "out" / "results" / "attention_intervention"
+    assert {path.name for path in figures.iterdir()} == {
+        "stacked_bar_charts", "heat_maps_indirect", "heat_maps_direct", "layer_indirect", "layer_direct", "heat_maps_with_bar_indirect",
+        "heat_maps_with_bar_direct", "heat_maps_with_bar_indirect_sorted"}
+    for folder in figures.iterdir():
+        assert {path.name for path in folder.iterdir()} == {
+            "winobias_toy-gpt2_unfiltered_dev.pdf", "winobias_other_filtered_dev.pdf", "winogender_toy-gpt2_unfiltered_bergsma.pdf"}
+    code, output, _ = run_script("attention_figures2.py", "-out_dir", tmp_path / "out")
+    assert code == 0 and "other" in output and (figures / "effects.pdf").read_bytes().startswith(b"%PDF")
+    code, output, _ = run_script("attention_figures3.py --do-filter False --examples 2", "-model", toy_checkpoint("gpt2"), "-out_dir", tmp_path / "out")
+    assert code == 0 and (figures / "qualitative" / "winobias_toy-gpt2_unfiltered_dev_2.pdf").exists()
+
+
+@pytest.mark.parametrize("script", ["attention_figures1.py", "attention_figures2.py", "attention_figures3.py", "check_replication.py"])
+def test_nothing_to_read(run_script, toy_checkpoint, tmp_path, script):
+    code, _, errors = run_script(script, "-out_dir", tmp_path, *(["-model", toy_checkpoint("gpt2")] if "3" in script or "check" in script else []))
+    assert code == 2 and len(errors.splitlines()) == 1 and str(tmp_path) in errors
+
+
+@pytest.mark.parametrize("damage, message", [
+    (lambda c: c.pop("mean_total_effect"), "key 'mean_total_effect' is missing"),
+    (lambda c: c.update(results=[]), "no list of results"),
+    (lambda c: c["results"][1].pop("odds_base"), r"results\[1\]: key 'odds_base' is missing"),
+    (lambda c: c["results"][0].update(total_effect=float("nan")), r"results\[0\]: total_effect is not a number"),
+    (lambda c: c["results"][2]["indirect_effect_head"].pop(), r"results\[2\]: indirect effects are \[2, 4\]"),
+    (lambda c: c["results"][2]["direct_effect_layer"].append("x"), "not a table of numbers"),
+])
+def test_results_of_another_schema(study, run_script, tmp_path, damage, message):
+    study("winobias", "--do-filter", "False")
+    path = tmp_path / "out" / "winobias_data" / "attention_intervention_toy-gpt2_unfiltered_dev.json"
+    content = json.loads(path.read_text())
+    damage(content)
+    path.write_text(json.dumps(content))
+    with pytest.raises(InputError, match=message):
+        read_results(path)
+    assert run_script("attention_figures1.py", "-out_dir", tmp_path / "out")[0] == 2
+    assert not (tmp_path / "out" / "results").exists()
+
+
+def test_check_replication_of_our_own_file(study, run_script, toy_checkpoint, tmp_path):
+    study("winobias", "--do-filter", "False")
+    path = tmp_path / "out" / "winobias_data" / "attention_intervention_toy-gpt2_unfiltered_dev.json"
+    arguments = ("check_replication.py --json", path, "-model", toy_checkpoint("gpt2"))
+    code, output, _ = run_script(*arguments)
+    assert code == 0 and "verdict: REPRODUCED" in output and "3 of 3 recomputed" in output
+    assert run_script(*arguments, "--sample", 1)[0] == 0
+    content = json.loads(path.read_text())
+    content["results"][1]["direct_effect_head"][2][3] += 0.1
+    path.write_text(json.dumps(content))
+    code, output, _ = run_script(*arguments)
+    assert code == 1 and "NOT REPRODUCED: largest deviation 1.0e-01" in output
+    content["results"][1]["candidate1"] = "danced."
+    path.write_text(json.dumps(content))
+    code, output, _ = run_script(*arguments)
+    assert code == 1 and "examples only in the file: 1" in output and "examples only in ours: 1" in output
+
+
+def test_summaries(toy_model, stimulus, capsys):
+    model = toy_model()
+    results = perform_interventions([stimulus(model)] * 2, model)
+    capsys.readouterr()
+    heads = attention_utils.report_interventions_summary_by_head(results, k=5)
+    layers = attention_utils.report_interventions_summary_by_layer(results)
+    attention_utils.report_intervention(results[0])
+    best = heads["indirect"].iloc[0]
+    assert len(heads["direct"]) == 5 and best["mean"] == np.max(results[0]["indirect_effect_head"]) and len(layers["indirect"]) == 3
+    assert "strongest 5 of 12 heads, over 2 examples" in capsys.readouterr().out
+
+
+# the oracle
+
+
+@pytest.fixture(scope="module")
+def examples(golden):
+    """The oracle's examples and ours, where the data sets can be had."""
+    try:
+        ours = {**{f"winobias_{split}": winobias.load(split) for split in winobias.SPLITS},
+                **{statistic: winogender.load(statistic) for statistic in winogender.STATISTICS}}
+    except InputError as error:
+        pytest.skip(f"no data sets: {error}")
+    return ours, json.loads((golden / "attention" / "inputs.json").read_text())
+
+
+def test_every_example_is_read_as_the_oracle_read_it(examples):
+    ours, oracle = examples
+    for split, count, possessive in (("dev", 160, 6), ("test", 130, 5)):
+        found = ours[f"winobias_{split}"]
+        assert (len(found), sum(example.substitutes == ("her", "his") for example in found)) == (count, possessive)
+        for example, expected in zip(found, oracle[f"winobias_{split}"], strict=True):
+            assert (example.base_string, *example.substitutes, *example.candidates) == tuple(expected[key] for key in (
+                "base_string", "female_pronoun", "male_pronoun", "female_occupation_continuation", "male_occupation_continuation"))
+    for statistic in ("bls", "bergsma"):
+        assert len(ours[statistic]) == 44
+        for example, expected in zip(ours[statistic], oracle["winogender"], strict=True):
+            continuations = [expected["continuation_occupation"], expected["continuation_participant"]]
+            if expected[f"{statistic}_pct_female"] <= 50:
+                continuations.reverse()
+            assert (example.base_string, list(example.candidates)) == (expected["base_string"], continuations)
+
+
+GOLDEN_FILES = {"winobias_dev_filtered_first40": "winobias --split dev --max_examples 40", "winobias_dev_filtered_firstALL": "winobias --split dev",
+                "winobias_dev_unfiltered_first12": "winobias --split dev --max_examples 12 --do-filter False",
+                "winobias_test_unfiltered_first12": "winobias --split test --max_examples 12 --do-filter False",
+                "winogender_bergsma_filtered_firstALL": "winogender --stat bergsma", "winogender_bls_filtered_firstALL": "winogender --stat bls",
+                "winogender_bergsma_unfiltered_first12": "winogender --stat bergsma --max_examples 12 --do-filter False",
+                "winogender_bls_unfiltered_first12": "winogender --stat bls --max_examples 12 --do-filter False"}
+
+
+@pytest.mark.parametrize("name", GOLDEN_FILES)
+def test_result_files_of_the_oracle(golden, golden_model, examples, run_script, tmp_path, name):
+    data, *options = GOLDEN_FILES[name].split()
+    code, _, errors = run_script(f"attention_intervention_{data}.py", *options, "-model", golden_model, "-out_dir", tmp_path)
+    assert code == 0, errors
+    (path,) = find_results(tmp_path)
+    ours, oracle = read_results(path), read_results(golden / "attention" / f"{name}.json")
+    assert list(ours) == list(oracle)
+    for key in oracle.keys() - {"results"}:
+        assert ours[key] == (pytest.approx(oracle[key], rel=1e-5) if isinstance(oracle[key], float) else oracle[key]), key
+    for entry, expected in zip(ours["results"], oracle["results"], strict=True):
+        assert entry.keys() == expected.keys()
+        for key, value in expected.items():
+            if key in STRINGS:
+                assert entry[key] == value
+            elif "effect" in key:  # 2020 ran in float32: an effect is off by a millionth of its odds ratio
+                np.testing.assert_allclose(entry[key], value, rtol=5e-6, atol=1e-5, err_msg=key)
+            else:
+                np.testing.assert_allclose(entry[key], value, rtol=1e-5, err_msg=key)
+
+
+def test_attention_weights_of_the_oracle(golden, golden_model, examples):
+    model, oracle = Model(gpt2_version=str(golden_model)), np.load(golden / "attention" / "attn_example0.npz")
+    first = examples[0]["winobias_dev"][0]
+    contexts = Intervention(model.tokenizer, first.base_string, first.substitutes, first.candidates).base_strings_tok
+    for context, name in zip(contexts, ("x", "xalt")):
+        with torch.no_grad():
+            weights = attention_weights(model.model, model.parts, context)
+        np.testing.assert_allclose(weights, [oracle[f"{name}_layer{layer}"] for layer in range(4)], atol=1e-5)
+
+
+def test_published_files_load_and_their_means_are_those_of_their_results(shared):
+    paths = find_results(shared / "published")
+    assert len(paths) == 16
+    for path in paths:
+        content = read_results(path)
+        assert len(content["results"]) == content["num_examples_analyzed"] <= content.get("num_examples_aligned", np.inf) <= content["num_examples_loaded"]
+        for key, value in attention_utils.means(content["results"]).items():
+            assert content[key] == pytest.approx(value, rel=1e-9)
+
+
+def test_the_published_figures_that_are_brought_along_are_the_published_ones(shared, examples):
+    ours = read_results(PROJECT / "experiment_data" / "published" / "attention_intervention_gpt2_filtered_dev.json", examples[0]["winobias_dev"])
+    published = read_results(shared / "published" / "winobias_data" / "attention_intervention_gpt2_filtered_dev.json")
+    for entry, expected in zip(ours["results"], published["results"], strict=True):
+        assert attention_utils.example_key(*(entry[name] for name in STRINGS)) == attention_utils.example_key(*(expected[name] for name in STRINGS))
+        np.testing.assert_allclose(entry["indirect_effect_head"], expected["indirect_effect_head"], rtol=1e-6)
