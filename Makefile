@@ -1,6 +1,6 @@
 # make demo   sets up .venv and runs the neuron study on SmolLM2-135M; results and report in demo/
 # make test   sets up .venv-test and runs the tests
-# make benchmark   times the sweep against full passes, side by side
+# make benchmark   times the sweeps against full passes, side by side
 
 PYTHON ?= python3
 DEMO ?= demo
@@ -25,8 +25,8 @@ test: .venv-test/ready
 	.venv-test/bin/python -m pytest
 
 benchmark: .venv/ready
-	.venv/bin/python -m benchmarks.neuron_sweep -model smollm2-135m
-	.venv/bin/python -m benchmarks.neuron_sweep -model gpt2-small-sized
+	for study in neuron_sweep attention_sweep; do for model in smollm2-135m gpt2-small-sized; do \
+	  .venv/bin/python -m benchmarks.$$study -model $$model || exit; done; done
 
 .venv/ready: requirements.txt
 	$(PYTHON) -m venv --clear .venv

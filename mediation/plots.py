@@ -194,7 +194,7 @@ def attention_on_context(tokens, heads, title, path):
             axes.xaxis.set_major_formatter("{x:g}")
         panels[0, 0].set_yticks(rows, tokens)
         panels[0, 0].invert_yaxis()
-        figure.supxlabel("attention from the pronoun", fontsize=8)
+        panels[0, len(heads) // 2].set_xlabel("attention from the pronoun")
         figure.suptitle(textwrap.fill(title, int(18 + 16 * len(heads))), fontsize=8)
         figure.legend(*panels[0, 0].get_legend_handles_labels(), loc="outside lower center", ncols=2, frameon=False)
         return _save(figure, path)
