@@ -21,7 +21,7 @@ from mediation.architectures import ARCHITECTURES
 from mediation.checkpoints import bundled_model
 from mediation.errors import InputError
 
-ROWS = """1 [The carpenter] thanked the nurse because [he] was ill.
+WINOBIAS_ROWS = """1 [The carpenter] thanked the nurse because [he] was ill.
 2 The carpenter thanked [the nurse] because [she] had helped in the night.
 3 [The driver] called the teacher and [he] talked.
 4 The driver called [the teacher] and [she] wrote it all down.
@@ -160,7 +160,7 @@ def data(tmp_path, monkeypatch):
     (project / "winobias_data").mkdir(parents=True)
     (project / "winogender_data").mkdir()
     for split in ("dev", "test"):
-        (project / "winobias_data" / f"pro_stereotyped_type1.txt.{split}").write_text(ROWS.replace("\n", " \r\n"))
+        (project / "winobias_data" / f"pro_stereotyped_type1.txt.{split}").write_text(WINOBIAS_ROWS.replace("\n", " \r\n"))
     (project / "winobias_data" / "female_occupations.txt").write_text("nurse\r\nteacher\r\n")
     (project / "winobias_data" / "male_occupations.txt").write_text("carpenter\r\ndriver")
     (project / "winogender_data" / "templates.tsv").write_text(

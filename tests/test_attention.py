@@ -13,7 +13,7 @@ from mediation.errors import InputError
 from mediation.forward import pack
 from mediation.statistics import strong_examples
 from mediation.sweeps import sweep_heads
-from tests.conftest import ROWS
+from tests.conftest import WINOBIAS_ROWS
 
 # interventions
 
@@ -188,7 +188,7 @@ def test_winogender_by_its_rules(data):
 
 
 @pytest.mark.parametrize("name, old, new, message", [
-    ("winobias_data/pro_stereotyped_type1.txt.dev", ROWS.splitlines()[7], "", "line 7: the last row has no partner"),
+    ("winobias_data/pro_stereotyped_type1.txt.dev", WINOBIAS_ROWS.splitlines()[7], "", "line 7: the last row has no partner"),
     ("winobias_data/pro_stereotyped_type1.txt.dev", "[the teacher]", "[the preacher]", "line 4: .* does not mark one listed occupation"),
     ("winobias_data/pro_stereotyped_type1.txt.dev", "[she] had", "[it] had", "line 2: .* does not mark one pronoun"),
     ("winobias_data/female_occupations.txt", "teacher", "tailor", "line 4: .*listed occupation"),

@@ -15,7 +15,7 @@ from experiment import Intervention, Model
 from mediation import winobias, winogender
 from mediation.attention import attention_weights
 from mediation.errors import InputError
-from tests.conftest import ROWS
+from tests.conftest import WINOBIAS_ROWS
 
 PROJECT = Path(__file__).parent.parent
 
@@ -97,7 +97,7 @@ def test_options_that_cannot_be(study, tmp_path, options, message):
 
 
 def test_a_damaged_data_set(study, data, tmp_path):
-    (data / "winobias_data" / "pro_stereotyped_type1.txt.dev").write_text(ROWS.rsplit("\n", 2)[0])
+    (data / "winobias_data" / "pro_stereotyped_type1.txt.dev").write_text(WINOBIAS_ROWS.rsplit("\n", 2)[0])
     code, _, errors = study("winobias")
     assert code == 2 and "has no partner" in errors and not (tmp_path / "out").exists()
 

@@ -4,8 +4,12 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from attention_utils import get_odds_ratio, perform_intervention
 from experiment import Intervention, Model
+from mediation import winobias
 from mediation.effects import effect, log_odds
+from mediation.errors import InputError
+from mediation.statistics import strong_examples
 
 
 @pytest.fixture(scope="module")
@@ -49,3 +53,30 @@ def test_total_effects_over_all_templates_and_professions(smollm2, run_script, t
     table = pd.read_csv(folder / "smollm2-135m_total_effects.csv").set_index("name")
     assert table.loc["male (he) effect", "value"] == pytest.approx(3.777, abs=5e-4) and table.loc["male (he) effect", "prompts"] == 2482
     assert table.loc["female (she) effect", "value"] > 4 * table.loc["female (she) effect", "median"]
+
+
+@pytest.fixture(scope="module")
+def winobias_dev(model):
+    try:
+        examples = winobias.load("dev")
+    except InputError as error:
+        pytest.skip(f"no data set: {error}")
+    return [Intervention(model.tokenizer, example.base_string, example.substitutes, example.candidates) for example in examples]
+
+
+def test_filter_of_winobias(model, winobias_dev):
+    kept, aligned, threshold = strong_examples([get_odds_ratio(intervention, model) for intervention in winobias_dev], 0.25)
+    assert (len(kept), aligned) == (87, 116) and threshold == pytest.approx(1.061123, abs=5e-6)
+
+
+@pytest.mark.parametrize("number, total, indirect, direct", [(22, 0.087088, 0.010081, 0.070794), (129, 0.256000, 0.288198, 0.037242)])
+def test_single_examples_of_winobias(model, winobias_dev, number, total, indirect, direct):
+    entry = perform_intervention(winobias_dev[number], model)
+    found = [entry["total_effect"], entry["indirect_effect_model"], entry["direct_effect_model"]]
+    np.testing.assert_allclose(found, [total, indirect, direct], atol=1e-5)
+
+
+@pytest.mark.parametrize("kind", ["indirect", "direct"])
+def test_heads_by_descent_equal_full_passes(model, winobias_dev, kind):
+    swept = model.attention_intervention_experiment(winobias_dev[0], kind)
+    assert model.check_heads_against_full_passes(winobias_dev[0], kind, swept[:2], sample=12) < 1e-4

@@ -2,6 +2,7 @@
 
 import json
 import re
+import runpy
 from pathlib import Path
 
 import numpy as np
@@ -140,6 +141,15 @@ def test_figures_of_several_models_and_random_ones(run_script, results):
     code, output, _ = run_script("compute_neuron_effect_per_layer.py", results, "--shares", 0.5)
     assert code == 0 and "toy-gpt2_random" in output
     assert pd.read_csv(results / "neuron_layer_effect.csv")["model"].unique().tolist() == ["toy-gpt2", "toy-gpt2_random"]
+
+
+@pytest.mark.parametrize("study", ["neuron_sweep --interventions 8", "attention_sweep"])
+def test_benchmarks_compare_before_they_time(toy_checkpoint, monkeypatch, capsys, study):
+    name, *options = study.split()
+    monkeypatch.setattr("sys.argv", [name, *options, "-model", str(toy_checkpoint("gpt2")), "--rounds", "1"])
+    runpy.run_module(f"benchmarks.{name}", run_name="__main__")
+    output = capsys.readouterr().out
+    assert float(re.search("largest difference in a log-probability: (.*)", output)[1]) < 1e-4 and "ratio" in output
 
 
 # what is refused
