@@ -10,7 +10,7 @@ FLOORS = [  # from the ground up
     {"errors"},
     {"storage", "effects", "options"},
     {"stimuli", "assets", "architectures", "attention"},
-    {"professions", "forward", "checkpoints"},
+    {"professions", "forward", "checkpoints", "winobias", "winogender"},
     {"neurons"},
     {"sweeps"},
     {"statistics", "plots", "report"},
