@@ -61,6 +61,22 @@ def positive(text):
     return number
 
 
+def seed(text):
+    """A whole number from 0 on."""
+    number = int(text)
+    if number < 0:
+        raise argparse.ArgumentTypeError(f"{text} is not a whole number from 0 on")
+    return number
+
+
+def quantile(text):
+    """A part of the examples, from 0 on and below 1."""
+    number = float(text)
+    if not 0 <= number < 1:
+        raise argparse.ArgumentTypeError(f"{text} is not from 0 on and below 1")
+    return number
+
+
 def batch_size(text):
     """A whole number from 1 on, or None for "auto"."""
     return None if text == "auto" else positive(text)
@@ -75,7 +91,7 @@ def add_model_options(parser):
     parser.add_argument("--dtype", default="float32", choices=("float32", "float64", "bfloat16", "float16"),
                         help="of weights and activations (default: float32)")
     parser.add_argument("--batch_size", type=batch_size, default=None, metavar="N", help="interventions run at once (default: auto)")
-    parser.add_argument("--seed", type=int, default=0, help="of everything random (default: 0)")
+    parser.add_argument("--seed", type=seed, default=0, help="of everything random (default: 0)")
 
 
 def true_or_false(text):
@@ -90,7 +106,7 @@ def add_attention_options(parser):
     add_model_options(parser)
     parser.add_argument("--do_filter", type=true_or_false, default=True, metavar="True|False",
                         help="only examples on which the model follows the stereotype strongly (default: True)")
-    parser.add_argument("--filter_quantile", type=float, default=0.25, metavar="Q",
+    parser.add_argument("--filter_quantile", type=quantile, default=0.25, metavar="Q",
                         help="examples are kept whose odds ratio lies above this quantile of all above 1 (default: 0.25)")
     parser.add_argument("--max_examples", type=positive, metavar="N", help="only the first N examples, taken before filtering")
     parser.add_argument("--out_dir", default=".", metavar="D", help="where winobias_data and winogender_data are (default: here)")

@@ -90,6 +90,9 @@ def test_nothing_is_overwritten(study, tmp_path):
     (["--split", "train"], "invalid choice: 'train'"),
     (["--do-filter", "perhaps"], "perhaps is neither True nor False"),
     (["--max_examples", "0"], "0 is not a whole number"),
+    (["--filter-quantile", "2"], "2 is not from 0 on and below 1"),
+    (["--filter-quantile", "nan"], "nan is not from 0 on"),
+    (["--seed", "-1"], "-1 is not a whole number"),
 ])
 def test_options_that_cannot_be(study, tmp_path, options, message):
     code, _, errors = study("winobias", *options)
