@@ -14,6 +14,7 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
+import torch
 from tqdm import tqdm
 
 from experiment import Intervention
@@ -40,6 +41,16 @@ def perform_intervention(intervention, model, effect_types=EFFECTS):
     """Every head, layer and the whole model of one stimulus, as one entry of `results` in the study's JSON (see `read_results`)."""
     return result_entry(intervention, model.continuation_probabilities(intervention),
                         {kind: model.attention_intervention_experiment(intervention, kind) for kind in effect_types})
+
+
+def indirect_effects_of_sets(model, intervention, sets, bsize=None):
+    """Indirect effect of each set of heads, overridden together, float64 [len(sets)]; a head is layer x H + head."""
+    chosen = torch.zeros(len(sets), model.num_layers * model.num_heads, dtype=torch.bool)
+    for row, heads in enumerate(sets):
+        chosen[row, list(heads)] = True
+    c1, c2 = model.continuation_probabilities(intervention)[0]
+    swept = model.attention_intervention_for_sets(intervention, "indirect", chosen.reshape(len(sets), model.num_layers, model.num_heads), bsize)
+    return effect(swept[:, 1] - swept[:, 0], log_odds(c2, c1))
 
 
 def perform_interventions(interventions, model, effect_types=EFFECTS):
@@ -84,26 +95,37 @@ def run_study(model, examples, data, name, about, options):
                 "filter_quantile": options.filter_quantile if options.do_filter else None, "max_examples": options.max_examples,
                 "dtype": options.dtype, "seed": options.seed if options.randomize else None}
     run_folder.claim([name], settings)
-    interventions = [Intervention(model.tokenizer, example.base_string, example.substitutes, example.candidates, model.device) for example in examples]
-    for intervention in interventions:
-        intervention.check_for_attention()
+    interventions = build_interventions(model, examples)
     if run_folder.is_finished(name):
         print(f"kept: {run_folder.folder / name} is finished")
         return run_folder.folder / name
 
-    about = {**about, "num_examples_loaded": len(interventions)}
-    selected = range(len(interventions))
-    if options.do_filter:
-        ratios = [get_odds_ratio(intervention, model) for intervention in tqdm(interventions, desc="filter", unit=" examples")]
-        selected, aligned, threshold = strong_examples(ratios, options.filter_quantile)
-        about |= {"num_examples_aligned": aligned, "filter_quantile": options.filter_quantile, "threshold": threshold}
-        print(f"{aligned} of {len(interventions)} examples have an odds ratio above 1, {len(selected)} above the threshold {threshold:.6f}")
-
+    selected, counts = select_examples(model, interventions, options)
+    about = {**about, **counts}
     run = run_folder.begin({"settings": settings, "files": {name: {}}, "command": shlex.join(sys.argv), "machine": describe_machine(model),
                             "started": now(), "finished": None})
     sweep_examples(model, interventions, selected, run_folder, run, name, about, options)
     run_folder.update(run, finished=now())
     return run_folder.folder / name
+
+
+def select_examples(model, interventions, options):
+    """(indices of the examples that are analysed, what a JSON says of their choice): the model-filtered ones, or all."""
+    counts = {"num_examples_loaded": len(interventions)}
+    if not options.do_filter:
+        return range(len(interventions)), counts
+    ratios = [get_odds_ratio(intervention, model) for intervention in tqdm(interventions, desc="filter", unit=" examples")]
+    selected, aligned, threshold = strong_examples(ratios, options.filter_quantile)
+    print(f"{aligned} of {len(interventions)} examples have an odds ratio above 1, {len(selected)} above the threshold {threshold:.6f}")
+    return selected, {**counts, "num_examples_aligned": aligned, "filter_quantile": options.filter_quantile, "threshold": threshold}
+
+
+def build_interventions(model, examples):
+    """Interventions of PronounStimulus objects, each checked to fit an attention study."""
+    interventions = [Intervention(model.tokenizer, example.base_string, example.substitutes, example.candidates, model.device) for example in examples]
+    for intervention in interventions:
+        intervention.check_for_attention()
+    return interventions
 
 
 def sweep_examples(model, interventions, selected, run_folder, run, name, about, options):

@@ -267,6 +267,22 @@ class Model:
         return *torch.cat(base).exp().tolist(), *(log_probabilities[:, c].exp().reshape(shape) for c in (0, 1))
 
     @torch.no_grad()
+    def neuron_intervention_for_sets(self, intervention, intervention_type, units, bsize=None):
+        """Log-probabilities under B sets of K neurons that are changed together; a neuron named twice in a set is changed once.
+
+        Args:
+            units: int64 [B, K], a neuron as (layer in the tables) x D + neuron: 0 to (L + 1) x D - 1.
+
+        Returns: float64 [B, 2], and float64 [2] on the null prompt without intervention.
+        """
+        runs, run_on, every = self._experiment(intervention, intervention_type, 1)
+        units = torch.as_tensor(units, device=self.device)
+        edits = NeuronEdits(every.layers[units, 0], every.neurons[units, 0], every.values[units, 0], every.position, every.add)
+        tokens = intervention.base_strings_tok[run_on].to(self.device)
+        base = candidate_log_probabilities(self.parts, runs[NULL].residuals[-1][-1:], [ids[0] for ids in intervention.candidates_tok])
+        return self._sweep(runs[run_on], tokens, edits, intervention.candidates_tok, bsize), base[0]
+
+    @torch.no_grad()
     def check_against_full_passes(self, intervention, intervention_type, probabilities, alpha=1, sample=4, seed=0):
         """Run a random sample of single-neuron interventions again, each as a full pass under plain hooks.
 
@@ -373,8 +389,13 @@ class Model:
         run_on, source = contexts if effect == "indirect" else reversed(contexts)
         return run_on, HeadEdits(chosen.to(self.device), attention_weights(self.model, self.parts, source), first)
 
-    def _sweep_heads(self, intervention, effect, chosen, bsize=None, progress=None):
-        """Float64 [B, C] log-probabilities under the sets of heads `chosen` bool [B, L, H]."""
+    @torch.no_grad()
+    def attention_intervention_for_sets(self, intervention, effect, chosen, bsize=None, progress=None):
+        """Log-probabilities of both candidates, float64 [B, 2], under B sets of heads that are changed together.
+
+        Args:
+            chosen: bool [B, L, H], the heads of each set; heads that all sets have are run once for all.
+        """
         context, edits = self._head_edits(intervention, effect, chosen)
         return sweep_heads(self.model, self.parts, context, intervention.candidates_tok, edits, bsize, self.full_passes, progress)
 
@@ -393,7 +414,7 @@ class Model:
             InputError: a stimulus or an effect that is not of this form.
         """
         layers, heads = self.num_layers, self.num_heads
-        log_probabilities = self._sweep_heads(intervention, effect, heads_layers_model(layers, heads), bsize, progress)
+        log_probabilities = self.attention_intervention_for_sets(intervention, effect, heads_layers_model(layers, heads), bsize, progress)
         parts = [part.split([layers * heads, layers, 1]) for part in log_probabilities.exp().unbind(dim=1)]
         (head1, layer1, model1), (head2, layer2, model2) = parts
         return head1.reshape(layers, heads), head2.reshape(layers, heads), layer1, layer2, model1.item(), model2.item()
@@ -427,6 +448,6 @@ class Model:
         given[list(layers_to_adj), list(heads_to_adj)] = True
         single = heads_layers_model(self.num_layers, self.num_heads)[: given.numel()]
         chosen = single | given if search else given.unsqueeze(0)
-        log_probabilities = self._sweep_heads(intervention, effect, chosen)
+        log_probabilities = self.attention_intervention_for_sets(intervention, effect, chosen)
         c1, c2 = log_probabilities.exp().unbind(dim=1)
         return (c1.reshape(given.shape), c2.reshape(given.shape)) if search else (c1.item(), c2.item())

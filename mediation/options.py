@@ -113,6 +113,26 @@ def add_attention_options(parser):
     parser.add_argument("--full_passes", action="store_true", help="every intervention as a full forward pass of its own: slow, the reference")
 
 
+def choices(*allowed):
+    """A reader of one or more of the allowed names, separated by commas."""
+    def read(text):
+        names = text.split(",")
+        for name in names:
+            if name not in allowed:
+                raise argparse.ArgumentTypeError(f"{name!r} is unknown: choose from {', '.join(allowed)}, separated by commas")
+        return list(dict.fromkeys(names))
+    return read
+
+
+def add_selection_options(parser):
+    """What the scripts that select heads or neurons have in common."""
+    parser.add_argument("--algo", type=choices("topk", "greedy", "random"), default=["topk", "greedy"], metavar="A,...",
+                        help="topk (the best alone), greedy (one after the other), random (orders for comparison) (default: topk,greedy)")
+    parser.add_argument("--k", type=positive, default=10, metavar="K", help="units to choose; a larger K goes on from an earlier run (default: 10)")
+    parser.add_argument("--orders", type=positive, default=5, metavar="N", help="random orders (default: 5)")
+    parser.add_argument("--lazy", action="store_true", help="greedy that evaluates only units whose last gain can still win; says what it saved")
+
+
 def device(name):
     """"auto" -> "cuda" where there is one, else "cpu"; any other name as it is.
 

@@ -198,3 +198,34 @@ def attention_on_context(tokens, heads, title, path):
         figure.suptitle(textwrap.fill(title, int(18 + 16 * len(heads))), fontsize=8)
         figure.legend(*panels[0, 0].get_legend_handles_labels(), loc="outside lower center", ncols=2, frameon=False)
         return _save(figure, path)
+
+
+def sparsity(found, k, label, all_units, shape, title, path):
+    """Effect against number of units, and where the greedy (else the top-k) units sit.
+
+    Args:
+        found: as in `report.selection`; shape: (layers, units of a layer); all_units: effect of all units together, a line.
+    """
+    with plt.rc_context(STYLE):
+        figure, (curve, where) = plt.subplots(1, 2, figsize=(2 * COLUMN_WIDTH, 2.7), width_ratios=(3, 2))
+        numbers = np.arange(1, k + 1)
+        for index, name in enumerate(name for name in found if name != "random order"):
+            curve.plot(numbers, found[name]["val"][:k], marker="o", markersize=3, linewidth=1, color=f"C{index}", label=name)
+        if "random order" in found:
+            values = np.array(found["random order"]["val"])[:, :k]
+            curve.fill_between(numbers, values.min(axis=0), values.max(axis=0), color="0.6", alpha=0.4, linewidth=0, label=f"{len(values)} random orders")
+        curve.axhline(all_units, color="0.3", linewidth=0.8, linestyle="--", label=f"all {shape[0] * shape[1]:,} {label}s")
+        curve.xaxis.set_major_locator(MaxNLocator(integer=True))
+        curve.set(xlabel=f"number of {label}s", ylabel="mean indirect effect\n(odds ratio − 1)", title=title)
+        shown = next((name for name in ("greedy", "top-k") if name in found), None)
+        if shown:
+            pairs = np.array(found[shown][label][:k])
+            where.scatter(pairs[:, 1], pairs[:, 0], c=numbers, cmap="viridis_r", s=18)
+            for number, (layer, unit) in zip(numbers, pairs):
+                where.annotate(str(number), (unit, layer), xytext=(3, 3), textcoords="offset points", fontsize=6)
+            where.set(title=f"{shown}, in the order of choice")
+        where.set(xlabel=label, ylabel="layer", xlim=(-0.5, shape[1] - 0.5), ylim=(-0.5, shape[0] - 0.5))
+        where.xaxis.set_major_locator(MaxNLocator(6, integer=True))
+        where.yaxis.set_major_locator(MaxNLocator(6, integer=True))
+        figure.legend(loc="outside lower center", ncols=4, frameon=False)
+        return _save(figure, path)

@@ -4,6 +4,7 @@ import textwrap
 
 import pandas as pd
 
+from .selection import smallest_reaching
 from .stimuli import TEMPLATES
 
 
@@ -99,6 +100,31 @@ def neuron_study(model, runs, probabilities, estimands, correlation, effects, co
                   f"{all_interventions / interventions * seconds / 3600:.0f} hours (the run can be stopped and goes on from where it was):", "",
                   f"    python run_profession_neuron_experiments.py -model {asked} -out_dir all", ""]
     lines += ["**Files.**", "", *(f"- {path}" for path in files), ""]
+    return "\n".join(lines)
+
+
+def selection(found, k, label, all_units):
+    """Effect against number of units, as a table, and what it says.
+
+    Args:
+        found: {"top-k" | "greedy" | "random order": {"val", label: [(layer, unit)]}} of `selection.run`; all_units: effect of all units together.
+    """
+    table = pd.DataFrame(index=pd.RangeIndex(1, k + 1, name=f"{label}s"))
+    for name, content in found.items():
+        if name == "random order":
+            values = pd.DataFrame(content["val"]).iloc[:, :k]
+            table["random, mean"], table["random, largest"] = values.mean().to_numpy(), values.max().to_numpy()
+        else:
+            table[name] = content["val"][:k]
+            table[f"{name} {label}"] = [f"{layer}-{unit}" for layer, unit in content[label][:k]]
+    lines = [table.to_string(float_format="%.6f"), "", f"all {label}s together: {all_units:.6f}"]
+    for name, content in found.items():
+        if name != "random order":
+            number = smallest_reaching(content["val"][:k], all_units)
+            lines.append(f"{name}: " + (f"{_count(number, label)} reach it" if number else f"{_count(k, label)} do not reach it, {content['val'][k - 1]:.6f}"))
+        if "certified" in content:
+            lines.append(f"lazy greedy: {content['evaluations']} evaluations of sets, {content['saved']} saved; {content['grown']} gains grew; "
+                         f"{'certified' if content['certified'] else 'not certified'} equal to plain greedy")
     return "\n".join(lines)
 
 

@@ -4,6 +4,7 @@ import fcntl
 import hashlib
 import json
 import os
+import pickle
 import shutil
 import tempfile
 import zipfile
@@ -73,6 +74,39 @@ def write_csv(path, table, index=False):
     with whole_file(path) as file:
         table.to_csv(file, index=index)
     return path
+
+
+def write_pickle(path, content):
+    """Write a pickle of plain Python and NumPy values, whole or not at all; returns the path."""
+    with whole_file(path, "wb") as file:
+        pickle.dump(content, file, protocol=4)
+    return path
+
+
+class _PlainUnpickler(pickle.Unpickler):
+    """Builds plain Python and NumPy values; whatever else a file names is refused, for it could run code."""
+
+    NUMPY = ("_reconstruct", "scalar", "ndarray", "dtype", "_frombuffer")
+
+    def find_class(self, module, name):
+        if (module.split(".")[0] == "numpy" and name in self.NUMPY) or (module, name) == ("_codecs", "encode"):
+            return super().find_class(module, name)
+        raise InputError(f"it names {module}.{name}, which is neither plain Python nor NumPy")
+
+
+def read_pickle(path):
+    """Content of a pickle, built of plain Python and NumPy values only.
+
+    Raises:
+        InputError: a file that is not there, cut short, no pickle, or one that would run code; the offending name is told.
+    """
+    try:
+        with open(path, "rb") as file:
+            return _PlainUnpickler(file).load()
+    except InputError as error:
+        raise InputError(f"{path} is refused: {error}: do not open it, and make it again") from error
+    except Exception as error:  # a damaged pickle raises whatever its bytes happen to say
+        raise InputError(f"{path} cannot be read as a pickle ({type(error).__name__}): move it away, it is made again then") from error
 
 
 def check_writable(folder):

@@ -148,6 +148,7 @@ def heads_by_descent(parts, base, continuations, edits):
     """Log-probabilities of both candidates under each attention intervention, in one descent through the layers.
 
     Rows join before the first layer whose heads they change; only positions from the first context row that differs on are run.
+    Heads that every row changes are changed in one more row, the leader: the others part from it where their own heads begin.
 
     Args:
         base: BaseRun of the packed continuations of the context that is intervened upon.
@@ -155,21 +156,28 @@ def heads_by_descent(parts, base, continuations, edits):
 
     Returns: float64 [B, C].
     """
-    first = edits.chosen.any(dim=2).int().argmax(dim=1)  # a row's first layer
+    layers = len(parts.blocks)
+    common = edits.chosen.all(dim=0)  # [L, H]
+    own = (edits.chosen & ~common).any(dim=2)  # [B, L]
+    first = torch.where(own.any(dim=1), own.int().argmax(dim=1), layers - 1)  # a row's first layer of its own
     order = first.argsort(stable=True)
-    edits, first = edits[order], first[order].tolist()
+    first = first[order].tolist()
+    led = bool(common.any())
+    edits = HeadEdits(torch.cat([common[None], edits.chosen[order]]) if led else edits.chosen[order], edits.weights, edits.first)
+    start = min(first[0], int(common.any(dim=1).int().argmax()) if led else layers)
+
     resumption = Resumption(parts, base, edits.first)
-    hidden = resumption.rows(0, 0)
-    for layer in range(first[0], len(parts.blocks)):
+    hidden = resumption.rows(start, int(led))
+    for layer in range(start, layers):
         joining = first.count(layer)
         if joining:
-            hidden = torch.cat([hidden, resumption.rows(layer, joining)])
+            hidden = torch.cat([hidden, hidden[:1].expand(joining, -1, -1) if led else resumption.rows(layer, joining)])
         under_way = edits[: len(hidden)]
         changes = {parts.attentions[layer]: shift(under_way, layer)} if under_way.chosen[:, layer].any() else {}
         with overriding(changes):
             hidden = resumption.block(layer, hidden)
-    result = torch.empty(len(edits), len(continuations.predictions), dtype=torch.float64)
-    result[order.cpu()] = continuation_log_probabilities(parts, hidden, continuations, edits.first)
+    result = torch.empty(len(order), len(continuations.predictions), dtype=torch.float64)
+    result[order.cpu()] = continuation_log_probabilities(parts, hidden[int(led):], continuations, edits.first)
     return result
 
 

@@ -13,6 +13,7 @@ FLOORS = [  # from the ground up
     {"professions", "forward", "checkpoints", "winobias", "winogender"},
     {"neurons"},
     {"sweeps"},
+    {"selection"},
     {"statistics", "plots", "report"},
 ]
 
