@@ -78,7 +78,10 @@ def mean_effects(files):
     if done is None:
         layers, heads = files.shape
         sets = [row.flatten().nonzero().flatten().tolist() for row in heads_layers_model(layers, heads)]
-        means = files.objectives("mean_effect", "single", sets).mean(axis=0)
+        effects = files.objectives("mean_effect", "single", sets)
+        means = effects.mean(axis=0)
+        if files.read("greedy_intermediate") is None:  # greedy begins with the heads alone
+            files.write("greedy_intermediate", {0: effects[:, : layers * heads].reshape(-1, layers, heads)}, 1)
         done = {"mean_effect_model": float(means[-1]), "mean_effect_layer": means[-1 - layers:-1],
                 "mean_effect_head": means[:-1 - layers].reshape(layers, heads)}
         files.write("mean_effect", done, len(files.examples))

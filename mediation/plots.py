@@ -224,7 +224,8 @@ def sparsity(found, k, label, all_units, shape, title, path):
             for number, (layer, unit) in zip(numbers, pairs):
                 where.annotate(str(number), (unit, layer), xytext=(3, 3), textcoords="offset points", fontsize=6)
             where.set(title=f"{shown}, in the order of choice")
-        where.set(xlabel=label, ylabel="layer", xlim=(-0.5, shape[1] - 0.5), ylim=(-0.5, shape[0] - 0.5))
+        lowest = int(pairs[:, 0].min()) if shown and shape[0] == 1 else 0
+        where.set(xlabel=label, ylabel="layer", xlim=(-0.5, shape[1] - 0.5), ylim=(lowest - 0.5, lowest + shape[0] - 0.5))
         where.xaxis.set_major_locator(MaxNLocator(6, integer=True))
         where.yaxis.set_major_locator(MaxNLocator(6, integer=True))
         figure.legend(loc="outside lower center", ncols=4, frameon=False)

@@ -64,8 +64,8 @@ class LazyGreedy:
         order = [unit for unit in best_first(self.gains).tolist() if unit not in self.chosen]
         fresh = {}
         for start in range(0, len(order), BATCH):
-            if fresh and max(fresh.values()) - value >= self.gains[order[start]]:
-                break  # no unit that is left can win, if its gain has not grown
+            if fresh and max(fresh.values()) - value > self.gains[order[start]]:
+                break  # no unit that is left can win or draw, if its gain has not grown
             some = order[start:start + BATCH]
             for unit, objective in zip(some, evaluate(some)):
                 fresh[unit] = float(objective)
@@ -93,13 +93,13 @@ class SelectionFiles:
         examples: keys of the examples.
         progress: function (examples, description) to an iterator with a progress bar.
         shape: (layers, units of a layer); cells of it are the units.
-        label: "head" or "neuron", as the files name a unit within its layer.
+        label: "head" or "neuron", as the files name a unit within its layer; first_layer: the number of the table's first layer.
     """
 
-    def __init__(self, run_folder, run, names, evaluate, examples, progress, shape, label):
+    def __init__(self, run_folder, run, names, evaluate, examples, progress, shape, label, first_layer=0):
         self.run_folder, self.run, self.names = run_folder, run, names
         self.evaluate, self.examples, self.progress = evaluate, list(examples), progress
-        self.shape, self.label, self.cells = shape, label, shape[0] * shape[1]
+        self.shape, self.label, self.first_layer, self.cells = shape, label, first_layer, shape[0] * shape[1]
 
     def read(self, kind):
         """Content of a finished file, or None."""
@@ -119,13 +119,13 @@ class SelectionFiles:
         """The other way round."""
         return content
 
-    def objectives(self, kind, step, sets):
-        """Objectives of sets for every example, float64 [N, len(sets)]; each example is kept at once."""
+    def objectives(self, kind, step, sets, evaluate=None):
+        """Objectives of sets for every example, float64 [N, len(sets)]; each example is kept at once. `evaluate`: in place of the selection's."""
         rows = []
         for example in self.progress(self.examples, f"{kind} {step}"):
             kept = self.run_folder.load_shard(self.names[kind], f"{step}_{example}")
             if kept is None:
-                kept = {"objectives": self.evaluate(example, sets)}
+                kept = {"objectives": (evaluate or self.evaluate)(example, sets)}
                 if not np.isfinite(kept["objectives"]).all():
                     raise InputError(f"{kind}, example {example}: the model gave effects that are not numbers: try --dtype float32 or float64")
                 self.run_folder.save_shard(self.names[kind], f"{step}_{example}", **kept)
@@ -134,11 +134,11 @@ class SelectionFiles:
 
     def named(self, units):
         """Units as pairs of plain numbers, (layer, unit of the layer)."""
-        return [tuple(int(part) for part in divmod(unit, self.shape[1])) for unit in units]
+        return [(self.first_layer + unit // self.shape[1], unit % self.shape[1]) for unit in map(int, units)]
 
     def cells_of(self, pairs):
         """The other way round."""
-        return [int(layer) * self.shape[1] + int(unit) for layer, unit in pairs]
+        return [(int(layer) - self.first_layer) * self.shape[1] + int(unit) for layer, unit in pairs]
 
     def top_k(self, order, k):
         """Mean objective of the first 1 to k units of `order`: {"val": [k], label: [(layer, unit)]}; a file that goes as far is kept."""
@@ -171,11 +171,12 @@ class SelectionFiles:
         tables = self.read("greedy_intermediate") or {}
         for step in range(len(found["val"]), k):
             chosen = self.cells_of(found[self.label])
-            values = self.objectives("greedy", step, [[*chosen, unit] for unit in range(self.cells)])
-            best, value = greedy_step(values.mean(axis=0), chosen)
+            if step not in tables:
+                values = self.objectives("greedy", step, [[*chosen, unit] for unit in range(self.cells)])
+                tables[step] = values.reshape(-1, *self.shape)
+                self.write("greedy_intermediate", tables, step + 1)
+            best, value = greedy_step(tables[step].mean(axis=0), chosen)
             found = {"val": [*found["val"], value], self.label: [*found[self.label], *self.named([best])]}
-            tables[step] = values.reshape(-1, *self.shape)
-            self.write("greedy_intermediate", tables, step + 1)
             self.write("greedy", found, step + 1)
             self.run_folder.remove_shards(self.names["greedy"])
         return found
@@ -197,26 +198,24 @@ class SelectionFiles:
 
 
 class NeuronSelectionFiles(SelectionFiles):
-    """The same with the neuron study's contents: top-k a list of values, greedy "layer" (where none was named), "neuron" and "val"."""
-
-    def __init__(self, *arguments, layer=None):
-        super().__init__(*arguments, "neuron")
-        self.layer = layer
+    """The same with the neuron study's contents: top-k a list of values; greedy "layer" (where none was named), "neuron" and "val"."""
 
     def encode(self, kind, content):
+        """As the neuron study writes it."""
         if kind == "topk":
             return content["val"]
         if kind != "greedy":
             return content
         layers, neurons = ([pair[part] for pair in content["neuron"]] for part in (0, 1))
-        return {**({"layer": layers} if self.layer is None else {}), "neuron": neurons, "val": content["val"]}
+        return {**({"layer": layers} if self.shape[0] > 1 else {}), "neuron": neurons, "val": content["val"]}
 
     def decode(self, kind, content):
+        """The other way round."""
         if kind == "topk":
             return {"val": list(content)}
         if kind != "greedy":
             return content
-        layers = content.get("layer", [0] * len(content["neuron"]))
+        layers = content.get("layer", [self.first_layer] * len(content["neuron"]))
         return {"val": list(content["val"]), "neuron": list(zip(layers, content["neuron"]))}
 
 

@@ -1,0 +1,130 @@
+"""Which few neurons carry the effect: top-k and greedy selection of neurons on the profession stimuli.
+
+    python neuron_intervention_subset_selection.py --model_type smollm2-135m --algo topk,greedy --k 3 --out_dir selection \\
+        -template_indices 1 --professions nurse carpenter
+    python neuron_intervention_subset_selection.py --model_type smollm2-135m --layer 0 --out_dir selection -template_indices 1 --professions nurse carpenter
+
+The objective is the mean odds ratio minus 1 toward the anti-stereotypical gender: female-biased professions under man's values with odds
+he/she, male-biased ones under woman's with odds she/he; no definitional words, both base probabilities above 0.01. Writes
+OUT_DIR/marg_contrib.pickle (every neuron alone), {topk,greedy,random,lazy}_{M}.pickle or {...}_{M}_{layer}.pickle as asked for, the
+figure sparsity_{M}.pdf and manifest.json. Layers count as in the tables: 0 the word embedding. Each step is on disk before
+the next begins: an interrupted run, or one with a larger --k, goes on from there.
+"""
+
+import argparse
+import shlex
+import sys
+from pathlib import Path
+
+from mediation import professions, stimuli
+from mediation.errors import InputError
+from mediation.options import Parser, add_model_options, add_selection_options, exit_on_bad_input, positive
+from mediation.storage import RunFolder, check_writable
+
+CANDIDATES = ("he", "she")
+
+
+def main(options):
+    """Stimuli, model, neurons alone, selection, table and figure."""
+    from tqdm import tqdm
+
+    from mediation import plots, report, selection
+    from utils import describe_machine, load_model, now
+
+    templates = stimuli.select_templates(options.template_indices)
+    chosen = professions.select(options.professions, options.max_examples)
+    check_writable(options.out_dir)
+    model = load_model(options)
+    layers, width = model.num_layers + 1, model.num_neurons
+    if not -1 <= options.layer < layers:
+        raise InputError(f"--layer {options.layer}: the model has layers 0 (word embedding) to {layers - 1}; -1 takes all of them")
+    first, shape = (0, (layers, width)) if options.layer == -1 else (options.layer, (1, width))
+    selection.check_size(options.k, shape[0] * shape[1])
+    prompts = objective_prompts(model, templates, chosen)
+
+    name = model.name if options.layer == -1 else f"{model.name}_{options.layer}"
+    names = {"marg_contrib": "marg_contrib.pickle", **{kind: f"{kind}_{name}.pickle" for kind in selection.KINDS}}
+    settings = {"model": model.name, "weights_sha256": model.weights_sha256(), "prompts": list(prompts), "dtype": options.dtype, "seed": options.seed}
+    run_folder = RunFolder(options.out_dir)
+    run_folder.claim(names.values(), settings)
+    run = run_folder.begin({"settings": settings, "files": {file: {} for file in names.values()}, "command": shlex.join(sys.argv),
+                            "machine": describe_machine(model), "started": now(), "finished": None})
+
+    def evaluate(prompt, sets):
+        return effects_of_sets(model, *prompts[prompt], [[first * width + unit for unit in units] for units in sets], options.batch_size)
+
+    files = selection.NeuronSelectionFiles(run_folder, run, names, evaluate, prompts, lambda items, text: tqdm(items, desc=text, unit=" prompts"),
+                                           shape, "neuron", first)
+    alone = marginal_contributions(files, lambda prompt, sets: effects_of_sets(model, *prompts[prompt], sets, options.batch_size), layers, width)
+    in_table = [(layer, neuron) for layer, neuron in zip(alone["layer"], alone["neuron"]) if options.layer in (-1, layer)]
+    found = selection.run(files, files.cells_of(in_table), options)
+    everything = float(sum(evaluate(prompt, [list(range(files.cells))])[0] for prompt in prompts) / len(prompts))
+    run_folder.update(run, finished=now())
+
+    print(f"\n{name}: mean odds ratio - 1 over {len(prompts)} prompts")
+    print(report.selection(found, options.k, "neuron", everything))
+    print("wrote", plots.sparsity(found, options.k, "neuron", everything, shape, name, Path(options.out_dir) / f"sparsity_{name}.pdf"))
+    print("wrote", *(Path(options.out_dir) / file for file in names.values() if run_folder.is_finished(file)))
+
+
+def objective_prompts(model, templates, chosen):
+    """{key: (Intervention, intervention type, sign of the log odds he over she)} of the prompts that count.
+
+    Raises:
+        InputError: none does.
+    """
+    from experiment import Intervention
+    from mediation import statistics
+
+    prompts = {}
+    for template in templates.values():
+        usable, _ = professions.usable(model.tokenizer, template, [p for p in chosen if p.bias and not p.is_definitional])
+        interventions = [Intervention(model.tokenizer, template, [p.word, "man", "woman"], CANDIDATES, model.device) for p in usable]
+        for profession, intervention, (he, she, *_) in zip(usable, interventions, model.base_probabilities(interventions)):
+            if min(he, she) > statistics.LEAST_PROBABILITY:
+                kind, sign = ("man_indirect", 1) if profession.bias < 0 else ("woman_indirect", -1)
+                prompts[f"{stimuli.template_file_stem(template)}-{profession.word}"] = (intervention, kind, sign)
+    if not prompts:
+        raise InputError(f"none of {len(chosen)} professions counts in {len(templates)} templates (biased, not definitional, single-token, p(he) and p(she) "
+                         f"above {statistics.LEAST_PROBABILITY}): name others with --professions")
+    print(f"{len(prompts)} prompts count, of {len(chosen)} professions in {len(templates)} templates")
+    return prompts
+
+
+def effects_of_sets(model, intervention, kind, sign, sets, batch_size):
+    """Odds ratio minus 1 toward the anti-stereotypical gender, float64 [len(sets)], of sets of neurons changed together."""
+    from mediation.effects import effect
+
+    longest = max(len(units) for units in sets)
+    padded = [[*units, *[units[0]] * (longest - len(units))] for units in sets]  # a neuron named twice is changed once
+    swept, base = model.neuron_intervention_for_sets(intervention, kind, padded, batch_size)
+    return effect(sign * (swept[:, 0] - swept[:, 1]), sign * (base[0] - base[1]))
+
+
+def marginal_contributions(files, evaluate, layers, width):
+    """Every neuron of the model alone: {"layer", "neuron", "val"}, arrays, best mean odds ratio first; from the file, or computed into it."""
+    from mediation.selection import best_first
+
+    done = files.read("marg_contrib")
+    if done is None:
+        means = files.objectives("marg_contrib", "single", [[unit] for unit in range(layers * width)], evaluate).mean(axis=0) + 1
+        order = best_first(means)
+        done = {"layer": order // width, "neuron": order % width, "val": means[order]}
+        files.write("marg_contrib", done, len(order))
+        files.run_folder.remove_shards(files.names["marg_contrib"])
+    return done
+
+
+if __name__ == "__main__":
+    parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    add_model_options(parser)
+    add_selection_options(parser)
+    parser.add_argument("--layer", type=int, default=-1, metavar="L", help="only neurons of this layer, 0 = word embedding; -1: all (default)")
+    parser.add_argument("--template_indices", type=int, nargs="+", metavar="I", help="templates 1 to 17 (default: all)")
+    parser.add_argument("--professions", nargs="+", metavar="W", help="words from experiment_data/professions.csv (default: all)")
+    parser.add_argument("--max_examples", type=positive, metavar="N", help="only the first N professions")
+    parser.add_argument("--out_dir", required=True, metavar="D", help="folder of the pickles")
+    parser.set_defaults(full_passes=False)
+    chosen_options = parser.parse_args()
+    with exit_on_bad_input():
+        main(chosen_options)
