@@ -7,6 +7,10 @@ The mean indirect effect of sets of heads that are overridden together, on the f
 (BLS). Writes OUT_DIR/{topk,greedy,greedy_intermediate,mean_effect,random,lazy}_{M}_{data}.pickle as asked for, the figure
 sparsity_{M}_{data}.pdf and manifest.json, and prints the effect against the number of heads. Each step is on disk before the
 next begins: an interrupted run, or one with a larger --k, goes on from there.
+
+    python attention_intervention_subset_selection.py --model_type gpt2 --figures_only --data winobias --out_dir selection
+
+prints the table and draws the figure from the pickles that are there; 2020's, which are named wb and wg, are read too.
 """
 
 import argparse
@@ -15,18 +19,27 @@ import sys
 from hashlib import sha256
 from pathlib import Path
 
-from mediation import winobias, winogender
-from mediation.options import Parser, add_attention_options, add_selection_options, choices, exit_on_bad_input
-from mediation.storage import RunFolder, check_writable
+import numpy as np
 
+from mediation import winobias, winogender
+from mediation.errors import InputError
+from mediation.options import Parser, add_attention_options, add_selection_options, choices, exit_on_bad_input
+from mediation.storage import RunFolder, check_writable, read_pickle
+
+SHORT_NAMES = {"winobias": "wb", "winogender": "wg"}  # in the file names of the 2020 code
 DATA = {"winobias": lambda: winobias.load("dev"), "winogender": lambda: winogender.load("bls")}
 
 
 def main(options):
     """Stimuli, model; then one data set after the other."""
+    from mediation.checkpoints import model_name
     from mediation.selection import check_size
     from utils import load_model
 
+    if options.figures_only:
+        for data in options.data:
+            show_files(model_name(options.model) + ("_random" if options.randomize else ""), data, options)
+        return
     examples = {data: DATA[data]()[: options.max_examples] for data in options.data}
     check_writable(options.out_dir)
     model = load_model(options)
@@ -40,7 +53,7 @@ def select_heads(model, examples, data, options):
     from tqdm import tqdm
 
     from attention_utils import build_interventions, indirect_effects_of_sets, select_examples
-    from mediation import plots, report, selection
+    from mediation import selection
     from utils import describe_machine, now
 
     names = {kind: f"{kind}_{model.name}_{data}.pickle" for kind in ("mean_effect", *selection.KINDS)}
@@ -63,11 +76,41 @@ def select_heads(model, examples, data, options):
     found = selection.run(files, selection.best_first(means["mean_effect_head"]).tolist(), options)
     run_folder.update(run, finished=now())
 
-    print(f"\n{model.name}, {data}: mean indirect effect over {len(files.examples)} examples")
-    print(report.selection(found, options.k, "head", means["mean_effect_model"]))
-    figure = Path(options.out_dir) / f"sparsity_{model.name}_{data}.pdf"
-    print("wrote", plots.sparsity(found, options.k, "head", means["mean_effect_model"], files.shape, f"{model.name}, {data}", figure))
+    print(f"\n{len(files.examples)} examples")
+    show(model.name, data, found, means, options)
     print("wrote", *(Path(options.out_dir) / name for name in names.values() if run_folder.is_finished(name)))
+
+
+def show(name, data, found, means, options):
+    """Print the table of one data set and draw its figure."""
+    from mediation import plots, report
+
+    print(f"{name}, {data}: mean indirect effect of heads overridden together")
+    print(report.selection(found, options.k, "head", means["mean_effect_model"]))
+    figure = Path(options.out_dir) / f"sparsity_{name}_{data}.pdf"
+    print("wrote", plots.sparsity(found, options.k, "head", means["mean_effect_model"], np.shape(means["mean_effect_head"]), f"{name}, {data}", figure))
+
+
+def show_files(name, data, options):
+    """The same from the files of an earlier run, or of the 2020 code.
+
+    Raises:
+        InputError: no such files, or damaged ones.
+    """
+    from mediation.selection import TITLES, read_found
+
+    folder = Path(options.out_dir)
+    for written in (data, SHORT_NAMES[data]):
+        path = folder / f"mean_effect_{name}_{written}.pickle"
+        if path.exists():
+            means = read_pickle(path)
+            try:
+                float(means["mean_effect_model"]), np.asarray(means["mean_effect_head"], float).sum(axis=1)
+            except (KeyError, TypeError, ValueError) as error:
+                raise InputError(f"{path} has no mean_effect_model and mean_effect_head [layers][heads]: move it away") from error
+            found = read_found({kind: folder / f"{kind}_{name}_{written}.pickle" for kind in TITLES}, "head")
+            return show(name, data, found, means, options)
+    raise InputError(f"{folder} has no mean_effect_{name}_{data}.pickle, nor one named {SHORT_NAMES[data]}: run the selection without --figures_only")
 
 
 def mean_effects(files):
@@ -94,6 +137,7 @@ if __name__ == "__main__":
     add_attention_options(parser)
     add_selection_options(parser)
     parser.add_argument("--data", type=choices(*DATA), default=["winobias"], metavar="D,...", help="winobias, winogender, or both (default: winobias)")
+    parser.add_argument("--figures_only", action="store_true", help="run nothing: table and figure from the pickles in OUT_DIR, 2020's included")
     chosen_options = parser.parse_args()
     with exit_on_bad_input():
         main(chosen_options)

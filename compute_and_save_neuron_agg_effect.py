@@ -2,7 +2,7 @@
 
     python compute_and_save_neuron_agg_effect.py results/20200301_neuron_intervention gpt2
 
-Reads the man_direct, man_indirect, woman_direct and woman_indirect CSVs of model M in FOLDER. Odds ratios are oriented to
+Reads the man_direct, man_indirect, woman_direct and woman_indirect tables of model M in FOLDER. Odds ratios are oriented to
 the anti-stereotypical gender: he/she under the man interventions for female-biased professions, she/he under the woman
 interventions for all others. Writes {M}_neuron_effects.csv, and {M}_neuron_gender_contrast.csv where both indirect types are.
 """
@@ -26,11 +26,11 @@ def main(options):
     rated = professions.load()
     aggregate = statistics.NeuronAggregate()
     left_out = {}
-    stems = sorted({path.name.removesuffix(f"_{kind}_{options.model}.csv") for path, kind in paths.items()})
+    stems = sorted({path.stem.removesuffix(f"_{kind}_{options.model}") for path, kind in paths.items()})
     for stem in tqdm(stems, desc="templates", unit=" templates"):
         tables, units = {}, None
         for path, kind in paths.items():
-            if path.name == f"{stem}_{kind}_{options.model}.csv":
+            if path.stem == f"{stem}_{kind}_{options.model}":
                 tables[kind], *units = read_interventions(path)
                 aggregate.check_units(path, *units)
         words = dict.fromkeys(word for table in tables.values() for word in table)

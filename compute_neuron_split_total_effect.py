@@ -2,7 +2,7 @@
 
     python compute_neuron_split_total_effect.py results/20200301_neuron_intervention gpt2
 
-Reads the neuron CSVs of model M in FOLDER (or one CSV with the same probability columns). Definitional words are left out,
+Reads the neuron tables of model M in FOLDER (or one table with the same probability columns). Definitional words are left out,
 and prompts on which p(he) or p(she) is not above 0.01. Prints the effects and writes {M}_split_total_effects.csv.
 """
 

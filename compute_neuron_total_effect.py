@@ -3,7 +3,7 @@
     python compute_neuron_total_effect.py results/20200301_neuron_intervention gpt2
     python compute_neuron_total_effect.py professions_gpt2_probs.csv gpt2 -out_dir .
 
-Reads the neuron CSVs of model M in FOLDER (or one CSV with the same probability columns). Prints every estimand with its
+Reads the neuron tables of model M in FOLDER (or one table with the same probability columns). Prints every estimand with its
 formula and filter, the paper's first, and the correlations of bias with effect. Writes {M}_total_effects.csv and
 neuron_profession_correlation.pdf.
 """

@@ -21,12 +21,16 @@ from mediation import checkpoints, stimuli
 from mediation.architectures import find_parts
 from mediation.attention import HeadEdits, attention_weights, heads_layers_model
 from mediation.errors import InputError
-from mediation.forward import candidate_log_probabilities, continuation_log_probabilities, pack, run_base
+from mediation.forward import pack, pack_prompts, run_base
+from mediation.interpolation import fit
 from mediation.neurons import NeuronEdits, single_neuron_edits
-from mediation.sweeps import by_full_passes, heads_by_full_passes, sweep, sweep_heads
+from mediation.readout import ReadOut
+from mediation.sweeps import by_full_passes, heads_by_full_passes, sweep, sweep_by_full_passes, sweep_heads
 from utils import batch
 
 PROMPTS_AT_ONCE = 64
+# in a log-probability, estimated; float32 runs are as far from each other
+INTERPOLATION_TOLERANCE = {torch.float32: 2e-5, torch.float64: 1e-12}
 
 # context the model runs on, whose representations are put in (minus whose, for the differences); None: the null prompt's
 NULL, MAN, WOMAN = 0, 1, 2
@@ -226,8 +230,14 @@ class Model:
 
     def _sweep(self, base, tokens, edits, outputs, bsize=None, progress=None):
         """Float64 [B, C] log-probabilities, by the descent or by full passes as the model was made."""
-        candidates = [ids[0] for ids in outputs]
-        return sweep(self.model, self.parts, base, tokens, edits, candidates, bsize, self.full_passes, progress)
+        if self.full_passes:
+            return sweep_by_full_passes(self.model, self.parts, tokens, edits, [ids[0] for ids in outputs], bsize, progress)
+        return sweep(self.parts, base, self._predictions(tokens, outputs), edits, bsize, progress=progress)
+
+    @staticmethod
+    def _predictions(tokens, outputs):
+        """Single-token candidates, predicted after the last of the tokens."""
+        return tuple(([len(tokens) - 1], ids) for ids in outputs)
 
     def neuron_intervention_experiment(self, word2intervention, intervention_type, layers_to_adj=[], neurons_to_adj=[], alpha=1,
                                        intervention_loc="all"):
@@ -261,8 +271,8 @@ class Model:
         runs, run_on, edits = self._experiment(intervention, intervention_type, alpha, layers_to_adj, neurons_to_adj, intervention_loc)
         tokens = intervention.base_strings_tok[run_on].to(self.device)
         log_probabilities = self._sweep(runs[run_on], tokens, edits, intervention.candidates_tok, bsize, progress)
-        candidates = [ids[0] for ids in intervention.candidates_tok]
-        base = [candidate_log_probabilities(self.parts, run.residuals[-1][-1:], candidates)[0] for run in runs]
+        read_out = ReadOut(self.parts, self._predictions(tokens, intervention.candidates_tok))
+        base = [read_out(run.residuals[-1].unsqueeze(0))[0] for run in runs]
         shape = (-1, 1 if intervention_loc == "neuron" else self.num_neurons)
         return *torch.cat(base).exp().tolist(), *(log_probabilities[:, c].exp().reshape(shape) for c in (0, 1))
 
@@ -279,25 +289,26 @@ class Model:
         units = torch.as_tensor(units, device=self.device)
         edits = NeuronEdits(every.layers[units, 0], every.neurons[units, 0], every.values[units, 0], every.position, every.add)
         tokens = intervention.base_strings_tok[run_on].to(self.device)
-        base = candidate_log_probabilities(self.parts, runs[NULL].residuals[-1][-1:], [ids[0] for ids in intervention.candidates_tok])
+        base = ReadOut(self.parts, self._predictions(tokens, intervention.candidates_tok))(runs[NULL].residuals[-1].unsqueeze(0))
         return self._sweep(runs[run_on], tokens, edits, intervention.candidates_tok, bsize), base[0]
 
     @torch.no_grad()
-    def check_against_full_passes(self, intervention, intervention_type, probabilities, alpha=1, sample=4, seed=0):
+    def check_against_full_passes(self, intervention, intervention_type, log_probabilities, alpha=1, sample=4, seed=0, odds_only=False):
         """Run a random sample of single-neuron interventions again, each as a full pass under plain hooks.
 
         Args:
-            probabilities: (c1_probs, c2_probs), arrays [L + 1, D], as a sweep gave them.
+            log_probabilities: array [2, L + 1, D] of both candidates, as a sweep gave them.
 
-        Returns: the largest absolute difference in a candidate's log-probability.
+        Returns: the largest absolute difference in a candidate's log-probability; with `odds_only` in the log odds.
         """
-        units = np.random.default_rng(seed).choice(probabilities[0].size, size=min(sample, probabilities[0].size), replace=False)
-        swept = np.log(np.stack([p.reshape(-1)[units] for p in probabilities], axis=1))  # [sample, C]
+        swept = log_probabilities.reshape(2, -1)
+        units = np.random.default_rng(seed).choice(swept.shape[1], size=min(sample, swept.shape[1]), replace=False)
         run_on, edits = self._experiment(intervention, intervention_type, alpha)[1:]
         candidates = [ids[0] for ids in intervention.candidates_tok]
         tokens = intervention.base_strings_tok[run_on].to(self.device)
-        reference = by_full_passes(self.model, self.parts, tokens, edits[torch.from_numpy(units).to(self.device)], candidates)
-        return float(np.abs(reference.numpy() - swept).max())
+        reference = by_full_passes(self.model, self.parts, tokens, edits[torch.from_numpy(units).to(self.device)], candidates).numpy()
+        difference = reference.T - swept[:, units]  # [C, sample]
+        return float(np.abs(difference[0] - difference[1] if odds_only else difference).max())
 
     def _experiment(self, intervention, intervention_type, alpha, layers_to_adj=(), neurons_to_adj=(), intervention_loc="all"):
         """(base runs of the three prompts, index of the one that is intervened upon, NeuronEdits) of a stimulus and intervention type."""
@@ -311,6 +322,88 @@ class Model:
             values = values - runs[minus].representations(intervention.position)
         edits = self._edits(values * alpha, intervention.position, minus is not None, layers_to_adj, neurons_to_adj, intervention_loc)
         return runs, run_on, edits
+
+    def _trees(self, interventions, prompt):
+        """The prompts (number `prompt` of each stimulus) that are alike up to the slot, in one tree each: [(indices of stimuli, Tree, position)]."""
+        alike = {}
+        for index, intervention in enumerate(interventions):
+            intervention.check_for_neurons()
+            beginning = intervention.prompts[prompt].tokens[: intervention.position + 1]
+            alike.setdefault((beginning, str(intervention.candidates_tok)), []).append(index)
+        return [(members, pack_prompts([interventions[index].prompts[prompt].tokens for index in members],
+                                       [ids[0] for ids in interventions[members[0]].candidates_tok], self.device), len(beginning) - 1)
+                for (beginning, _), members in alike.items()]
+
+    def _values(self, intervention, prompt):
+        """Values of all neurons at the slot of one prompt of a stimulus, [L + 1, D]."""
+        tokens = intervention.base_strings_tok[prompt][: intervention.position + 1].to(self.device)
+        return run_base(self.model, self.parts, tokens).representations(intervention.position)
+
+    @torch.no_grad()
+    def null_values(self, interventions):
+        """Values of all neurons at the slot of each stimulus' null prompt, a list of float64 arrays [L + 1, D]."""
+        return [self._values(intervention, NULL).double().cpu().numpy() for intervention in interventions]
+
+    @torch.no_grad()
+    def log_probabilities_in_templates(self, interventions):
+        """Log-probabilities without intervention, float64 [stimuli, prompts, 2], as the sweeps over several templates have them."""
+        result = torch.empty(len(interventions), len(interventions[0].prompts), 2, dtype=torch.float64)
+        for prompt in range(result.shape[1]):
+            for members, tree, _ in self._trees(interventions, prompt):
+                residual = run_base(self.model, self.parts, tree.tokens, tree).residuals[-1]
+                result[members, prompt] = ReadOut(self.parts, tree.predictions)(residual.unsqueeze(0)).reshape(-1, 2)
+        return result
+
+    @torch.no_grad()
+    def neuron_intervention_in_templates(self, interventions, intervention_type, alpha=1, bsize=None, odds_only=False, progress=None):
+        """Every neuron in turn, on several stimuli of one word at once: what their prompts share is run once.
+
+        Args:
+            interventions: stimuli, such as one profession in all templates; the others as in `neuron_intervention_single_experiment`.
+            odds_only: leave out the sum over the vocabulary: log-probabilities up to a number that both candidates share.
+
+        Returns: float64 [stimuli, L + 1, D, 2], log-probabilities of both candidates.
+        """
+        run_on, source, minus = INTERVENTION_TYPES[intervention_type]
+        result = torch.empty(len(interventions), self.num_layers + 1, self.num_neurons, 2, dtype=torch.float64)
+
+        def report(rows):
+            if progress:
+                progress(rows * len(members))
+
+        for members, tree, position in self._trees(interventions, run_on):
+            values = self._values(interventions[members[0]], source)
+            if minus is not None:
+                values = values - self._values(interventions[members[0]], minus)
+            base = run_base(self.model, self.parts, tree.tokens, tree)
+            edits = single_neuron_edits(values * alpha, position, minus is not None)
+            swept = sweep(self.parts, base, tree.predictions, edits, bsize, odds_only, report)
+            result[members] = swept.reshape(self.num_layers + 1, self.num_neurons, len(members), 2).movedim(2, 0)
+        return result
+
+    @torch.no_grad()
+    def direct_interpolants(self, interventions, intervention_type, values, layer, alpha=1, bsize=None, odds_only=False, progress=None):
+        """Direct effects of one layer's neurons as functions of the value put in, the same for all words of the study.
+
+        Args:
+            interventions: stimuli of one word, one a template, whose alternative prompts are alike up to the slot.
+            intervention_type: man_direct or woman_direct; values: float64 [words, D], those of each word's null prompt in this layer.
+            layer: 0 the word embedding to L, as in the tables.
+
+        Returns: Interpolants of D functions with 2 x stimuli values: log-probabilities of both candidates, stimulus by stimulus.
+        """
+        run_on, _, _ = INTERVENTION_TYPES[intervention_type]
+        ((_, tree, position),) = self._trees(interventions, run_on)
+        base = run_base(self.model, self.parts, tree.tokens, tree)
+
+        def run(neurons, points):
+            shape = points.shape
+            neurons = torch.as_tensor(neurons, device=self.device).repeat_interleave(shape[1]).unsqueeze(1)
+            put_in = torch.as_tensor(points * alpha, dtype=self.model.dtype, device=self.device).reshape(-1, 1)
+            edits = NeuronEdits(torch.full_like(neurons, layer), neurons, put_in, position)
+            return sweep(self.parts, base, tree.predictions, edits, bsize, odds_only, progress).numpy().reshape(*shape, -1)
+
+        return fit(run, values.min(axis=0), values.max(axis=0), INTERPOLATION_TOLERANCE[self.model.dtype])
 
     def _edits(self, values, position, add, layers_to_adj, neurons_to_adj, intervention_loc):
         """The interventions of one experiment from `values` [L + 1, D]; layers of the arguments count from -1."""
@@ -343,7 +436,7 @@ class Model:
         for tokens in intervention.base_strings_tok:
             packed = pack(tokens.to(self.device), intervention.candidates_tok)
             residual = run_base(self.model, self.parts, packed.tokens, packed).residuals[-1]
-            probabilities.append(continuation_log_probabilities(self.parts, residual.unsqueeze(0), packed, 0)[0].exp().tolist())
+            probabilities.append(ReadOut(self.parts, packed.predictions)(residual.unsqueeze(0))[0].exp().tolist())
         return probabilities
 
     @torch.no_grad()

@@ -32,7 +32,7 @@ def main(options):
 
     path = out_dir / f"{model}_report.md"
     figures = sorted(folder.glob("*.pdf")) + sorted(folder.glob(f"{model}_*.csv")) + [folder / "neuron_layer_effect.csv", folder / "manifest.json", path]
-    files = [f"{folder}/*_{kind}_{model}.csv (tables: {list(tables.values()).count(kind)})" for kind in dict.fromkeys(tables.values())]
+    files = [f"{folder}/*_{kind}_{model}.* (tables: {list(tables.values()).count(kind)})" for kind in dict.fromkeys(tables.values())]
     text = report.neuron_study(model, runs, probabilities, statistics.total_effects(table), statistics.bias_correlations(table)[0], effects,
                                contrasts, layers[layers["model"] == model], [*files, *figures])
     with whole_file(path) as file:

@@ -5,8 +5,8 @@
 
 For each template, profession and intervention type, every neuron (word embedding and MLP outputs) is replaced in turn, and
 the probabilities of " he" and " she" are kept. Writes, under OUT_DIR/results/YYYYMMDD_neuron_intervention/[random/],
-one CSV a template and type, such as The_X_said_that_man_indirect_gpt2.csv, and manifest.json (model and weights hash,
-settings, versions, times). A finished CSV is not computed again; an interrupted run goes on with the next profession.
+one table a template and type, such as The_X_said_that_man_indirect_gpt2.csv, and manifest.json (model and weights hash,
+settings, versions, times). A finished table is not computed again; an interrupted run goes on where it was.
 """
 
 import argparse
@@ -15,18 +15,18 @@ import shlex
 import sys
 import textwrap
 import time
+from functools import partial
 from pathlib import Path
 
 from mediation import professions, stimuli
 from mediation.errors import InputError
 from mediation.options import Parser, add_model_options, exit_on_bad_input
-from mediation.storage import RunFolder, check_writable, whole_file, write_csv
+from mediation.storage import RunFolder, check_writable
+from mediation.tables import FORMATS, table_writer
 
 TYPES = ("man_direct", "man_indirect", "woman_direct", "woman_indirect")
 DIFFERENCES = ("man_minus_woman", "woman_minus_man")
 NO_INTERVENTION = "no_intervention"
-CHECKED = 4  # interventions a sweep that are run again under plain hooks
-TOLERANCE = 1e-3  # in a log-probability; float32 gives about 1e-5
 
 
 def parse_options(arguments=None):
@@ -43,6 +43,9 @@ def parse_options(arguments=None):
     parser.add_argument("--candidates", nargs=2, default=["he", "she"], metavar=("C1", "C2"), help="single-token continuations (default: he she)")
     parser.add_argument("--total_effects_only", action="store_true",
                         help="no interventions: one row a profession with its probabilities, all that the total effects need")
+    parser.add_argument("--odds_only", action="store_true",
+                        help="leave out the sum over the vocabulary, a tenth faster: a column log_odds, probabilities under interventions empty")
+    parser.add_argument("--format", choices=FORMATS, default="csv", help="csv, or parquet: a tenth of the size, faster to read (default: csv)")
     parser.add_argument("--full_passes", action="store_true", help="every intervention as a full forward pass under plain hooks: slow, the reference")
     return parser.parse_args(arguments)
 
@@ -61,7 +64,7 @@ def main(options):
     interventions, dropped = build_interventions(model, templates, chosen, options.candidates)
     report_stimuli(model, templates, chosen, interventions, dropped)
 
-    files = {f"{stimuli.template_file_stem(templates[number])}_{kind}_{model.name}.csv":
+    files = {f"{stimuli.template_file_stem(templates[number])}_{kind}_{model.name}.{options.format}":
              {"template": templates[number], "intervention_type": kind}
              for number in templates for kind in types}
     settings = describe_settings(model, options, interventions)
@@ -124,7 +127,7 @@ def describe_settings(model, options, interventions):
         "alpha": options.alpha,
         "dtype": options.dtype,
         "seed": options.seed if options.randomize else None,
-    }
+    } | ({"odds_only": True} if options.odds_only else {})
 
 
 def find_folder(out_dir, randomized, settings, files):
@@ -141,7 +144,6 @@ def find_folder(out_dir, randomized, settings, files):
 
 def write_probabilities(model, run_folder, run, interventions, _options):
     """Tables of the probabilities without intervention, one row a profession."""
-    import pandas as pd
     from tqdm import tqdm
 
     from utils import base_columns
@@ -149,35 +151,30 @@ def write_probabilities(model, run_folder, run, interventions, _options):
     for name, entry in tqdm(unwritten(run_folder, run).items(), desc="total effects", unit=" templates"):
         words = interventions[entry["template"]]
         rows = [base_columns(word, words[word], probabilities) for word, probabilities in zip(words, model.base_probabilities(words.values()))]
-        write_csv(run_folder.folder / name, pd.DataFrame(rows), index=True)
+        with table_writer(run_folder.folder / name) as append:
+            append({column: [row[column] for row in rows] for column in rows[0]})
         run_folder.update_file(run, name, rows=len(rows))
 
 
 def write_interventions(model, run_folder, run, interventions, options):
-    """Sweep profession by profession, keep each at once, and write a table when its professions are complete."""
+    """Sweep type by type, keep what is computed at once, and write a table when its professions are complete."""
     from tqdm import tqdm
 
-    neurons = (model.num_layers + 1) * model.num_neurons
+    from neuron_utils import CHECKED, sweep_kind, write_table
+
     todo = unwritten(run_folder, run)
-    total = neurons * sum(len(interventions[entry["template"]]) for entry in todo.values())
+    total = (model.num_layers + 1) * model.num_neurons * sum(len(interventions[entry["template"]]) for entry in todo.values())
     with tqdm(total=total, unit=" interventions", unit_scale=True, smoothing=0.05, disable=not todo) as progress:
-        for name, entry in todo.items():
-            results, seconds, deviation = {}, 0.0, 0.0
-            for word, intervention in interventions[entry["template"]].items():
-                progress.set_description(f"{entry['intervention_type']}, {intervention.base_strings[0]}")
-                kept = run_folder.load_shard(name, word)
-                if kept is None:
-                    kept = sweep_profession(model, intervention, entry["intervention_type"], options, progress.update)
-                    run_folder.save_shard(name, word, **kept)
-                else:
-                    progress.update(neurons)
-                results[word] = (*kept["base"], kept["candidate1"], kept["candidate2"])
-                seconds, deviation = seconds + float(kept["seconds"]), max(deviation, float(kept["deviation"]))
-            rows = write_table(run_folder.folder / name, interventions[entry["template"]], results)
-            run_folder.update_file(run, name, rows=rows, sweep_seconds=seconds, largest_deviation_from_full_passes=deviation)
-            run_folder.remove_shards(name)
+        for kind in dict.fromkeys(entry["intervention_type"] for entry in todo.values()):
+            names = {entry["template"]: name for name, entry in run_folder.read()["runs"][run]["files"].items() if entry["intervention_type"] == kind}
+            results = sweep_kind(model, run_folder, kind, names, interventions, options, progress)
+            for template, name in names.items():
+                if name in todo:
+                    rows, seconds, deviation = write_table(run_folder.folder / name, partial(results, template), interventions[template], options.odds_only)
+                    run_folder.update_file(run, name, rows=rows, sweep_seconds=seconds, largest_deviation_from_full_passes=deviation)
+            results.forget()
     files = run_folder.read()["runs"][run]["files"].values()
-    print(f"checked {CHECKED} random neurons of each sweep against full passes under plain hooks: "
+    print(f"checked {CHECKED} random neurons of each profession and type against full passes under plain hooks: "
           f"log-probabilities differ by at most {max(entry['largest_deviation_from_full_passes'] for entry in files):.1e}")
 
 
@@ -188,38 +185,6 @@ def unwritten(run_folder, run):
     if len(todo) < len(files):
         print(f"kept: {len(files) - len(todo)} finished tables")
     return todo
-
-
-def sweep_profession(model, intervention, kind, options, progress):
-    """Arrays for one profession and type: base [6], candidate1 and candidate2 [L + 1, D], seconds, deviation from the reference."""
-    import numpy as np
-
-    started = time.perf_counter()
-    result = model.neuron_intervention_single_experiment(intervention, kind, alpha=options.alpha, bsize=options.batch_size, progress=progress)
-    seconds = time.perf_counter() - started
-    candidate1, candidate2 = (probabilities.numpy() for probabilities in result[6:])
-    if not (np.isfinite(candidate1).all() and np.isfinite(candidate2).all() and min(*result[:6], candidate1.min(), candidate2.min()) > 0):
-        raise InputError(f"{intervention.base_strings[0]!r}, {kind}: the model gave probabilities that are zero or not numbers: "
-                         "try --dtype float32 or float64, or check the model's weights")
-    deviation = model.check_against_full_passes(intervention, kind, (candidate1, candidate2), options.alpha, CHECKED, options.seed)
-    if deviation > TOLERANCE and options.dtype in ("float32", "float64"):
-        raise InputError(f"{intervention.base_strings[0]!r}, {kind}: the sweep and full passes differ by {deviation:.1e} in a log-probability: "
-                         "use --full_passes, and please report the model")
-    return {"base": np.array(result[:6]), "candidate1": candidate1, "candidate2": candidate2, "seconds": seconds, "deviation": deviation}
-
-
-def write_table(path, interventions, results):
-    """One CSV, word by word so that memory does not grow; returns the number of rows."""
-    from utils import convert_results_to_pd
-
-    rows = 0
-    with whole_file(path) as file:
-        for word, result in results.items():
-            table = convert_results_to_pd(interventions, {word: result})
-            table.index += rows
-            table.to_csv(file, header=rows == 0)
-            rows += len(table)
-    return rows
 
 
 if __name__ == "__main__":

@@ -16,6 +16,7 @@ from mediation.effects import log_odds
 from mediation.errors import InputError
 from mediation.stimuli import split_base_string
 from mediation.storage import check_writable
+from mediation.tables import FORMATS, read_columns, table_columns
 
 BASE_COLUMNS = ["word", "base_string", "alt_string1", "alt_string2", "candidate1", "candidate2",
                 "candidate1_base_prob", "candidate2_base_prob", "candidate1_alt1_prob", "candidate2_alt1_prob",
@@ -95,49 +96,48 @@ def output_folder(options):
 
 
 def find_tables(folder, model, types=TYPES):
-    """{path: type} of the neuron CSVs of one model in a folder, sorted by name; never empty.
+    """{path: type} of the neuron tables (CSV or parquet) of one model in a folder, sorted by name; never empty.
 
     Raises:
-        InputError: no such folder, or no such CSV in it; the message names the models that are there.
+        InputError: no such folder, no such table in it (the message names the models that are there), or one in both formats.
     """
     folder = Path(folder)
     if not folder.is_dir():
-        raise InputError(f"{folder} is not a folder: name the one that holds the neuron CSVs")
-    names = sorted(path.name for path in folder.glob("*.csv"))
-    found = {folder / name: kind for name in names for kind in types if name.endswith(f"_{kind}_{model}.csv")}
+        raise InputError(f"{folder} is not a folder: name the one that holds the neuron tables")
+    names = sorted(path.name for ending in FORMATS for path in folder.glob(f"*.{ending}"))
+    found = {folder / name: kind for name in names for kind in types for ending in FORMATS if name.endswith(f"_{kind}_{model}.{ending}")}
+    twice = [path for path in found if path.suffix == ".csv" and path.with_suffix(".parquet") in found]
+    if twice:
+        raise InputError(f"{twice[0]} is there as parquet too: move one of them away")
     if not found:
-        models = {match[1] for name in names if (match := re.search(rf"_(?:{'|'.join(TYPES)})_(.+)\.csv$", name))}
-        raise InputError(f"{folder} holds no CSVs of model {model!r} ({', '.join(types)}): "
+        models = {match[1] for name in names if (match := re.search(rf"_(?:{'|'.join(TYPES)})_(.+)\.(?:{'|'.join(FORMATS)})$", name))}
+        raise InputError(f"{folder} holds no tables of model {model!r} ({', '.join(types)}): "
                          + (f"models there: {', '.join(sorted(models))}" if models else "run run_profession_neuron_experiments.py first, or name its folder"))
     return found
 
 
 def read_table(path, columns, also_there=()):
-    """The named columns of a CSV, chunk by chunk (an iterator of tables); probabilities as float64.
+    """The named columns of a CSV or parquet file, chunk by chunk (an iterator of tables); probabilities as float64.
 
     `also_there`: columns that are not read but have to be there, or the table is not what it is taken for.
 
     Raises:
-        InputError: a file that is not a CSV, a missing column, an empty table, or a value that is not a number or not a probability.
+        InputError: a file that is not what its ending says, a missing column, or a value that is not a number or not a probability.
     """
-    numbers = [column for column in columns if "prob" in column or column in ("layer", "neuron")]
-    try:
-        header = pd.read_csv(path, nrows=0).columns
-        missing = [column for column in [*columns, *also_there] if column not in header]
-        if missing:
-            raise InputError(f"{path}: column {missing[0]!r} is missing: write the table again with run_profession_neuron_experiments.py")
-        with pd.read_csv(path, usecols=columns, chunksize=500_000) as chunks:
-            for chunk in chunks:
-                for column in numbers:
-                    chunk[column] = pd.to_numeric(chunk[column], errors="coerce")
-                    low, high = (0, np.inf) if column in ("layer", "neuron") else (np.finfo(float).tiny, 1)
-                    bad = chunk.index[~chunk[column].between(low, high)]
-                    if len(bad):
-                        raise InputError(f"{path}: row {bad[0] + 1}, column {column!r} is not {'a number' if high > 1 else 'a probability above 0'}: "
-                                         "write the table again with run_profession_neuron_experiments.py")
-                yield chunk
-    except (pd.errors.ParserError, pd.errors.EmptyDataError, UnicodeDecodeError, OSError) as error:
-        raise InputError(f"{path} cannot be read as a CSV ({str(error).splitlines()[0]}): write it again") from error
+    header = table_columns(path)
+    missing = [column for column in [*columns, *also_there] if column not in header]
+    if missing:
+        raise InputError(f"{path}: column {missing[0]!r} is missing: write the table again with run_profession_neuron_experiments.py")
+    for chunk in read_columns(path, columns):
+        for column in columns:
+            if "prob" in column or column in ("layer", "neuron", "log_odds"):
+                chunk[column] = pd.to_numeric(chunk[column], errors="coerce")
+                low, high = (np.finfo(float).tiny, 1) if "prob" in column else (0 if column != "log_odds" else -np.finfo(float).max, np.finfo(float).max)
+                bad = chunk.index[~chunk[column].between(low, high)]
+                if len(bad):
+                    raise InputError(f"{path}: row {bad[0] + 1}, column {column!r} is not {'a probability above 0' if 'prob' in column else 'a number'}: "
+                                     "write the table again with run_profession_neuron_experiments.py")
+        yield chunk
 
 
 def read_probabilities(folder, model):
@@ -172,16 +172,22 @@ def read_interventions(path):
     Raises:
         InputError: what `read_table` raises, or words that do not have the same neurons once each.
     """
-    columns = ["word", "candidate1_base_prob", "candidate2_base_prob", "candidate1_prob", "candidate2_prob", "layer", "neuron"]
-    table = pd.concat(read_table(path, columns, NEURON_COLUMNS)).sort_values(["layer", "neuron"], kind="stable")
+    intervened = ["log_odds"] if "log_odds" in table_columns(path) else ["candidate1_prob", "candidate2_prob"]
+    pieces = {}  # {word: [(base log odds, log odds [rows], layers and neurons [rows, 2]), ...]}
+    for chunk in read_table(path, ["word", "candidate1_base_prob", "candidate2_base_prob", *intervened, "layer", "neuron"], NEURON_COLUMNS):
+        chunk["log_odds"] = chunk["log_odds"] if "log_odds" in chunk else log_odds(chunk["candidate1_prob"], chunk["candidate2_prob"])
+        for word, rows in chunk.groupby("word", sort=False, observed=True):
+            base = float(log_odds(rows["candidate1_base_prob"].iloc[0], rows["candidate2_base_prob"].iloc[0]))
+            pieces.setdefault(word, []).append((base, rows["log_odds"].to_numpy(), rows[["layer", "neuron"]].to_numpy(int)))
     words, units = {}, None
-    for word, rows in table.groupby("word", sort=False):
-        own = rows[["layer", "neuron"]].to_numpy(int)
+    for word, parts in pieces.items():
+        own = np.concatenate([units for _, _, units in parts])
+        order = np.lexsort((own[:, 1], own[:, 0]))
+        own = own[order]
         units = own if units is None else units
         if own.shape != units.shape or (own != units).any() or (np.diff(own, axis=0) == 0).all(axis=1).any():
             raise InputError(f"{path}: {word!r} does not have the same neurons as the other words, once each: the table is incomplete, write it again")
-        base = log_odds(rows["candidate1_base_prob"].iloc[0], rows["candidate2_base_prob"].iloc[0])
-        words[word] = float(base), log_odds(rows["candidate1_prob"], rows["candidate2_prob"])
+        words[word] = parts[0][0], np.concatenate([values for _, values, _ in parts])[order]
     return words, units[:, 0], units[:, 1]
 
 

@@ -1,17 +1,20 @@
-"""How much faster an attention sweep is than one full pass a head: every head, layer and the whole model of one example.
+"""How much faster attention sweeps are than one full pass a head: every head, layer and the whole model; and a step of greedy selection.
 
     python -m benchmarks.attention_sweep -model smollm2-135m
     python -m benchmarks.attention_sweep -model gpt2-small-sized      # random weights, the size of GPT-2 small
 
-Both ways run the same interventions, the indirect effects of one WinoBias-like example of our own.
+Both ways run the same interventions, the indirect effects of one WinoBias-like example of our own. In the greedy step three heads
+are chosen, and each other one is added to them.
 """
+
+from functools import partial
 
 from benchmarks import compare, load, parser
 from mediation.options import exit_on_bad_input
 
 
 def main(options):
-    """All sets of heads, both ways."""
+    """All sets, both ways."""
     import torch
 
     from experiment import Intervention
@@ -21,12 +24,18 @@ def main(options):
     model = load(options)
     intervention = Intervention(model.tokenizer, "The carpenter thanked the nurse because {}", ["she", "he"],
                                 ["had helped in the night.", "was ill and tired."], model.device)
+    print(f"{model.name}, {model.device}, {intervention.base_strings[0]!r}, candidates of {[len(ids) for ids in intervention.candidates_tok]} tokens")
+    every = heads_layers_model(model.num_layers, model.num_heads)
+    units = model.num_layers * model.num_heads
+    chosen = [units // 2, units // 3, units - 5]  # the middle, a third of the way, near the end
+    added = [unit for unit in range(units) if unit not in chosen]
     with torch.no_grad():
-        context, edits = model._head_edits(intervention, "indirect", heads_layers_model(model.num_layers, model.num_heads))
-        print(f"{model.name}, {model.device}, {intervention.base_strings[0]!r}, candidates of {[len(ids) for ids in intervention.candidates_tok]} tokens")
-        ways = [lambda full=full: sweep_heads(model.model, model.parts, context, intervention.candidates_tok, edits, options.batch_size, full)
-                for full in (True, False)]
-        compare(("one full pass a head", ways[0]), ("descent", ways[1]), len(edits), options.rounds)
+        for name, sets in (("every head, layer and the model", every), ("a greedy step", every[added] | every[chosen].any(dim=0))):
+            context, edits = model._head_edits(intervention, "indirect", sets)
+            slow, fast = (partial(sweep_heads, model.model, model.parts, context, intervention.candidates_tok, edits, options.batch_size, full)
+                          for full in (True, False))
+            print(f"\n{name}")
+            compare(("one full pass a head", slow), ("descent", fast), len(edits), options.rounds)
 
 
 if __name__ == "__main__":

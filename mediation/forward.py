@@ -4,7 +4,7 @@
 values, and the arguments each block was called with. `Resumption` then moves a batch of changed residuals through one
 block at a time, at the positions from the first changed one on: in a causal model the earlier ones cannot change.
 
-Shapes: B batch (interventions), T tokens, S = T - position tokens that can change, L layers, D hidden size, C candidates.
+Shapes: B batch (interventions), T tokens, S = T - position tokens that can change, L layers, D hidden size.
 Costs about 4 x T x D numbers a layer for a prompt. Not for training: everything runs without gradients.
 """
 
@@ -12,8 +12,6 @@ import inspect
 from dataclasses import dataclass
 
 import torch
-
-READ_OUT_ROWS = 96  # rows of logits held at once: larger buffers spend their time in page faults
 
 
 class RecordingCache:
@@ -60,12 +58,11 @@ class BaseRun:
 
 
 @dataclass(frozen=True)
-class Continuations:
-    """A context of T tokens with its candidates packed behind it, each seeing the context and itself only.
+class Tree:
+    """Sequences of tokens that share their beginnings, as one sequence of T nodes: each node sees itself and what leads to it.
 
-    `tokens` int64 [T + sum of (candidate length - 1)]: a candidate's last token predicts nothing that is asked for.
-    `position_ids` of the same length; `visible` bool, square: row sees column.
-    `predictions`: per candidate (positions, tokens): which token is predicted where.
+    `tokens`, `position_ids` int64 [T]; `visible` bool [T, T]: row sees column.
+    `predictions`: tuple of (nodes, tokens), which tokens are predicted at which nodes.
     """
 
     tokens: torch.Tensor
@@ -74,23 +71,39 @@ class Continuations:
     predictions: tuple
 
 
+def _grow(sequences, device):
+    """(tokens, position_ids, visible) of the tree of token sequences, nodes in the order of their first sequence; and each sequence's nodes."""
+    nodes, paths = {}, []  # nodes: {the tokens that lead to it and its own: its index}
+    for sequence in sequences:
+        paths.append([nodes.setdefault(tuple(sequence[:end]), len(nodes)) for end in range(1, len(sequence) + 1)])
+    visible = torch.zeros(len(nodes), len(nodes), dtype=torch.bool)
+    for path in paths:
+        for depth, node in enumerate(path):
+            visible[node, path[: depth + 1]] = True
+    tokens, depths = torch.tensor([[reached[-1], len(reached) - 1] for reached in nodes], device=device).unbind(dim=1)
+    return (tokens, depths, visible.to(device)), paths
+
+
 def pack(context, candidates):
-    """Continuations of `context` (int64 [T]) by `candidates` (lists of token ids, none empty)."""
-    device, length = context.device, len(context)
-    pieces = [context, *(torch.tensor(candidate[:-1], dtype=torch.long, device=device) for candidate in candidates)]
-    owner = torch.cat([torch.full_like(piece, index) for index, piece in enumerate(pieces)])  # 0 the context, i candidate i - 1
-    position_ids = torch.cat([torch.arange(length, device=device), *(length + torch.arange(len(piece), device=device) for piece in pieces[1:])])
-    earlier = torch.ones(len(owner), len(owner), dtype=torch.bool, device=device).tril()
-    visible = earlier & ((owner.unsqueeze(0) == 0) | (owner.unsqueeze(0) == owner.unsqueeze(1)))
-    predictions = tuple(([length - 1, *(owner == index).nonzero().flatten().tolist()], list(candidate))
-                        for index, candidate in enumerate(candidates, start=1))
-    return Continuations(torch.cat(pieces), position_ids, visible, predictions)
+    """Tree of a context (int64 [T]) and its continuations by `candidates` (lists of token ids, none empty): one prediction each.
+
+    A candidate's last token predicts nothing that is asked for, and is left out.
+    """
+    before = context.tolist()
+    tree, paths = _grow([before + list(candidate[:-1]) for candidate in candidates], context.device)
+    return Tree(*tree, tuple((path[len(before) - 1:], list(candidate)) for path, candidate in zip(paths, candidates)))
 
 
-def run_base(model, parts, tokens, continuations=None):
+def pack_prompts(prompts, candidates, device):
+    """Tree of prompts (lists of token ids) with single-token candidates: predictions prompt by prompt, candidate by candidate."""
+    tree, paths = _grow(prompts, device)
+    return Tree(*tree, tuple((path[-1:], [candidate]) for path in paths for candidate in candidates))
+
+
+def run_base(model, parts, tokens, tree=None):
     """Run the prompt `tokens` (int64 [T]) once and keep what resumed passes need. Hooks are removed even if the run fails.
 
-    With `continuations` (whose tokens are run), candidates that are packed behind the context do not see each other.
+    With `tree` (whose tokens are run), branches do not see each other.
 
     `model` runs eager attention: it is given an explicit mask, which can be cut to the positions that are run again.
     """
@@ -110,20 +123,20 @@ def run_base(model, parts, tokens, continuations=None):
     handles += [mlp.register_forward_hook(lambda _, __, output: mlp_outputs.append(output[0])) for mlp in parts.mlps]
     handles.append(parts.final_norm.register_forward_pre_hook(lambda _, inputs: residuals.append(inputs[0][0])))
     try:
-        model(tokens.unsqueeze(0), use_cache=False, logits_to_keep=1, **_tree(model, continuations))
+        model(tokens.unsqueeze(0), use_cache=False, logits_to_keep=1, **_as_arguments(model, tree))
     finally:
         for handle in handles:
             handle.remove()
     return BaseRun(embedding[0], tuple(residuals), tuple(mlp_outputs), tuple(arguments), cache)
 
 
-def _tree(model, continuations):
-    """Mask and positions of packed candidates, as the library's models take them."""
-    if continuations is None:
+def _as_arguments(model, tree):
+    """Mask and positions of a tree, as the library's models take them."""
+    if tree is None:
         return {}
-    mask = torch.zeros(continuations.visible.shape, dtype=model.dtype, device=continuations.visible.device)
-    mask = mask.masked_fill(~continuations.visible, torch.finfo(model.dtype).min)[None, None]  # [1, 1, T, T]
-    return {"attention_mask": mask, "position_ids": continuations.position_ids.unsqueeze(0)}
+    mask = torch.zeros(tree.visible.shape, dtype=model.dtype, device=tree.visible.device)
+    mask = mask.masked_fill(~tree.visible, torch.finfo(model.dtype).min)[None, None]  # [1, 1, T, T]
+    return {"attention_mask": mask, "position_ids": tree.position_ids.unsqueeze(0)}
 
 
 class Resumption:
@@ -158,42 +171,3 @@ class Resumption:
     def rows(self, index, count):
         """`count` copies of the base run's residual stream before block `index`, [count, S, D]."""
         return self.base.residuals[index][self.position:].expand(count, -1, -1).clone()
-
-
-def candidate_log_probabilities(parts, hidden, candidates):
-    """Log-probabilities of single-token candidates after a residual stream that left the last block.
-
-    Args:
-        hidden: [B, D], at the position that predicts the candidate.
-        candidates: C token ids.
-
-    Returns: float64 [B, C], on the CPU.
-    """
-    return token_log_probabilities(parts, hidden.unsqueeze(1), [0] * len(candidates), candidates)
-
-
-def token_log_probabilities(parts, hidden, positions, tokens):
-    """Log-probability of each of n tokens, predicted at its position of a residual stream [B, P, D] that left the last block.
-
-    Returns: float64 [B, n], on the CPU.
-    """
-    needed = sorted(set(positions))
-    at = [needed.index(position) for position in positions]
-    pieces = []
-    for rows in hidden[:, needed].split(max(1, READ_OUT_ROWS // len(needed))):
-        logits = parts.head(parts.final_norm(rows))  # [rows, positions, vocabulary]
-        if logits.dtype not in (torch.float32, torch.float64):
-            logits = logits.float()
-        pieces.append(logits[:, at, tokens].double() - logits.logsumexp(-1)[:, at].double())
-    return torch.cat(pieces).cpu()
-
-
-def continuation_log_probabilities(parts, hidden, continuations, first):
-    """Mean token log-probability of each candidate (the logarithm of p in the study), from residuals [B, T - first, D] that begin at `first`.
-
-    Returns: float64 [B, C], on the CPU.
-    """
-    positions = [position - first for where, _ in continuations.predictions for position in where]
-    tokens = [token for _, predicted in continuations.predictions for token in predicted]
-    each = token_log_probabilities(parts, hidden, positions, tokens)
-    return torch.stack([part.mean(dim=1) for part in each.split([len(predicted) for _, predicted in continuations.predictions], dim=1)], dim=1)

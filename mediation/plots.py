@@ -208,18 +208,20 @@ def sparsity(found, k, label, all_units, shape, title, path):
     """
     with plt.rc_context(STYLE):
         figure, (curve, where) = plt.subplots(1, 2, figsize=(2 * COLUMN_WIDTH, 2.7), width_ratios=(3, 2))
-        numbers = np.arange(1, k + 1)
         for index, name in enumerate(name for name in found if name != "random order"):
-            curve.plot(numbers, found[name]["val"][:k], marker="o", markersize=3, linewidth=1, color=f"C{index}", label=name)
+            values = found[name]["val"][:k]
+            curve.plot(np.arange(1, len(values) + 1), values, marker="o", markersize=3, linewidth=1, color=f"C{index}", label=name)
         if "random order" in found:
             values = np.array(found["random order"]["val"])[:, :k]
+            numbers = np.arange(1, values.shape[1] + 1)
             curve.fill_between(numbers, values.min(axis=0), values.max(axis=0), color="0.6", alpha=0.4, linewidth=0, label=f"{len(values)} random orders")
         curve.axhline(all_units, color="0.3", linewidth=0.8, linestyle="--", label=f"all {shape[0] * shape[1]:,} {label}s")
         curve.xaxis.set_major_locator(MaxNLocator(integer=True))
         curve.set(xlabel=f"number of {label}s", ylabel="mean indirect effect\n(odds ratio − 1)", title=title)
-        shown = next((name for name in ("greedy", "top-k") if name in found), None)
+        shown = next((name for name in ("greedy", "lazy greedy", "top-k") if name in found), None)
         if shown:
             pairs = np.array(found[shown][label][:k])
+            numbers = np.arange(1, len(pairs) + 1)
             where.scatter(pairs[:, 1], pairs[:, 0], c=numbers, cmap="viridis_r", s=18)
             for number, (layer, unit) in zip(numbers, pairs):
                 where.annotate(str(number), (unit, layer), xytext=(3, 3), textcoords="offset points", fontsize=6)

@@ -113,15 +113,18 @@ def selection(found, k, label, all_units):
     for name, content in found.items():
         if name == "random order":
             values = pd.DataFrame(content["val"]).iloc[:, :k]
-            table["random, mean"], table["random, largest"] = values.mean().to_numpy(), values.max().to_numpy()
+            values.columns += 1
+            table["random, mean"], table["random, largest"] = values.mean(), values.max()
         else:
-            table[name] = content["val"][:k]
-            table[f"{name} {label}"] = [f"{layer}-{unit}" for layer, unit in content[label][:k]]
-    lines = [table.to_string(float_format="%.6f"), "", f"all {label}s together: {all_units:.6f}"]
+            numbers = pd.RangeIndex(1, len(content["val"]) + 1)
+            table[name] = pd.Series(content["val"], numbers, float)
+            table[f"{name} {label}"] = pd.Series([f"{layer}-{unit}" for layer, unit in content[label]][: len(numbers)], numbers[: len(content[label])])
+    lines = [table.to_string(float_format="%.6f", na_rep=""), "", f"all {label}s together: {all_units:.6f}"]
     for name, content in found.items():
         if name != "random order":
-            number = smallest_reaching(content["val"][:k], all_units)
-            lines.append(f"{name}: " + (f"{_count(number, label)} reach it" if number else f"{_count(k, label)} do not reach it, {content['val'][k - 1]:.6f}"))
+            values = content["val"][:k]
+            number = smallest_reaching(values, all_units)
+            lines.append(f"{name}: " + (f"{_count(number, label)} reach it" if number else f"{_count(len(values), label)} do not reach it, {values[-1]:.6f}"))
         if "certified" in content:
             lines.append(f"lazy greedy: {content['evaluations']} evaluations of sets, {content['saved']} saved; {content['grown']} gains grew; "
                          f"{'certified' if content['certified'] else 'not certified'} equal to plain greedy")

@@ -220,15 +220,44 @@ class NeuronSelectionFiles(SelectionFiles):
 
 
 KINDS = ("topk", "greedy", "greedy_intermediate", "lazy", "random")
+TITLES = {"topk": "top-k", "greedy": "greedy", "lazy": "lazy greedy", "random": "random order"}
 
 
 def run(files, order, options):
-    """The selections that the command line asks for, {name: {"val", label, ...}}; `order`: units, the best alone first."""
+    """The selections that the command line asks for, {title: {"val", label, ...}}; `order`: units, the best alone first."""
     found = {}
     if "topk" in options.algo:
-        found["top-k"] = {files.label: files.named(order[: options.k]), **files.top_k(order, options.k)}
+        found[TITLES["topk"]] = {files.label: files.named(order[: options.k]), **files.top_k(order, options.k)}
     if "greedy" in options.algo:
-        found["greedy"] = files.lazy_greedy(options.k) if options.lazy else files.greedy(options.k)
+        found[TITLES["lazy" if options.lazy else "greedy"]] = files.lazy_greedy(options.k) if options.lazy else files.greedy(options.k)
     if "random" in options.algo:
-        found["random order"] = files.random_orders(options.k, options.orders, options.seed)
+        found[TITLES["random"]] = files.random_orders(options.k, options.orders, options.seed)
     return found
+
+
+def read_found(paths, label):
+    """The selections in files, as `run` gives them. `paths`: {kind: path}; files that are not there are left out.
+
+    Raises:
+        InputError: a file that `read_pickle` refuses, or one that is no selection.
+    """
+    found = {}
+    for kind, path in paths.items():
+        if path.exists():
+            content = read_pickle(path)
+            try:
+                if kind != "random":
+                    check_choice(content["val"], content[label])
+                for values, pairs in zip(content["val"], content[label]) if kind == "random" else ():
+                    check_choice(values, pairs)
+            except (KeyError, TypeError, ValueError, IndexError) as error:
+                raise InputError(f"{path} is no selection of {label}s (val and {label} of equal length): move it away") from error
+            found[TITLES[kind]] = content
+    return found
+
+
+def check_choice(values, pairs):
+    """Raises ValueError or TypeError when these are not n finite numbers and n pairs of whole numbers."""
+    pairs = np.asarray(pairs)
+    if not len(values) or pairs.shape != (len(values), 2) or not np.issubdtype(pairs.dtype, np.integer) or not np.isfinite(np.asarray(values, float)).all():
+        raise ValueError("no selection")

@@ -8,8 +8,9 @@ it move one block on. No block is run for an intervention before the layer it ch
 import torch
 
 from .attention import HeadEdits, attention_weights, overriding, replacement, shift
-from .forward import Resumption, candidate_log_probabilities, continuation_log_probabilities, pack, run_base
+from .forward import Resumption, pack, run_base
 from .neurons import change, edited
+from .readout import ReadOut
 
 TOKENS_AT_ONCE = {"cpu": 900, "cuda": 65536}  # rows x positions of a batch; measured best on a CPU between 600 and 1,700
 
@@ -20,28 +21,27 @@ def automatic_batch_size(device, positions):
 
 
 def by_full_passes(model, parts, tokens, edits, candidates):
-    """Reference: one full forward pass a row under plain hooks. Arguments and result as in `by_descent`."""
-    prompts = tokens.expand(len(edits), -1)
-    last = []
-    keep_last = parts.final_norm.register_forward_pre_hook(lambda _, inputs: last.append(inputs[0][:, -1]))
-    try:
-        with edited(parts, edits):
-            model(prompts, use_cache=False, logits_to_keep=1)
-    finally:
-        keep_last.remove()
-    return candidate_log_probabilities(parts, last[0], candidates)
+    """Reference: one full forward pass a row under plain hooks, and a softmax over the vocabulary.
+
+    Args:
+        tokens: the prompt, int64 [T]; edits: NeuronEdits of B rows; candidates: C token ids.
+
+    Returns: float64 [B, C].
+    """
+    with edited(parts, edits):
+        logits = model(tokens.expand(len(edits), -1), use_cache=False, logits_to_keep=1).logits[:, -1]
+    return logits.double().log_softmax(dim=-1)[:, candidates].cpu()
 
 
-def by_descent(parts, base, edits, candidates):
-    """Log-probabilities of the candidates under each intervention, in one descent through the layers.
+def by_descent(parts, base, edits, read_out):
+    """Log-probabilities of what `read_out` (a ReadOut) predicts under each intervention, in one descent through the layers.
 
     Args:
         parts: the model's modules.
-        base: BaseRun of the prompt that is intervened upon.
+        base: BaseRun of the prompt, or tree of prompts, that is intervened upon.
         edits: NeuronEdits of B rows.
-        candidates: C token ids.
 
-    Returns: float64 [B, C], in the order of the rows.
+    Returns: float64 [B, predictions], in the order of the rows.
     """
     # rows join in the order of their first layer; what they give is put back in the caller's order
     first = edits.layers.amin(dim=1)
@@ -57,8 +57,8 @@ def by_descent(parts, base, edits, candidates):
         if joining:
             new = edits[len(hidden): len(hidden) + joining]
             hidden = torch.cat([hidden, _changed_residual(resumption, layer, new)])
-    result = torch.empty(len(edits), len(candidates), dtype=torch.float64)
-    result[order.cpu()] = candidate_log_probabilities(parts, hidden[:, -1], candidates)
+    result = torch.empty(len(edits), len(read_out.predictions), dtype=torch.float64)
+    result[order.cpu()] = read_out(hidden, edits.position)
     return result
 
 
@@ -93,33 +93,38 @@ def _changed_residual(resumption, layer, edits):
     return hidden
 
 
-def sweep(model, parts, base, tokens, edits, candidates, batch_size=None, full_passes=False, progress=None):
-    """Log-probabilities of the candidates under B interventions on one prompt, chunked to `batch_size` rows (None: automatic).
+def sweep(parts, base, predictions, edits, batch_size=None, odds_only=False, progress=None):
+    """Log-probabilities under B interventions on one prompt or tree of prompts, chunked to `batch_size` rows (None: automatic).
 
     A batch that does not fit into memory is halved, and the sweep goes on. Interventions that cannot reach the output
-    (last block's MLP, before the last position) are not run: their rows are the base run's, so their effect is exactly 0.
+    (last block's MLP, at a position that predicts nothing) are not run: their rows are the base run's, so their effect is exactly 0.
 
     Args:
-        base: BaseRun of the prompt `tokens` (int64 [T]).
-        full_passes: True runs the plain reference, every intervention in a full pass.
+        base: BaseRun of the prompt; predictions: as a ReadOut takes them.
+        odds_only: without the normaliser, see ReadOut.
         progress: called with the number of interventions done after each chunk.
 
-    Returns: float64 [B, C].
+    Returns: float64 [B, predictions].
     """
-    result = torch.empty(len(edits), len(candidates), dtype=torch.float64)
+    residual = base.residuals[-1]  # [T, D]
+    result = ReadOut(parts, predictions, odds_only=odds_only)(residual.unsqueeze(0)).repeat(len(edits), 1)
     reaches_output = torch.ones(len(edits), dtype=torch.bool)
-    if not full_passes and edits.position < len(tokens) - 1:
+    if all(edits.position not in positions for positions, _ in predictions):
         reaches_output = (edits.layers.amin(dim=1) < len(parts.blocks)).cpu()
-        result[~reaches_output] = candidate_log_probabilities(parts, base.residuals[-1][-1:], candidates)
         if progress:
             progress(int((~reaches_output).sum()))
-    size = batch_size or automatic_batch_size(tokens.device, len(tokens) - (0 if full_passes else edits.position))
+    todo = reaches_output.nonzero().squeeze(1)
+    read_out = ReadOut(parts, predictions, residual, len(todo), odds_only)
+    size = batch_size or automatic_batch_size(residual.device, len(residual) - edits.position)
+    _in_batches(lambda rows: by_descent(parts, base, edits[rows.to(residual.device)], read_out), todo, size, result, progress)
+    return result
 
-    def run(rows):
-        chunk = edits[rows.to(tokens.device)]
-        return by_full_passes(model, parts, tokens, chunk, candidates) if full_passes else by_descent(parts, base, chunk, candidates)
 
-    _in_batches(run, reaches_output.nonzero().squeeze(1), size, result, progress)
+def sweep_by_full_passes(model, parts, tokens, edits, candidates, batch_size=None, progress=None):
+    """The plain reference of `sweep` on one prompt (int64 [T]) with single-token candidates: every intervention in a full pass."""
+    result = torch.empty(len(edits), len(candidates), dtype=torch.float64)
+    size = batch_size or automatic_batch_size(tokens.device, len(tokens))
+    _in_batches(lambda rows: by_full_passes(model, parts, tokens, edits[rows.to(tokens.device)], candidates), torch.arange(len(edits)), size, result, progress)
     return result
 
 
@@ -144,15 +149,15 @@ def _is_out_of_memory(error):
     return isinstance(error, torch.OutOfMemoryError) or "DefaultCPUAllocator" in str(error)
 
 
-def heads_by_descent(parts, base, continuations, edits):
+def heads_by_descent(parts, base, edits, read_out):
     """Log-probabilities of both candidates under each attention intervention, in one descent through the layers.
 
     Rows join before the first layer whose heads they change; only positions from the first context row that differs on are run.
     Heads that every row changes are changed in one more row, the leader: the others part from it where their own heads begin.
 
     Args:
-        base: BaseRun of the packed continuations of the context that is intervened upon.
-        edits: HeadEdits of B rows, each with a head chosen.
+        base: BaseRun of the tree of the context that is intervened upon and its continuations.
+        edits: HeadEdits of B rows, each with a head chosen; read_out: ReadOut of the continuations.
 
     Returns: float64 [B, C].
     """
@@ -176,8 +181,8 @@ def heads_by_descent(parts, base, continuations, edits):
         changes = {parts.attentions[layer]: shift(under_way, layer)} if under_way.chosen[:, layer].any() else {}
         with overriding(changes):
             hidden = resumption.block(layer, hidden)
-    result = torch.empty(len(order), len(continuations.predictions), dtype=torch.float64)
-    result[order.cpu()] = continuation_log_probabilities(parts, hidden[int(led):], continuations, edits.first)
+    result = torch.empty(len(order), len(read_out.predictions), dtype=torch.float64)
+    result[order.cpu()] = read_out(hidden[int(led):], edits.first)
     return result
 
 
@@ -213,8 +218,8 @@ def sweep_heads(model, parts, context, candidates, edits, batch_size=None, full_
     edits = HeadEdits(edits.chosen & differs, edits.weights, edits.first)
     continuations = pack(context, candidates)
     base = run_base(model, parts, continuations.tokens, continuations)
-    without = continuation_log_probabilities(parts, base.residuals[-1].unsqueeze(0), continuations, 0)
-    result = without.repeat(len(edits), 1)
+    residual = base.residuals[-1]
+    result = ReadOut(parts, continuations.predictions)(residual.unsqueeze(0)).repeat(len(edits), 1)
     changed = edits.chosen.any(dim=2).any(dim=1).cpu()
     if progress:
         progress(int((~changed).sum()))
@@ -224,7 +229,9 @@ def sweep_heads(model, parts, context, candidates, edits, batch_size=None, full_
         chunk = edits[rows.to(context.device)]
         if full_passes:
             return heads_by_full_passes(model, parts, context, candidates, chunk)
-        return heads_by_descent(parts, base, continuations, chunk)
+        return heads_by_descent(parts, base, chunk, read_out)
 
-    _in_batches(run, changed.nonzero().squeeze(1), size, result, progress)
+    todo = changed.nonzero().squeeze(1)
+    read_out = ReadOut(parts, continuations.predictions, residual, 0 if full_passes else len(todo))
+    _in_batches(run, todo, size, result, progress)
     return result

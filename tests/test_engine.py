@@ -8,14 +8,20 @@ from experiment import INTERVENTION_TYPES, Intervention
 from mediation import sweeps
 from mediation.architectures import find_parts
 from mediation.errors import InputError
-from mediation.forward import Resumption, candidate_log_probabilities, run_base
+from mediation.forward import Resumption, run_base
 from mediation.neurons import NeuronEdits, edited, single_neuron_edits
+from mediation.readout import ReadOut
 
 TOLERANCE = {torch.float64: 1e-10, torch.float32: 1e-4}  # relative, on probabilities
 
 
 def stimulus(model, template="The {} went home because", word="nurse"):
     return Intervention(model.tokenizer, template, [word, "man", "woman"], ["he", "she"])
+
+
+def after(tokens, *candidates):
+    """Predictions of single-token candidates after a prompt."""
+    return tuple(([len(tokens) - 1], [candidate]) for candidate in candidates)
 
 
 def probabilities_by_hooks(model, tokens, layer, neuron, value, position, candidates):
@@ -87,8 +93,9 @@ def test_a_value_replaced_by_itself_changes_nothing(toy_model, architecture):
     with torch.no_grad():
         base = run_base(model.model, model.parts, tokens)
         edits = single_neuron_edits(base.representations(1), position=1)
-        result = sweeps.sweep(model.model, model.parts, base, tokens, edits, [1, 2])
-        expected = candidate_log_probabilities(model.parts, base.residuals[-1][-1:], [1, 2]).expand_as(result)
+        predictions = after(tokens, 1, 2)
+        result = sweeps.sweep(model.parts, base, predictions, edits)
+        expected = ReadOut(model.parts, predictions)(base.residuals[-1].unsqueeze(0)).expand_as(result)
     torch.testing.assert_close(result, expected, rtol=1e-6, atol=1e-6)
     assert torch.equal(result[-model.num_neurons:], expected[-model.num_neurons:])  # last layer: exactly
 
@@ -119,11 +126,11 @@ def test_a_batch_that_does_not_fit_is_halved(toy_model, monkeypatch):
     whole = model.neuron_intervention_single_experiment(stimulus(model), "man_indirect")
     sizes, descend = [], sweeps.by_descent
 
-    def little_memory(parts, base, edits, candidates):
+    def little_memory(parts, base, edits, read_out):
         sizes.append(len(edits))
         if len(edits) > 10:
             torch.empty(10**15)  # the allocator's own error
-        return descend(parts, base, edits, candidates)
+        return descend(parts, base, edits, read_out)
 
     monkeypatch.setattr(sweeps, "by_descent", little_memory)
     halved = model.neuron_intervention_single_experiment(stimulus(model), "man_indirect", bsize=30)
@@ -148,7 +155,7 @@ def test_a_neuron_named_twice_is_changed_once(toy_model):
         value = torch.full((1, 1), 2.0, dtype=torch.float64)
         for layer in (0, 2):
             once, twice = (NeuronEdits(torch.full((1, k), layer), torch.full((1, k), 5), value.expand(1, k), 1, add=True) for k in (1, 2))
-            results = [sweeps.by_descent(model.parts, base, edits, [1]) for edits in (once, twice)]
+            results = [sweeps.by_descent(model.parts, base, edits, ReadOut(model.parts, after(tokens, 1))) for edits in (once, twice)]
             assert torch.equal(*results)
             torch.testing.assert_close(sweeps.by_full_passes(model.model, model.parts, tokens, twice, [1]), results[0], rtol=1e-10, atol=0)
 
@@ -160,8 +167,8 @@ def test_rows_come_back_in_the_callers_order(toy_model):
     with torch.no_grad():
         base = run_base(model.model, model.parts, tokens)
         edits = single_neuron_edits(base.representations(1) + 1, 1)
-        straight = sweeps.sweep(model.model, model.parts, base, tokens, edits, [1, 2])
-        mixed = sweeps.sweep(model.model, model.parts, base, tokens, edits[shuffled], [1, 2])
+        straight = sweeps.sweep(model.parts, base, after(tokens, 1, 2), edits)
+        mixed = sweeps.sweep(model.parts, base, after(tokens, 1, 2), edits[shuffled])
     torch.testing.assert_close(mixed, straight[shuffled], rtol=1e-12, atol=0)
 
 
@@ -199,7 +206,52 @@ def test_sweep_counts_its_progress(toy_model):
 def test_check_against_full_passes_sees_a_wrong_number(toy_model):
     model = toy_model()
     intervention = stimulus(model)
-    right = [p.numpy() for p in model.neuron_intervention_single_experiment(intervention, "man_direct")[6:]]
+    right = np.log([p.numpy() for p in model.neuron_intervention_single_experiment(intervention, "man_direct")[6:]])
     assert model.check_against_full_passes(intervention, "man_direct", right, sample=64) < 1e-4
-    wrong = [right[0], np.roll(right[1], 1)]
+    wrong = np.stack([right[0], np.roll(right[1], 1)])
     assert model.check_against_full_passes(intervention, "man_direct", wrong, sample=64) > 1e-3
+
+
+# sharing between prompts and between values
+
+TEMPLATES = ("The {} said that", "The {} yelled that", "The {} yelled because", "The {} was fired because", "The {} was promoted because")
+
+
+@pytest.mark.parametrize("dtype", TOLERANCE, ids=str)
+@pytest.mark.parametrize("kind", INTERVENTION_TYPES)
+def test_a_tree_of_prompts_equals_each_prompt_alone(toy_model, architecture, dtype, kind):
+    model = toy_model(architecture, dtype)
+    stimuli = [stimulus(model, template) for template in TEMPLATES]
+    together = model.neuron_intervention_in_templates(stimuli, kind, alpha=1.5)
+    base = model.log_probabilities_in_templates(stimuli)
+    for number, one in enumerate(stimuli):
+        alone = model.neuron_intervention_single_experiment(one, kind, alpha=1.5)
+        # llama's norms and softmax are float32 even in a float64 model, and depend on what is summed with what
+        relative = 1e-6 if dtype == torch.float64 and architecture != "gpt2" else TOLERANCE[dtype]
+        for candidate in (0, 1):
+            torch.testing.assert_close(together[number, ..., candidate].exp(), alone[6 + candidate], rtol=relative, atol=0)
+        assert base[number].exp().flatten().tolist() == pytest.approx(alone[:6], rel=relative)
+        run_on = INTERVENTION_TYPES[kind][0]
+        assert (together[number, -1] == base[number, run_on]).all()  # last layer before the last position: exactly no effect
+
+
+def test_prompts_that_do_not_begin_alike_are_trees_of_their_own(toy_model):
+    model = toy_model("gpt2", torch.float64)
+    stimuli = [stimulus(model, "The {} said that"), stimulus(model, "Then the {} said that"), stimulus(model, "The {} ran because")]
+    assert [members for members, *_ in model._trees(stimuli, 0)] == [[0, 2], [1]]
+    together = model.neuron_intervention_in_templates(stimuli, "man_indirect")
+    for number, one in enumerate(stimuli):
+        torch.testing.assert_close(together[number, ..., 0].exp(), model.neuron_intervention_single_experiment(one, "man_indirect")[6], rtol=1e-10, atol=0)
+
+
+@pytest.mark.parametrize("kind", ["man_direct", "woman_direct"])
+def test_interpolated_direct_effects_equal_each_professions_own(toy_model, kind):
+    model = toy_model("gpt2", torch.float64)
+    words = {word: [stimulus(model, template, word) for template in TEMPLATES] for word in ("nurse", "captain", "clerk", "doctor", "king")}
+    values = dict(zip(words, model.null_values([stimuli[0] for stimuli in words.values()])))
+    for layer in range(model.num_layers + 1):
+        shared = model.direct_interpolants(words["nurse"], kind, np.stack([of_word[layer] for of_word in values.values()]), layer, alpha=0.5)
+        assert shared.error < 1e-9
+        for word, stimuli in words.items():
+            expected = model.neuron_intervention_in_templates(stimuli, kind, alpha=0.5)[:, layer]  # [templates, D, 2]
+            np.testing.assert_allclose(shared(values[word][layer]).reshape(-1, len(TEMPLATES), 2), expected.movedim(0, 1), atol=1e-9)

@@ -8,9 +8,9 @@ import pytest
 PROJECT = Path(__file__).parent.parent
 FLOORS = [  # from the ground up
     {"errors"},
-    {"storage", "effects", "options"},
-    {"stimuli", "assets", "architectures", "attention"},
-    {"professions", "forward", "checkpoints", "winobias", "winogender"},
+    {"storage", "effects", "options", "interpolation"},
+    {"stimuli", "assets", "architectures", "attention", "tables"},
+    {"professions", "forward", "readout", "checkpoints", "winobias", "winogender"},
     {"neurons"},
     {"sweeps"},
     {"selection"},

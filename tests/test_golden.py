@@ -56,7 +56,7 @@ def test_every_intervention_table_is_reproduced(golden, golden_model, inputs, ru
     for name in names:
         table, expected = (pd.read_csv(where / name, index_col=0) for where in (folder, golden / "neuron_intervention"))
         assert list(table.columns) == NEURON_COLUMNS == list(expected.columns)
-        assert_same_table(table, expected, RELATIVE)
+        assert_same_table(table, expected, 5e-5 if "direct" in name.replace("indirect", "") else RELATIVE)  # direct effects are interpolated
 
 
 @pytest.mark.parametrize("full_passes", [False, True], ids=["descent", "full passes"])

@@ -77,22 +77,46 @@ def test_asked_to_stop_it_stops_in_one_line_and_can_go_on(toy_checkpoint, undist
 def test_shards_are_used_again_and_damaged_ones_are_not(run_script, toy_checkpoint, undisturbed, tmp_path, monkeypatch):
     import experiment
     swept = []
-    sweep = experiment.Model.neuron_intervention_single_experiment
+    sweep = experiment.Model.neuron_intervention_in_templates
 
     def stop_at_third(self, *arguments, **named):
-        swept.append(arguments[0].base_strings[0])
+        swept.append(arguments[0][0].base_strings[0])
         if len(swept) == 3:
             raise KeyboardInterrupt
         return sweep(self, *arguments, **named)
 
-    monkeypatch.setattr(experiment.Model, "neuron_intervention_single_experiment", stop_at_third)
+    monkeypatch.setattr(experiment.Model, "neuron_intervention_in_templates", stop_at_third)
     assert run_script(COMMAND, "-model", toy_checkpoint("llama"), "-out_dir", tmp_path)[0] == 130
-    first, _ = sorted(tmp_path.glob("results/*/unfinished/*/*.npz"))
+    shards = sorted(tmp_path.glob("results/*/unfinished/*/*.npz"))
+    assert len(shards) == 4  # two professions in two templates
+    first = shards[0]
     first.write_bytes(first.read_bytes()[:-100])
     swept[:] = ["not counted"] * 3
     assert run_script(COMMAND, "-model", toy_checkpoint("llama"), "-out_dir", tmp_path)[0] == 0
-    assert len(swept) == 3 + 16 - 1  # 16 sweeps in all, one shard was whole
+    assert len(swept) == 3 + 8 - 1  # 8 sweeps in all, one profession was whole
     assert tables(tmp_path) == undisturbed
+
+
+def test_shared_direct_effects_go_on_layer_by_layer(run_script, toy_checkpoint, tmp_path, monkeypatch):
+    import experiment
+    import neuron_utils
+    monkeypatch.setattr(neuron_utils, "SHARED_FROM", 3)
+    layers, fit = [], experiment.Model.direct_interpolants
+
+    def stop_at_third(self, *arguments, **named):
+        layers.append(arguments[3])
+        if len(layers) == 3:
+            raise KeyboardInterrupt
+        return fit(self, *arguments, **named)
+
+    monkeypatch.setattr(experiment.Model, "direct_interpolants", stop_at_third)
+    command = COMMAND.replace("--intervention_types man_direct man_indirect", "--intervention_types man_direct")
+    assert run_script(command, "-model", toy_checkpoint("llama"), "-out_dir", tmp_path / "stopped")[0] == 130
+    assert run_script(command, "-model", toy_checkpoint("llama"), "-out_dir", tmp_path / "stopped")[0] == 0
+    assert layers == [0, 1, 2, 2, 3]
+    assert run_script(command, "-model", toy_checkpoint("llama"), "-out_dir", tmp_path / "whole")[0] == 0
+    assert tables(tmp_path / "stopped") == tables(tmp_path / "whole")
+    assert not list(tmp_path.glob("stopped/results/*/unfinished"))
 
 
 def test_a_run_that_was_begun_yesterday_goes_on_in_its_folder(run_script, toy_checkpoint, tmp_path, monkeypatch):
@@ -102,7 +126,7 @@ def test_a_run_that_was_begun_yesterday_goes_on_in_its_folder(run_script, toy_ch
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(experiment.Model, "neuron_intervention_single_experiment", stop)
+        patch.setattr(experiment.Model, "neuron_intervention_in_templates", stop)
         run_script(COMMAND, "-model", toy_checkpoint("llama"), "-out_dir", tmp_path)
     (folder,) = tmp_path.glob("results/*")
     yesterday = folder.with_name(f"{datetime.date.today() - datetime.timedelta(days=1):%Y%m%d}_neuron_intervention")

@@ -5,6 +5,7 @@ import os
 import pickle
 import random
 import runpy
+import shutil
 import signal
 import subprocess
 import sys
@@ -88,6 +89,20 @@ def test_heads_of_the_oracle(golden, golden_model, head_files):
         for layer, head in greedy["head"][:step]:
             open_cells[layer, head] = False
         np.testing.assert_allclose(table[:, open_cells], oracle["greedy_intermediate"][step][:, open_cells], rtol=1e-5, atol=1e-5)
+
+
+def test_files_of_2020_are_read(golden, run_script, tmp_path):
+    for path in (golden / "head_selection").glob("*.pickle"):
+        shutil.copy(path, tmp_path)
+    arguments = (HEADS, "--model_type", "gpt2-toy", "--figures_only", "--out_dir", tmp_path, "--k", 4)
+    code, output, errors = run_script(*arguments)
+    assert code == 0 and "all heads together: 0.637250" in output and "0.490457" in output, errors
+    assert (tmp_path / "sparsity_gpt2-toy_winobias.pdf").exists()
+    code, _, errors = run_script(*arguments, "--data", "winogender")
+    assert code == 2 and "has no mean_effect_gpt2-toy_winogender.pickle, nor one named wg" in errors
+    write_pickle(tmp_path / "greedy_gpt2-toy_wb.pickle", {"val": [0.1, 0.2], "head": [(0, 1)]})
+    code, _, errors = run_script(*arguments)
+    assert code == 2 and "greedy_gpt2-toy_wb.pickle is no selection of heads" in errors
 
 
 @pytest.mark.parametrize("layer", [None, 0, 1, 4])

@@ -1,0 +1,111 @@
+"""What a residual stream that left the last block says of tokens: logits, and the normaliser that makes them log-probabilities.
+
+The normaliser sums over the whole vocabulary, a sixth to a quarter of a sweep's work. Rows of a sweep lie near its base run, so
+`Normaliser` sums the likeliest tokens exactly and expands the others around the base run.
+
+Shapes: B rows, P positions, D hidden size, V vocabulary.
+"""
+
+import torch
+from torch import nn
+
+ROWS = 96  # rows of logits held at once: larger buffers spend their time in page faults
+LIKELIEST = 1024  # tokens whose logits are always computed
+SAMPLED = 2048  # of the others
+TOLERANCE = 1e-6  # in a log-probability; a float32 sum over the vocabulary is 2e-6 off
+WORTH = 100  # rows from which on a Normaliser is worth its making
+
+
+class Normaliser:
+    """Log of the sum of exp(logits) for rows near a base row, mostly without the whole vocabulary.
+
+    With d a row's difference to the base row and w a token's unembedding, the sum over the unlikely tokens is the base run's times
+    E[exp(w.d)], tokens drawn by their base probability: exp(m.d) E[exp(u)] with u = (w - m).d and the exact mean m. As E[u] = 0, E[exp(u)] is
+    E[exp(u) - u], which a fixed sample of tokens gives well. Its standard error is about the variance of u over the square root of twice the
+    sample; rows for which twice that, times the share of the unlikely tokens, exceeds TOLERANCE get the full sum.
+
+    Args:
+        head: the unembedding, a linear layer; base: [D], the base row behind the final norm.
+    """
+
+    def __init__(self, head, base):
+        self.head, self.base = head, base
+        logits = head(base).double()
+        self.likeliest = logits.topk(LIKELIEST).indices
+        logits[self.likeliest] = -torch.inf
+        self.log_sum = logits.logsumexp(0)  # of the unlikely tokens in the base run
+        probability = (logits - self.log_sum).exp()
+        self.mean = probability.to(base.dtype) @ head.weight
+        drawn = torch.multinomial(probability.cpu(), SAMPLED, replacement=True, generator=torch.Generator().manual_seed(0)).to(base.device)
+        self.likely = [None if part is None else part[self.likeliest] for part in (head.weight, head.bias)]
+        self.centred = head.weight[drawn] - self.mean
+
+    @staticmethod
+    def serves(head, dtype, rows):
+        """Whether it is worth its making: many rows, a plain linear layer over a large vocabulary, not in float64."""
+        return rows > WORTH and type(head) is nn.Linear and dtype != torch.float64 and len(head.weight) > 4 * (LIKELIEST + SAMPLED)
+
+    def __call__(self, rows):
+        """rows [B, D] -> [B], float64."""
+        difference = rows - self.base
+        likely = nn.functional.linear(rows, *self.likely).logsumexp(dim=1).double()
+        u = difference @ self.centred.T  # [B, SAMPLED]
+        unlikely = self.log_sum + (difference @ self.mean).double() + (u.exp() - u).mean(dim=1).double().log()
+        total = torch.logaddexp(likely, unlikely)
+        error = 2 * (unlikely - total).exp() * u.double().square().mean(dim=1) / (2 * SAMPLED) ** 0.5
+        for some in (~(error < TOLERANCE)).nonzero().flatten().split(ROWS):
+            total[some] = log_sum_exp(self.head, rows[some])
+        return total
+
+
+def log_sum_exp(head, rows):
+    """Log of the sum of exp(logits) over the whole vocabulary, rows [B, D] -> float64 [B]."""
+    return torch.cat([_wide(head(some)).logsumexp(dim=1).double() for some in rows.split(ROWS)])
+
+
+def _wide(logits):
+    """At least float32: half precision has too few digits for a sum over the vocabulary."""
+    return logits if logits.dtype == torch.float64 else logits.float()
+
+
+class ReadOut:
+    """Log-probabilities of predictions from residual streams of many rows, near one base run.
+
+    Args:
+        parts: the model's modules.
+        predictions: tuple of (positions, tokens): which tokens are predicted at which positions; one column of the result each.
+        base: residual stream of the base run [T, D] behind the last block; rows: how many rows are to be read out.
+        odds_only: leave the normaliser out: columns are then known up to what two tokens predicted at one position share.
+    """
+
+    def __init__(self, parts, predictions, base=None, rows=1, odds_only=False):
+        self.parts, self.predictions, self.odds_only = parts, predictions, odds_only
+        self.positions = sorted({position for positions, _ in predictions for position in positions})
+        self.normalisers = {}
+        if base is not None and not odds_only and Normaliser.serves(parts.head, base.dtype, rows):
+            normed = parts.final_norm(base[None, self.positions])[0]
+            self.normalisers = {position: Normaliser(parts.head, row) for position, row in zip(self.positions, normed)}
+
+    def __call__(self, hidden, first=0):
+        """Mean token log-probability of each prediction.
+
+        Args:
+            hidden: [B, T - first, D], residual streams that left the last block, from position `first` on.
+
+        Returns: float64 [B, number of predictions], on the CPU.
+        """
+        normed = self.parts.final_norm(hidden[:, [position - first for position in self.positions]])
+        rows = dict(zip(self.positions, normed.unbind(dim=1)))
+        sums = {}
+        if not self.odds_only:
+            sums = {position: self.normalisers[position](row) if position in self.normalisers else log_sum_exp(self.parts.head, row)
+                    for position, row in rows.items()}
+        columns = []
+        for positions, tokens in self.predictions:
+            each = [self._logit(rows[position], token) - sums.get(position, 0.0) for position, token in zip(positions, tokens)]
+            columns.append(torch.stack(each).mean(dim=0))
+        return torch.stack(columns, dim=1).cpu()
+
+    def _logit(self, rows, token):
+        """Logit of one token, rows [B, D] -> float64 [B]."""
+        return rows.double() @ self.parts.head.weight[token].double() + (0.0 if self.parts.head.bias is None else self.parts.head.bias[token].double())
