@@ -22,6 +22,7 @@ from mediation.architectures import find_parts
 from mediation.attention import HeadEdits, attention_weights, heads_layers_model
 from mediation.errors import InputError
 from mediation.forward import pack, pack_prompts, run_base
+from mediation.gradients import head_gradients, neuron_gradients
 from mediation.interpolation import fit
 from mediation.neurons import NeuronEdits, single_neuron_edits
 from mediation.readout import ReadOut
@@ -355,17 +356,19 @@ class Model:
         return result
 
     @torch.no_grad()
-    def neuron_intervention_in_templates(self, interventions, intervention_type, alpha=1, bsize=None, odds_only=False, progress=None):
+    def neuron_intervention_in_templates(self, interventions, intervention_type, alpha=1, bsize=None, odds_only=False, progress=None, units=None):
         """Every neuron in turn, on several stimuli of one word at once: what their prompts share is run once.
 
         Args:
             interventions: stimuli, such as one profession in all templates; the others as in `neuron_intervention_single_experiment`.
             odds_only: leave out the sum over the vocabulary: log-probabilities up to a number that both candidates share.
+            units: int64 [n], only these neurons, as (layer in the tables) x D + neuron.
 
-        Returns: float64 [stimuli, L + 1, D, 2], log-probabilities of both candidates.
+        Returns: float64 [stimuli, L + 1, D, 2] (with units [stimuli, n, 2]), log-probabilities of both candidates.
         """
         run_on, source, minus = INTERVENTION_TYPES[intervention_type]
-        result = torch.empty(len(interventions), self.num_layers + 1, self.num_neurons, 2, dtype=torch.float64)
+        units = torch.arange((self.num_layers + 1) * self.num_neurons) if units is None else torch.as_tensor(units)
+        result = torch.empty(len(interventions), len(units), 2, dtype=torch.float64)
 
         def report(rows):
             if progress:
@@ -376,9 +379,34 @@ class Model:
             if minus is not None:
                 values = values - self._values(interventions[members[0]], minus)
             base = run_base(self.model, self.parts, tree.tokens, tree)
-            edits = single_neuron_edits(values * alpha, position, minus is not None)
+            edits = single_neuron_edits(values * alpha, position, minus is not None)[units.to(self.device)]
             swept = sweep(self.parts, base, tree.predictions, edits, bsize, odds_only, report)
-            result[members] = swept.reshape(self.num_layers + 1, self.num_neurons, len(members), 2).movedim(2, 0)
+            result[members] = swept.reshape(len(units), len(members), 2).movedim(1, 0)
+        return result.reshape(len(interventions), -1, self.num_neurons, 2) if len(units) == (self.num_layers + 1) * self.num_neurons else result
+
+    def neuron_gradients_in_templates(self, interventions, intervention_type, alpha=1):
+        """First-order log-probabilities of both candidates under every single-neuron intervention, see `mediation.gradients`.
+
+        Args and result as `neuron_intervention_in_templates`: float64 [stimuli, L + 1, D, 2].
+        """
+        run_on, source, minus = INTERVENTION_TYPES[intervention_type]
+        result = torch.empty(len(interventions), self.num_layers + 1, self.num_neurons, 2, dtype=torch.float64)
+        alike = {}
+        for index, intervention in enumerate(interventions):
+            intervention.check_for_neurons()
+            alike.setdefault((len(intervention.prompts[0].tokens), intervention.position, str(intervention.candidates_tok)), []).append(index)
+        for (_, position, _), members in alike.items():
+            prompts = torch.stack([interventions[index].base_strings_tok[run_on] for index in members]).to(self.device)
+            candidates = [ids[0] for ids in interventions[members[0]].candidates_tok]
+            log_probabilities, gradients, own = neuron_gradients(self.model, self.parts, prompts, position, candidates)
+            with torch.no_grad():
+                put_in = torch.stack([self._values(interventions[index], source) for index in members]) * alpha
+                if minus is None:
+                    step = put_in - own
+                else:
+                    step = put_in - torch.stack([self._values(interventions[index], minus) for index in members]) * alpha
+            moved = (gradients * step.unsqueeze(1)).double().cpu() + log_probabilities[:, :, None, None]  # [B, C, L + 1, D]
+            result[members] = moved.movedim(1, -1)
         return result
 
     @torch.no_grad()
@@ -511,6 +539,20 @@ class Model:
         parts = [part.split([layers * heads, layers, 1]) for part in log_probabilities.exp().unbind(dim=1)]
         (head1, layer1, model1), (head2, layer2, model2) = parts
         return head1.reshape(layers, heads), head2.reshape(layers, heads), layer1, layer2, model1.item(), model2.item()
+
+    def attention_gradient_experiment(self, intervention, effect):
+        """The same to first order, see `mediation.gradients`: a layer's and the model's are the sums of their heads'."""
+        context, edits = self._head_edits(intervention, effect, torch.zeros(0, self.num_layers, self.num_heads, dtype=torch.bool))
+        tree = pack(context, intervention.candidates_tok)
+        log_probabilities, gradients = head_gradients(self.model, self.parts, tree)
+        with torch.no_grad():
+            step = edits.weights - attention_weights(self.model, self.parts, context)  # [L, H, T, T]
+        square = gradients[..., : len(context), : len(context)]  # a tree's first nodes are the context's
+        heads = (square * step).sum(dim=(-2, -1)).double().cpu()  # [2, L, H]
+        layers, model = heads.sum(dim=2), heads.sum(dim=(1, 2))
+        (head1, head2), (layer1, layer2), (model1, model2) = (
+            (part + log_probabilities.reshape(-1, *[1] * (part.dim() - 1))).exp() for part in (heads, layers, model))
+        return head1, head2, layer1, layer2, model1.item(), model2.item()
 
     @torch.no_grad()
     def check_heads_against_full_passes(self, intervention, effect, probabilities, sample=1, seed=0):

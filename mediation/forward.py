@@ -123,14 +123,14 @@ def run_base(model, parts, tokens, tree=None):
     handles += [mlp.register_forward_hook(lambda _, __, output: mlp_outputs.append(output[0])) for mlp in parts.mlps]
     handles.append(parts.final_norm.register_forward_pre_hook(lambda _, inputs: residuals.append(inputs[0][0])))
     try:
-        model(tokens.unsqueeze(0), use_cache=False, logits_to_keep=1, **_as_arguments(model, tree))
+        model(tokens.unsqueeze(0), use_cache=False, logits_to_keep=1, **as_arguments(model, tree))
     finally:
         for handle in handles:
             handle.remove()
     return BaseRun(embedding[0], tuple(residuals), tuple(mlp_outputs), tuple(arguments), cache)
 
 
-def _as_arguments(model, tree):
+def as_arguments(model, tree):
     """Mask and positions of a tree, as the library's models take them."""
     if tree is None:
         return {}
