@@ -20,11 +20,13 @@ from tqdm import tqdm
 from mediation import checkpoints, stimuli
 from mediation.architectures import find_parts
 from mediation.attention import HeadEdits, attention_weights, heads_layers_model
+from mediation.batches import FastRows
 from mediation.errors import InputError
 from mediation.forward import pack, pack_prompts, run_base
 from mediation.gradients import head_gradients, neuron_gradients
 from mediation.interpolation import fit
 from mediation.neurons import NeuronEdits, single_neuron_edits
+from mediation.products import check_bfloat16
 from mediation.readout import ReadOut
 from mediation.sweeps import by_full_passes, heads_by_full_passes, sweep, sweep_by_full_passes, sweep_heads
 from utils import batch
@@ -105,17 +107,27 @@ class Model:
         random_weights: keep the architecture, draw new weights with `seed`.
         dtype: torch dtype of weights and activations.
         full_passes: run every intervention as a full forward pass under plain hooks, the slow reference of the sweeps.
+        precision: "exact", or "fast": sweeps multiply the difference to the base run in bfloat16 where that is good enough, which random
+            interventions that are run both ways decide (see `mediation.batches`); `fast_rows` counts them. For float32 models.
         output_attentions, masking_approach: accepted for 2020's notebooks.
 
     Raises:
-        InputError: unknown model, unsupported architecture, or a device that is not there.
+        InputError: unknown model, unsupported architecture, a device that is not there, or one that has no fast precision.
     """
 
     def __init__(self, device="cpu", output_attentions=False, random_weights=False, masking_approach=1, gpt2_version="gpt2",
-                 dtype=torch.float32, seed=0, full_passes=False):
+                 dtype=torch.float32, seed=0, full_passes=False, precision="exact"):
         self.name = checkpoints.model_name(gpt2_version) + ("_random" if random_weights else "")
         self.device = torch.device(device)
         self.full_passes = full_passes
+        self.fast_rows = None
+        if precision == "fast":
+            check_bfloat16(self.device)
+            if dtype != torch.float32 or full_passes:
+                raise InputError("--precision fast is for the sweeps of float32 models: use --precision exact with --full_passes or another --dtype")
+            self.fast_rows = FastRows()
+        elif precision != "exact":
+            raise InputError(f"precision {precision!r} is unknown: choose exact or fast")
         self.model, self.tokenizer = checkpoints.load_model(gpt2_version, self.device, dtype, random_weights, seed)
         self.parts = find_parts(self.model)
         self.num_layers = len(self.parts.blocks)
@@ -229,11 +241,11 @@ class Model:
                 if not 0 <= neuron < self.num_neurons:
                     raise InputError(f"neuron {neuron} is not in the model: neurons go from 0 to {self.num_neurons - 1}")
 
-    def _sweep(self, base, tokens, edits, outputs, bsize=None, progress=None):
+    def _sweep(self, base, tokens, edits, outputs, bsize=None, progress=None, fast=None):
         """Float64 [B, C] log-probabilities, by the descent or by full passes as the model was made."""
         if self.full_passes:
             return sweep_by_full_passes(self.model, self.parts, tokens, edits, [ids[0] for ids in outputs], bsize, progress)
-        return sweep(self.parts, base, self._predictions(tokens, outputs), edits, bsize, progress=progress)
+        return sweep(self.parts, base, self._predictions(tokens, outputs), edits, bsize, progress=progress, fast=fast)
 
     @staticmethod
     def _predictions(tokens, outputs):
@@ -271,7 +283,7 @@ class Model:
         """
         runs, run_on, edits = self._experiment(intervention, intervention_type, alpha, layers_to_adj, neurons_to_adj, intervention_loc)
         tokens = intervention.base_strings_tok[run_on].to(self.device)
-        log_probabilities = self._sweep(runs[run_on], tokens, edits, intervention.candidates_tok, bsize, progress)
+        log_probabilities = self._sweep(runs[run_on], tokens, edits, intervention.candidates_tok, bsize, progress, self.fast_rows)
         read_out = ReadOut(self.parts, self._predictions(tokens, intervention.candidates_tok))
         base = [read_out(run.residuals[-1].unsqueeze(0))[0] for run in runs]
         shape = (-1, 1 if intervention_loc == "neuron" else self.num_neurons)
@@ -291,7 +303,7 @@ class Model:
         edits = NeuronEdits(every.layers[units, 0], every.neurons[units, 0], every.values[units, 0], every.position, every.add)
         tokens = intervention.base_strings_tok[run_on].to(self.device)
         base = ReadOut(self.parts, self._predictions(tokens, intervention.candidates_tok))(runs[NULL].residuals[-1].unsqueeze(0))
-        return self._sweep(runs[run_on], tokens, edits, intervention.candidates_tok, bsize), base[0]
+        return self._sweep(runs[run_on], tokens, edits, intervention.candidates_tok, bsize, fast=self.fast_rows), base[0]
 
     @torch.no_grad()
     def check_against_full_passes(self, intervention, intervention_type, log_probabilities, alpha=1, sample=4, seed=0, odds_only=False):
@@ -317,7 +329,8 @@ class Model:
             raise InputError(f"intervention type {intervention_type!r} is unknown: choose from {', '.join(INTERVENTION_TYPES)}")
         intervention.check_for_neurons()
         run_on, source, minus = INTERVENTION_TYPES[intervention_type]
-        runs = [run_base(self.model, self.parts, tokens.to(self.device)) for tokens in intervention.base_strings_tok]
+        runs = [run_base(self.model, self.parts, tokens.to(self.device), linear_layers=self.fast_rows is not None)
+                for tokens in intervention.base_strings_tok]
         values = runs[source].representations(intervention.position)  # [L + 1, D]
         if minus is not None:
             values = values - runs[minus].representations(intervention.position)
@@ -378,9 +391,9 @@ class Model:
             values = self._values(interventions[members[0]], source)
             if minus is not None:
                 values = values - self._values(interventions[members[0]], minus)
-            base = run_base(self.model, self.parts, tree.tokens, tree)
+            base = run_base(self.model, self.parts, tree.tokens, tree, self.fast_rows is not None)
             edits = single_neuron_edits(values * alpha, position, minus is not None)[units.to(self.device)]
-            swept = sweep(self.parts, base, tree.predictions, edits, bsize, odds_only, report)
+            swept = sweep(self.parts, base, tree.predictions, edits, bsize, odds_only, report, self.fast_rows)
             result[members] = swept.reshape(len(units), len(members), 2).movedim(1, 0)
         return result.reshape(len(interventions), -1, self.num_neurons, 2) if len(units) == (self.num_layers + 1) * self.num_neurons else result
 
@@ -401,10 +414,7 @@ class Model:
             log_probabilities, gradients, own = neuron_gradients(self.model, self.parts, prompts, position, candidates)
             with torch.no_grad():
                 put_in = torch.stack([self._values(interventions[index], source) for index in members]) * alpha
-                if minus is None:
-                    step = put_in - own
-                else:
-                    step = put_in - torch.stack([self._values(interventions[index], minus) for index in members]) * alpha
+                step = put_in - (own if minus is None else torch.stack([self._values(interventions[index], minus) for index in members]) * alpha)
             moved = (gradients * step.unsqueeze(1)).double().cpu() + log_probabilities[:, :, None, None]  # [B, C, L + 1, D]
             result[members] = moved.movedim(1, -1)
         return result
@@ -518,7 +528,7 @@ class Model:
             chosen: bool [B, L, H], the heads of each set; heads that all sets have are run once for all.
         """
         context, edits = self._head_edits(intervention, effect, chosen)
-        return sweep_heads(self.model, self.parts, context, intervention.candidates_tok, edits, bsize, self.full_passes, progress)
+        return sweep_heads(self.model, self.parts, context, intervention.candidates_tok, edits, bsize, self.full_passes, progress, self.fast_rows)
 
     @torch.no_grad()
     def attention_intervention_experiment(self, intervention, effect, bsize=None, progress=None):

@@ -13,6 +13,8 @@ from dataclasses import dataclass
 
 import torch
 
+from .products import recorded
+
 
 class RecordingCache:
     """Stands in for a key-value cache: keeps what every layer computes, and changes nothing."""
@@ -43,7 +45,8 @@ class BaseRun:
     """What one run of one prompt left behind. Tensors in the model's dtype, on its device.
 
     `embedding` [T, D]: output of the word embedding; `residuals` L + 1 x [T, D]: input of every block and output of the last;
-    `mlp_outputs` L x [T, D]; `arguments` L dictionaries: what each block was called with; `cache`: keys and values.
+    `mlp_outputs` L x [T, D]; `arguments` L dictionaries: what each block was called with; `cache`: keys and values;
+    `linear_layers`: what its linear layers were given and gave, where it was asked for (see `products.recorded`).
     """
 
     embedding: torch.Tensor
@@ -51,6 +54,7 @@ class BaseRun:
     mlp_outputs: tuple
     arguments: tuple
     cache: RecordingCache
+    linear_layers: dict
 
     def representations(self, position):
         """Values of all neurons at one position, [L + 1, D]; row 0 the word embedding, row i the MLP of block i - 1."""
@@ -100,10 +104,10 @@ def pack_prompts(prompts, candidates, device):
     return Tree(*tree, tuple((path[-1:], [candidate]) for path in paths for candidate in candidates))
 
 
-def run_base(model, parts, tokens, tree=None):
+def run_base(model, parts, tokens, tree=None, linear_layers=False):
     """Run the prompt `tokens` (int64 [T]) once and keep what resumed passes need. Hooks are removed even if the run fails.
 
-    With `tree` (whose tokens are run), branches do not see each other.
+    With `tree` (whose tokens are run), branches do not see each other. `linear_layers`: keep what those are given and give, too.
 
     `model` runs eager attention: it is given an explicit mask, which can be cut to the positions that are run again.
     """
@@ -123,11 +127,12 @@ def run_base(model, parts, tokens, tree=None):
     handles += [mlp.register_forward_hook(lambda _, __, output: mlp_outputs.append(output[0])) for mlp in parts.mlps]
     handles.append(parts.final_norm.register_forward_pre_hook(lambda _, inputs: residuals.append(inputs[0][0])))
     try:
-        model(tokens.unsqueeze(0), use_cache=False, logits_to_keep=1, **as_arguments(model, tree))
+        with recorded(parts.blocks if linear_layers else ()) as of_linear_layers:
+            model(tokens.unsqueeze(0), use_cache=False, logits_to_keep=1, **as_arguments(model, tree))
     finally:
         for handle in handles:
             handle.remove()
-    return BaseRun(embedding[0], tuple(residuals), tuple(mlp_outputs), tuple(arguments), cache)
+    return BaseRun(embedding[0], tuple(residuals), tuple(mlp_outputs), tuple(arguments), cache, of_linear_layers)
 
 
 def as_arguments(model, tree):

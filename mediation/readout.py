@@ -76,15 +76,17 @@ class ReadOut:
         predictions: tuple of (positions, tokens): which tokens are predicted at which positions; one column of the result each.
         base: residual stream of the base run [T, D] behind the last block; rows: how many rows are to be read out.
         odds_only: leave the normaliser out: columns are then known up to what two tokens predicted at one position share.
+        distance: one more column, the largest Euclidean distance from the base run behind the final norm, over the positions.
     """
 
-    def __init__(self, parts, predictions, base=None, rows=1, odds_only=False):
+    def __init__(self, parts, predictions, base=None, rows=1, odds_only=False, distance=False):
         self.parts, self.predictions, self.odds_only = parts, predictions, odds_only
         self.positions = sorted({position for positions, _ in predictions for position in positions})
-        self.normalisers = {}
+        self.columns = len(predictions) + distance
+        self.base = None if base is None else parts.final_norm(base[None, self.positions])  # [1, P, D]
+        self.distance, self.normalisers = distance, {}
         if base is not None and not odds_only and Normaliser.serves(parts.head, base.dtype, rows):
-            normed = parts.final_norm(base[None, self.positions])[0]
-            self.normalisers = {position: Normaliser(parts.head, row) for position, row in zip(self.positions, normed)}
+            self.normalisers = {position: Normaliser(parts.head, row) for position, row in zip(self.positions, self.base[0])}
 
     def __call__(self, hidden, first=0):
         """Mean token log-probability of each prediction.
@@ -92,7 +94,7 @@ class ReadOut:
         Args:
             hidden: [B, T - first, D], residual streams that left the last block, from position `first` on.
 
-        Returns: float64 [B, number of predictions], on the CPU.
+        Returns: float64 [B, columns], on the CPU.
         """
         normed = self.parts.final_norm(hidden[:, [position - first for position in self.positions]])
         rows = dict(zip(self.positions, normed.unbind(dim=1)))
@@ -104,6 +106,8 @@ class ReadOut:
         for positions, tokens in self.predictions:
             each = [self._logit(rows[position], token) - sums.get(position, 0.0) for position, token in zip(positions, tokens)]
             columns.append(torch.stack(each).mean(dim=0))
+        if self.distance:
+            columns.append((normed - self.base).norm(dim=2).amax(dim=1).double())
         return torch.stack(columns, dim=1).cpu()
 
     def _logit(self, rows, token):

@@ -8,8 +8,10 @@ it move one block on. No block is run for an intervention before the layer it ch
 import torch
 
 from .attention import HeadEdits, attention_weights, overriding, replacement, shift
+from .batches import in_batches, in_two_precisions
 from .forward import Resumption, pack, run_base
 from .neurons import change, edited
+from .products import on_differences, packed
 from .readout import ReadOut
 
 TOKENS_AT_ONCE = {"cpu": 900, "cuda": 65536}  # rows x positions of a batch; measured best on a CPU between 600 and 1,700
@@ -57,7 +59,7 @@ def by_descent(parts, base, edits, read_out):
         if joining:
             new = edits[len(hidden): len(hidden) + joining]
             hidden = torch.cat([hidden, _changed_residual(resumption, layer, new)])
-    result = torch.empty(len(edits), len(read_out.predictions), dtype=torch.float64)
+    result = torch.empty(len(edits), read_out.columns, dtype=torch.float64)
     result[order.cpu()] = read_out(hidden, edits.position)
     return result
 
@@ -93,16 +95,17 @@ def _changed_residual(resumption, layer, edits):
     return hidden
 
 
-def sweep(parts, base, predictions, edits, batch_size=None, odds_only=False, progress=None):
+def sweep(parts, base, predictions, edits, batch_size=None, odds_only=False, progress=None, fast=None):
     """Log-probabilities under B interventions on one prompt or tree of prompts, chunked to `batch_size` rows (None: automatic).
 
     A batch that does not fit into memory is halved, and the sweep goes on. Interventions that cannot reach the output
     (last block's MLP, at a position that predicts nothing) are not run: their rows are the base run's, so their effect is exactly 0.
 
     Args:
-        base: BaseRun of the prompt; predictions: as a ReadOut takes them.
+        base: BaseRun of the prompt, with its linear layers where `fast` is given; predictions: as a ReadOut takes them.
         odds_only: without the normaliser, see ReadOut.
         progress: called with the number of interventions done after each chunk.
+        fast: None, or FastRows that are counted on: bfloat16 on the difference to the base run, see `batches`.
 
     Returns: float64 [B, predictions].
     """
@@ -114,39 +117,38 @@ def sweep(parts, base, predictions, edits, batch_size=None, odds_only=False, pro
         if progress:
             progress(int((~reaches_output).sum()))
     todo = reaches_output.nonzero().squeeze(1)
-    read_out = ReadOut(parts, predictions, residual, len(todo), odds_only)
+    read_out = ReadOut(parts, predictions, residual, len(todo), odds_only, distance=fast is not None)
     size = batch_size or automatic_batch_size(residual.device, len(residual) - edits.position)
-    _in_batches(lambda rows: by_descent(parts, base, edits[rows.to(residual.device)], read_out), todo, size, result, progress)
+
+    def run(rows):
+        return by_descent(parts, base, edits[rows.to(residual.device)], read_out)
+
+    _run(run, todo, edits.layers.amin(dim=1).cpu(), size, result, progress, parts, base, edits.position, fast)
     return result
+
+
+def _run(run, todo, layers, size, result, progress, parts, base, first, fast):
+    """Fill the rows `todo` of `result` by `run`, exactly, or with `fast` in two precisions."""
+    def exactly(rows):
+        with packed(parts.blocks):
+            return run(rows)
+
+    def on_the_difference(rows):
+        with on_differences(parts.blocks, base.linear_layers, first):
+            return run(rows)
+
+    if fast is None:
+        in_batches(exactly, todo, size, result, progress)
+    elif len(todo):
+        in_two_precisions(lambda rows: exactly(rows)[:, :-1], on_the_difference, todo, layers, size, result, fast, progress)
 
 
 def sweep_by_full_passes(model, parts, tokens, edits, candidates, batch_size=None, progress=None):
     """The plain reference of `sweep` on one prompt (int64 [T]) with single-token candidates: every intervention in a full pass."""
     result = torch.empty(len(edits), len(candidates), dtype=torch.float64)
     size = batch_size or automatic_batch_size(tokens.device, len(tokens))
-    _in_batches(lambda rows: by_full_passes(model, parts, tokens, edits[rows.to(tokens.device)], candidates), torch.arange(len(edits)), size, result, progress)
+    in_batches(lambda rows: by_full_passes(model, parts, tokens, edits[rows.to(tokens.device)], candidates), torch.arange(len(edits)), size, result, progress)
     return result
-
-
-def _in_batches(run, todo, size, result, progress=None):
-    """Fill the rows `todo` of `result` by `run`, `size` of them at once, half as many from where memory does not suffice."""
-    while len(todo):
-        rows = todo[:size]
-        try:
-            result[rows] = run(rows)
-        except (torch.OutOfMemoryError, RuntimeError) as error:
-            if size == 1 or not _is_out_of_memory(error):
-                raise
-            size //= 2
-            continue
-        todo = todo[size:]
-        if progress:
-            progress(len(rows))
-
-
-def _is_out_of_memory(error):
-    """True for CUDA's error, and for the plain RuntimeError of the CPU's allocator."""
-    return isinstance(error, torch.OutOfMemoryError) or "DefaultCPUAllocator" in str(error)
 
 
 def heads_by_descent(parts, base, edits, read_out):
@@ -181,7 +183,7 @@ def heads_by_descent(parts, base, edits, read_out):
         changes = {parts.attentions[layer]: shift(under_way, layer)} if under_way.chosen[:, layer].any() else {}
         with overriding(changes):
             hidden = resumption.block(layer, hidden)
-    result = torch.empty(len(order), len(read_out.predictions), dtype=torch.float64)
+    result = torch.empty(len(order), read_out.columns, dtype=torch.float64)
     result[order.cpu()] = read_out(hidden[int(led):], edits.first)
     return result
 
@@ -201,7 +203,7 @@ def heads_by_full_passes(model, parts, context, candidates, edits):
     return torch.stack(columns, dim=1)
 
 
-def sweep_heads(model, parts, context, candidates, edits, batch_size=None, full_passes=False, progress=None):
+def sweep_heads(model, parts, context, candidates, edits, batch_size=None, full_passes=False, progress=None, fast=None):
     """Log-probabilities of the candidates after `context` under B attention interventions.
 
     Heads whose weights are the run's own anyway are not touched: an intervention on none but these has exactly no effect.
@@ -210,6 +212,7 @@ def sweep_heads(model, parts, context, candidates, edits, batch_size=None, full_
         context: int64 [T]; candidates: lists of token ids.
         full_passes: True runs the plain reference, every intervention and candidate in a full pass of its own.
         progress: called with the number of interventions done after each batch.
+        fast: None, or FastRows that are counted on: bfloat16 on the difference to the base run, see `batches`.
 
     Returns: float64 [B, C].
     """
@@ -217,7 +220,7 @@ def sweep_heads(model, parts, context, candidates, edits, batch_size=None, full_
     differs = (own != edits.weights)[:, :, edits.first:].any(dim=3).any(dim=2)  # [L, H]
     edits = HeadEdits(edits.chosen & differs, edits.weights, edits.first)
     continuations = pack(context, candidates)
-    base = run_base(model, parts, continuations.tokens, continuations)
+    base = run_base(model, parts, continuations.tokens, continuations, linear_layers=fast is not None)
     residual = base.residuals[-1]
     result = ReadOut(parts, continuations.predictions)(residual.unsqueeze(0)).repeat(len(edits), 1)
     changed = edits.chosen.any(dim=2).any(dim=1).cpu()
@@ -225,13 +228,14 @@ def sweep_heads(model, parts, context, candidates, edits, batch_size=None, full_
         progress(int((~changed).sum()))
     size = 1 if full_passes else batch_size or automatic_batch_size(context.device, len(continuations.tokens) - edits.first)
 
-    def run(rows):
-        chunk = edits[rows.to(context.device)]
-        if full_passes:
-            return heads_by_full_passes(model, parts, context, candidates, chunk)
-        return heads_by_descent(parts, base, chunk, read_out)
-
     todo = changed.nonzero().squeeze(1)
-    read_out = ReadOut(parts, continuations.predictions, residual, 0 if full_passes else len(todo))
-    _in_batches(run, todo, size, result, progress)
+    if full_passes:
+        in_batches(lambda rows: heads_by_full_passes(model, parts, context, candidates, edits[rows.to(context.device)]), todo, size, result, progress)
+        return result
+    read_out = ReadOut(parts, continuations.predictions, residual, len(todo), distance=fast is not None)
+
+    def run(rows):
+        return heads_by_descent(parts, base, edits[rows.to(context.device)], read_out)
+
+    _run(run, todo, edits.chosen.any(dim=2).int().argmax(dim=1).cpu(), size, result, progress, parts, base, edits.first, fast)
     return result

@@ -9,9 +9,9 @@ PROJECT = Path(__file__).parent.parent
 FLOORS = [  # from the ground up
     {"errors"},
     {"storage", "effects", "options", "interpolation"},
-    {"stimuli", "assets", "architectures", "attention", "tables"},
+    {"stimuli", "assets", "architectures", "attention", "tables", "products", "batches"},
     {"professions", "forward", "readout", "checkpoints", "winobias", "winogender"},
-    {"neurons"},
+    {"neurons", "gradients"},
     {"sweeps"},
     {"selection"},
     {"statistics", "plots", "report"},

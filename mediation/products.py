@@ -1,0 +1,121 @@
+"""How the linear layers of a model multiply while a sweep runs: by packed weights, or in bfloat16 on the difference to the base run.
+
+The library's blocks stay as they are; only what their linear layers do with their input is exchanged, and put back at the end (and GPT-2's
+activation function, which the library computes in eight steps, for PyTorch's own in one).
+`packed` gives the same numbers as the library's own product up to rounding. `on_differences` is approximate: y = y_base + W (x - x_base), where
+W and x - x_base are bfloat16 and everything else, the non-linear parts above all, keeps the model's precision. Its error scales with the
+difference to the base run, not with the activations.
+
+Shapes: B rows, T positions of the base run, S the last of them that are run again.
+"""
+
+import os
+import weakref
+from contextlib import contextmanager, nullcontext
+from functools import partial
+
+import torch
+from torch import nn
+from transformers.activations import NewGELUActivation
+from transformers.pytorch_utils import Conv1D
+
+from .errors import InputError
+
+_kept = weakref.WeakKeyDictionary()  # linear layer -> {dtype: (version of the weight, its product)}
+
+
+GELU = partial(nn.functional.gelu, approximate="tanh")
+
+
+def _layers(blocks, *kinds):
+    """All modules of exactly these kinds inside the blocks."""
+    return [layer for block in blocks for layer in block.modules() if type(layer) in kinds]
+
+
+def _weight(layer):
+    """[out, in], whichever way the layer keeps it."""
+    return layer.weight.detach().T if isinstance(layer, Conv1D) else layer.weight.detach()
+
+
+def product(weight, bias=None):
+    """Function x [..., in] -> x weight^T + bias, the fastest that is here for many rows: oneDNN with packed weights on a CPU, else PyTorch's own.
+
+    oneDNN's names in PyTorch are private; nothing else in the project uses them.
+    """
+    if weight.device.type == "cpu" and weight.dtype in (torch.float32, torch.bfloat16) and hasattr(torch.ops.mkldnn, "_linear_pointwise"):
+        in_blocks = torch.ops.mkldnn._reorder_linear_weight(weight.contiguous())
+        return lambda x: torch.ops.mkldnn._linear_pointwise(x, in_blocks, bias, "none", [], "")
+    return lambda x: nn.functional.linear(x, weight, bias)
+
+
+def _product_of(layer, dtype):
+    """The product of a layer's weight in `dtype`, kept until the weight changes; in bfloat16 without the bias, which no difference has."""
+    kept = _kept.setdefault(layer, {})
+    version = layer.weight.data_ptr(), layer.weight._version
+    if dtype not in kept or kept[dtype][0] != version:
+        kept[dtype] = version, product(_weight(layer).to(dtype), None if dtype == torch.bfloat16 else layer.bias)
+    return kept[dtype][1]
+
+
+@contextmanager
+def _exchanged(blocks, forwards):
+    """While open, the layers of {layer: function} run their function, and GPT-2's activations theirs."""
+    forwards = forwards | dict.fromkeys(_layers(blocks, NewGELUActivation), GELU)
+    for layer, forward in forwards.items():
+        layer.forward = forward
+    try:
+        yield
+    finally:
+        for layer in forwards:
+            layer.__dict__.pop("forward", None)
+
+
+def packed(blocks):
+    """While open, the linear layers of `blocks` multiply by packed weights, where that is faster and the copy fits into memory twice over."""
+    layers = _layers(blocks, nn.Linear, Conv1D)
+    if not layers or layers[0].weight.device.type != "cpu" or layers[0].weight.dtype != torch.float32:
+        return nullcontext()
+    new = sum(layer.weight.nbytes for layer in layers if torch.float32 not in _kept.get(layer, {}))
+    if new and 2 * new > os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"):
+        return nullcontext()
+    return _exchanged(blocks, {layer: _product_of(layer, torch.float32) for layer in layers})
+
+
+@contextmanager
+def recorded(blocks):
+    """While open, a run of one sequence leaves {layer: (input [T, in], output [T, out])} of every linear layer in the dictionary that is given."""
+    record = {}
+
+    def keep(layer, inputs, output):
+        record[layer] = inputs[0][0], output[0]
+
+    handles = [layer.register_forward_hook(keep) for layer in _layers(blocks, nn.Linear, Conv1D)]
+    try:
+        yield record
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def on_differences(blocks, record, first):
+    """While open, the linear layers of `blocks` multiply only what differs from the recorded run, in bfloat16, at the positions from `first` on."""
+    last = [None, None]  # several layers are given the same input one after the other, as queries, keys and values are
+
+    def forward_of(layer, inputs, outputs):
+        multiply = _product_of(layer, torch.bfloat16)
+
+        def forward(x):
+            if x is not last[0]:
+                last[:] = x, (x - inputs).bfloat16()
+            return multiply(last[1]).to(outputs.dtype).add_(outputs)
+        return forward
+
+    return _exchanged(blocks, {layer: forward_of(layer, inputs[first:], outputs[first:]) for layer, (inputs, outputs) in record.items()})
+
+
+def check_bfloat16(device):
+    """Raises InputError where bfloat16 is not multiplied by the hardware: it would be slower there, not faster."""
+    on_cpu = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+    able = torch.cuda.is_bf16_supported() if device.type == "cuda" else on_cpu
+    if not able:
+        raise InputError(f"--precision fast needs a processor that multiplies bfloat16, and {device} does not: use --precision exact")

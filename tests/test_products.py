@@ -1,0 +1,158 @@
+"""Exchanged products: packed weights against the library's own, bfloat16 on differences against exact sweeps, and what is run exactly."""
+
+import pytest
+import torch
+
+from experiment import INTERVENTION_TYPES, Intervention, Model
+from mediation import batches
+from mediation.attention import heads_layers_model
+from mediation.batches import FastRows, in_two_precisions
+from mediation.errors import InputError
+from mediation.forward import run_base
+from mediation.neurons import single_neuron_edits
+from mediation.products import check_bfloat16, on_differences, packed, recorded
+from mediation.sweeps import sweep, sweep_heads
+
+TEMPLATES = ("The {} said that", "The {} yelled because", "The {} was fired because")
+
+
+def stimulus(model, template="The {} went home because", word="nurse"):
+    return Intervention(model.tokenizer, template, [word, "man", "woman"], ["he", "she"])
+
+
+@pytest.fixture
+def fast_model(toy_checkpoint, architecture):
+    try:
+        return Model(gpt2_version=str(toy_checkpoint(architecture)), precision="fast")
+    except InputError as error:
+        pytest.skip(str(error))
+
+
+def test_packed_products_equal_the_librarys(toy_model, architecture):
+    model = toy_model(architecture)
+    tokens = stimulus(model).base_strings_tok[0].unsqueeze(0)
+    with torch.no_grad():
+        plain = model.model(tokens).logits
+        with packed(model.parts.blocks):
+            torch.testing.assert_close(model.model(tokens).logits, plain, rtol=1e-4, atol=1e-4)
+        assert torch.equal(model.model(tokens).logits, plain)  # nothing stays exchanged
+
+
+def test_products_are_put_back_after_an_error(toy_model, architecture):
+    model = toy_model(architecture)
+    for opened in (packed(model.parts.blocks), on_differences(model.parts.blocks, {}, 0)):
+        with pytest.raises(ZeroDivisionError), opened:
+            raise ZeroDivisionError
+    assert not any("forward" in module.__dict__ for module in model.model.modules())
+
+
+def test_changed_weights_are_packed_again(toy_checkpoint):
+    model = Model(gpt2_version=str(toy_checkpoint("llama")))
+    first = model.neuron_intervention_single_experiment(stimulus(model), "man_indirect")[6]
+    with torch.no_grad():
+        for parameter in model.parts.blocks.parameters():
+            parameter.mul_(1.1)
+    second = model.neuron_intervention_single_experiment(stimulus(model), "man_indirect")[6]
+    model.full_passes = True
+    torch.testing.assert_close(second, model.neuron_intervention_single_experiment(stimulus(model), "man_indirect")[6], rtol=1e-4, atol=0)
+    assert not torch.allclose(first, second, rtol=1e-3)
+
+
+def test_no_difference_to_the_base_run_changes_nothing(fast_model):
+    tokens = stimulus(fast_model).base_strings_tok[0]
+    with torch.no_grad():
+        base = run_base(fast_model.model, fast_model.parts, tokens, linear_layers=True)
+        with on_differences(fast_model.parts.blocks, base.linear_layers, 0):
+            again = run_base(fast_model.model, fast_model.parts, tokens)
+    torch.testing.assert_close(again.residuals[-1], base.residuals[-1], rtol=1e-5, atol=1e-5)
+
+
+def test_a_record_holds_every_linear_layer_once(fast_model):
+    with torch.no_grad(), recorded(fast_model.parts.blocks) as record:
+        fast_model.model(stimulus(fast_model).base_strings_tok[0].unsqueeze(0))
+    assert len(record) == fast_model.num_layers * (4 if fast_model.model.config.model_type == "gpt2" else 7)
+
+
+@pytest.mark.parametrize("kind", INTERVENTION_TYPES)
+def test_fast_sweeps_are_within_their_bound(fast_model, toy_model, architecture, kind):
+    exact_model, stimuli = toy_model(architecture), [stimulus(fast_model, template) for template in TEMPLATES]
+    fast = fast_model.neuron_intervention_in_templates(stimuli, kind)
+    exact = exact_model.neuron_intervention_in_templates(stimuli, kind)
+    assert float((fast - exact).abs().max()) < batches.BOUND
+    assert fast_model.fast_rows.rows == fast_model.num_layers * fast_model.num_neurons  # the last layer's cannot reach the output
+
+
+def test_small_interventions_are_run_fast(fast_model, toy_model, architecture):
+    exact_model, stimuli = toy_model(architecture), [stimulus(fast_model, template) for template in TEMPLATES]
+    fast = fast_model.neuron_intervention_in_templates(stimuli, "man_minus_woman", alpha=0.02)
+    exact = exact_model.neuron_intervention_in_templates(stimuli, "man_minus_woman", alpha=0.02)
+    differs, counts = (fast != exact).any(dim=-1).any(dim=0).flatten(), fast_model.fast_rows
+    assert 0 < float((fast - exact).abs().max()) < batches.BOUND
+    assert 0 < int(differs.sum()) <= counts.rows - counts.exact
+    assert 0 < counts.sampled <= counts.rows - counts.exact and 0 < counts.largest_deviation < batches.BOUND
+
+
+@pytest.mark.parametrize("effect", ["indirect", "direct"])
+def test_fast_sweeps_of_heads_are_within_their_bound(fast_model, toy_model, architecture, effect):
+    model, sets = toy_model(architecture), heads_layers_model(3, 4)
+    example = Intervention(model.tokenizer, "The captain told the nurse that {}", ["she", "he"], ["was here.", "said that the man went home."])
+    with torch.no_grad():
+        context, edits = model._head_edits(example, effect, sets)
+        exact = sweep_heads(model.model, model.parts, context, example.candidates_tok, edits)
+        fast = sweep_heads(model.model, model.parts, context, example.candidates_tok, edits, fast=fast_model.fast_rows)
+    assert float((fast - exact).abs().max()) < batches.BOUND
+
+
+def test_only_what_differs_is_bfloat16(fast_model):
+    """The same interventions, all in plain bfloat16, are far off: the difference is what makes the fast precision usable."""
+    model, tokens = fast_model, stimulus(fast_model).base_strings_tok[0]
+    predictions = tuple(([len(tokens) - 1], [token]) for token in (1, 2))
+    with torch.no_grad():
+        base = run_base(model.model, model.parts, tokens, linear_layers=True)
+        edits = single_neuron_edits(base.representations(1) + 0.1, 1)
+        exact = sweep(model.parts, base, predictions, edits)
+        fast = sweep(model.parts, base, predictions, edits, fast=FastRows())
+        model.model.bfloat16()
+        coarse_edits = single_neuron_edits((base.representations(1) + 0.1).bfloat16(), 1)
+        coarse = sweep(model.parts, run_base(model.model, model.parts, tokens), predictions, coarse_edits)
+        model.model.float()
+    assert float((fast - exact).abs().max()) < 0.1 * float((coarse - exact).abs().max())
+
+
+# which rows are run exactly, on rows whose error is known
+
+def two_ways(error):
+    """Functions of rows as the sweeps have them: exact numbers, and ones that are off by error(rows)."""
+    truth = torch.arange(400, dtype=torch.float64).unsqueeze(1)
+    distance = torch.linspace(1, 0.01, 400, dtype=torch.float64).unsqueeze(1)
+    return truth, lambda rows: truth[rows], lambda rows: torch.cat([truth[rows] + error(rows, distance[rows]), distance[rows]], dim=1)
+
+
+def test_rows_far_from_the_base_run_are_exact():
+    truth, exactly, approximately = two_ways(lambda rows, distance: 4e-4 * distance * (1 - 2 * (rows % 2)).unsqueeze(1))
+    result, fast, done = torch.full((400, 1), torch.nan, dtype=torch.float64), FastRows(), []
+    in_two_precisions(exactly, approximately, torch.arange(400), torch.arange(400) // 100, 50, result, fast, done.append)
+    error = (result - truth).abs().squeeze(1)
+    assert sum(done) == fast.rows == 400 and 300 <= fast.exact <= 300 + batches.AT_LEAST  # three layers of four are mostly far
+    assert (error[:200] == 0).all()  # the far half: three times their error is above the aim
+    assert 0 < error.max() <= batches.AIM / batches.DEVIATIONS + 1e-12
+    assert 0 < fast.largest_deviation <= batches.AIM / batches.DEVIATIONS + 1e-12
+
+
+def test_an_error_that_the_first_sample_did_not_tell_stops_the_run():
+    _, exactly, approximately = two_ways(lambda rows, distance: torch.where(torch.isin(rows, sample), 0.0, 0.1).unsqueeze(1))
+    sample = torch.randperm(400, generator=torch.Generator().manual_seed(0))[: batches.AT_LEAST]
+    with pytest.raises(InputError, match=r"--precision fast is off by 1.0e-01.*use --precision exact"):
+        in_two_precisions(exactly, approximately, torch.arange(400), torch.zeros(400), 50, torch.zeros(400, 1, dtype=torch.float64), FastRows())
+
+
+def test_fast_is_refused_where_it_is_not_meant(toy_checkpoint, monkeypatch):
+    for settings in ({"dtype": torch.float64}, {"full_passes": True}):
+        with pytest.raises(InputError, match="--precision exact"):
+            Model(gpt2_version=str(toy_checkpoint("gpt2")), precision="fast", **settings)
+    with pytest.raises(InputError, match="choose exact or fast"):
+        Model(gpt2_version=str(toy_checkpoint("gpt2")), precision="quick")
+    for able in ("_is_avx512_bf16_supported", "_is_amx_tile_supported"):
+        monkeypatch.setattr(torch.cpu, able, lambda: False)
+    with pytest.raises(InputError, match="use --precision exact"):
+        check_bfloat16(torch.device("cpu"))
