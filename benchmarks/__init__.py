@@ -4,6 +4,7 @@ import argparse
 import statistics
 import tempfile
 import time
+from pathlib import Path
 
 from mediation.options import Parser, add_model_options, positive
 
@@ -54,3 +55,16 @@ def compare(slow, fast, interventions, rounds):
         print(f"{name:24} {interventions / statistics.median(times):8.1f} interventions a second (median of {rounds})")
     ratios = [a / b for a, b in zip(*seconds.values())]
     print(f"ratio {statistics.median(ratios):.2f} (from {min(ratios):.2f} to {max(ratios):.2f})")
+
+
+def timed(run, *arguments, **named):
+    """(seconds, result) of one call."""
+    started = time.perf_counter()
+    result = run(*arguments, **named)
+    return time.perf_counter() - started, result
+
+
+def peak_of_this_process():
+    """Peak memory in MB; from Linux's own count, since the other one goes on counting from the process that started this one."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith("VmHWM")) / 1024

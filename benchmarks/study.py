@@ -1,0 +1,97 @@
+"""The whole profession study (17 templates, every single-token profession, four types, every neuron) against the 2020 algorithm's cost for it.
+
+    python -m benchmarks.study -model smollm2-135m
+    python -m benchmarks.study -model smollm2-135m --rounds 1 --share 0.02
+
+The whole study would take the 2020 algorithm weeks, so each way runs a part of it, in turns, and is scaled by the number of interventions:
+the 2020 algorithm (batched full passes under hooks, the full vocabulary's logits) a few neurons in every template; ours the indirect types of one
+profession on a random share of the neurons, and the direct types in a few layers for all professions at once. Without the writing of tables.
+"""
+
+import argparse
+import statistics
+
+from benchmarks import load, parser, timed
+from mediation.options import exit_on_bad_input, share
+
+INDIRECT, DIRECT = ("man_indirect", "woman_indirect"), ("man_direct", "woman_direct")
+LAYERS_TIMED = 4
+NEURONS_OF_2020 = 64  # in each template
+
+
+def main(options):
+    """Time the parts in turns, scale, print one table."""
+    import numpy as np
+    import torch
+
+    from experiment import Intervention, Model
+    from mediation import professions, stimuli
+
+    fast = load(options)
+    exact = Model.__new__(Model)
+    exact.__dict__ = {**fast.__dict__, "fast_rows": None}
+    templates = list(stimuli.select_templates(None).values())
+    words = {}
+    for template in templates:
+        for profession in professions.usable(fast.tokenizer, template, professions.select(None, None))[0]:
+            words.setdefault(profession.word, []).append(Intervention(fast.tokenizer, template, [profession.word, "man", "woman"], ["he", "she"], fast.device))
+    one = words["nurse"]
+    units = (fast.num_layers + 1) * fast.num_neurons
+    drawn = torch.randperm(units, generator=torch.Generator().manual_seed(options.seed))[: int(options.share * units)].sort().values
+    layers = np.linspace(0, fast.num_layers - 1, LAYERS_TIMED).round().astype(int)  # the last layer is not run
+    values = np.stack(exact.null_values([of_word[0] for of_word in words.values()]))  # [words, L + 1, D]
+    prompts = sum(map(len, words.values()))
+
+    def of_2020():
+        """The whole study: every prompt and type."""
+        part = sum(timed(_2020, exact, one[number], number)[0] for number in range(len(templates)))
+        return part / NEURONS_OF_2020 / len(templates) * units * prompts * 4
+
+    def indirect(model):
+        return sum(timed(model.neuron_intervention_in_templates, one, kind, units=drawn)[0] for kind in INDIRECT) * units / len(drawn) * len(words)
+
+    def direct():
+        """Of all layers, from a few: what a layer costs falls linearly with its depth."""
+        of_layers = [sum(timed(exact.direct_interpolants, one, kind, values[:, layer], layer)[0] for kind in DIRECT) for layer in layers]
+        return float(np.interp(np.arange(fast.num_layers), layers, of_layers).sum())
+
+    def gradient():
+        """All four types: null prompts one profession after the other, the alternatives' once."""
+        of_word, _ = timed(fast.neuron_gradients_in_templates, one, "man_indirect")
+        return of_word * (len(words) + 2)
+
+    with torch.no_grad():
+        _2020(exact, one[0], 0)  # packs and warms up
+        exact.neuron_intervention_in_templates(one, INDIRECT[0], units=drawn[::50])
+        rounds = []
+        for _ in range(options.rounds):
+            old, slow, quick, shared = of_2020(), indirect(exact), indirect(fast), direct()
+            with torch.enable_grad():
+                estimated = gradient()
+            rounds.append((old, slow + shared, quick + shared, estimated))
+    print(f"{fast.name}: {len(words)} professions, {prompts} prompts, 4 types, {units} neurons, {units * prompts * 4:,} interventions; "
+          f"{torch.get_num_threads()} threads; {options.rounds} rounds; {fast.fast_rows}\n")
+    print("| way | hours for the study | times the 2020 algorithm |\n| --- | --- | --- |")
+    for way, hours in zip(("2020 algorithm", "exact", "fast", "gradient"), zip(*rounds)):
+        ratios = [old[0] / new for old, new in zip(rounds, hours)]
+        print(f"| {way} | {statistics.median(hours) / 3600:.2f} | {statistics.median(ratios):.1f} ({min(ratios):.1f} to {max(ratios):.1f}) |")
+
+
+def _2020(model, stimulus, seed):
+    """A few random neurons of one prompt."""
+    import torch
+
+    from benchmarks.neuron_sweep import by_full_passes_2020
+
+    _, run_on, edits = model._experiment(stimulus, INDIRECT[0], 1)
+    chosen = torch.randperm(len(edits), generator=torch.Generator().manual_seed(seed))[:NEURONS_OF_2020]
+    by_full_passes_2020(model, stimulus.base_strings_tok[run_on].to(model.device), edits[chosen], [ids[0] for ids in stimulus.candidates_tok], NEURONS_OF_2020)
+
+
+if __name__ == "__main__":
+    command_line = parser(__doc__)
+    command_line.add_argument("--share", type=share, default=0.1, help="of the neurons that ours run in the indirect types (default: 0.1)")
+    command_line.formatter_class = argparse.RawDescriptionHelpFormatter
+    chosen_options = command_line.parse_args()
+    with exit_on_bad_input():
+        main(chosen_options)
