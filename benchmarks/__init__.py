@@ -6,6 +6,8 @@ import tempfile
 import time
 from pathlib import Path
 
+import torch
+
 from mediation.options import Parser, add_model_options, positive
 
 GPT2_SMALL_SIZED = "gpt2-small-sized"
@@ -26,7 +28,6 @@ def load(options):
 
     if options.model != GPT2_SMALL_SIZED:
         return load_model(options)
-    import torch
     from transformers import AutoTokenizer, GPT2Config, GPT2LMHeadModel
 
     from mediation.checkpoints import bundled_model
@@ -39,22 +40,56 @@ def load(options):
         return load_model(options)
 
 
-def compare(slow, fast, interventions, rounds):
-    """Print the largest difference of two ways, each (name, function to log-probabilities), then time them in turns and print the ratio."""
-    import torch
+def compare(ways, rounds):
+    """Print how far several ways to the same numbers are apart, then time them in turns and print a table of ratios to the first.
 
-    print(f"{interventions} interventions, {torch.get_num_threads()} threads")
-    print(f"largest difference in a log-probability: {(slow[1]() - fast[1]()).abs().max():.1e}")
-    seconds = {slow[0]: [], fast[0]: []}
+    Args:
+        ways: {name: (function to log-probabilities, how many interventions, which rows of the first way's they are, or None for the same)}.
+    """
+    reference, *others = ways
+    expected = ways[reference][0]()
+    apart = {reference: 0.0}
+    for name in others:
+        run, _, rows = ways[name]
+        found = run()
+        apart[name] = float(((found if rows is None else found[rows]) - expected).abs().max())
+    seconds = {name: [] for name in ways}
     for _ in range(rounds):
-        for name, way in (slow, fast):
-            started = time.perf_counter()
-            way()
-            seconds[name].append(time.perf_counter() - started)
-    for name, times in seconds.items():
-        print(f"{name:24} {interventions / statistics.median(times):8.1f} interventions a second (median of {rounds})")
-    ratios = [a / b for a, b in zip(*seconds.values())]
-    print(f"ratio {statistics.median(ratios):.2f} (from {min(ratios):.2f} to {max(ratios):.2f})")
+        for name, (run, _, _) in ways.items():
+            seconds[name].append(timed(run)[0])
+    print(f"\n| way | interventions | a second | times {reference} | largest difference in a log-probability |\n| --- | --- | --- | --- | --- |")
+    for name, (_, count, _) in ways.items():
+        ratios = [old * count / new / ways[reference][1] for old, new in zip(seconds[reference], seconds[name])]
+        print(f"| {name} | {count} | {count / statistics.median(seconds[name]):.1f} | {statistics.median(ratios):.2f} ({min(ratios):.2f} to {max(ratios):.2f}) "
+              f"| {apart[name]:.1e} |")
+
+
+def share_of_products(run, rounds):
+    """Which part of a sweep's time its linear layers' products take when they are run alone, in the same shapes: median over turns."""
+    from mediation import products
+
+    calls, product_of = [], products._product_of
+
+    def recording(layer, dtype):
+        multiply = product_of(layer, dtype)
+
+        def call(x):
+            calls.append((multiply, x.shape, x.dtype))
+            return multiply(x)
+        return call
+
+    products._product_of = recording
+    try:
+        run()
+    finally:
+        products._product_of = product_of
+    inputs = {(shape, dtype): torch.randn(shape).to(dtype) for _, shape, dtype in calls}
+
+    def alone():
+        for multiply, shape, dtype in calls:
+            multiply(inputs[shape, dtype])
+
+    return statistics.median(timed(alone)[0] / timed(run)[0] for _ in range(rounds))
 
 
 def timed(run, *arguments, **named):

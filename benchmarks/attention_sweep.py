@@ -9,16 +9,17 @@ are chosen, and each other one is added to them.
 
 from functools import partial
 
+import torch
+
 from benchmarks import compare, load, parser
 from mediation.options import exit_on_bad_input
 
 
 def main(options):
     """All sets, both ways."""
-    import torch
-
     from experiment import Intervention
     from mediation.attention import heads_layers_model
+    from mediation.batches import FastRows
     from mediation.sweeps import sweep_heads
 
     model = load(options)
@@ -32,10 +33,10 @@ def main(options):
     with torch.no_grad():
         for name, sets in (("every head, layer and the model", every), ("a greedy step", every[added] | every[chosen].any(dim=0))):
             context, edits = model._head_edits(intervention, "indirect", sets)
-            slow, fast = (partial(sweep_heads, model.model, model.parts, context, intervention.candidates_tok, edits, options.batch_size, full)
-                          for full in (True, False))
+            ways = {"one full pass a head": {"full_passes": True}, "exact": {}, "fast": {"fast": FastRows()}}
             print(f"\n{name}")
-            compare(("one full pass a head", slow), ("descent", fast), len(edits), options.rounds)
+            compare({way: (partial(sweep_heads, model.model, model.parts, context, intervention.candidates_tok, edits, options.batch_size, **settings),
+                           len(edits), None) for way, settings in ways.items()}, options.rounds)
 
 
 if __name__ == "__main__":
