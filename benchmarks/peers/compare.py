@@ -1,7 +1,7 @@
-"""How fast this project's sweeps and other libraries run the same interventions: neurons of one prompt, then every attention head.
+"""How fast this project's sweeps and other libraries run the same interventions: neurons of one prompt, then attention heads.
 
     python -m benchmarks.peers.compare -model smollm2-135m
-    python -m benchmarks.peers.compare -model gpt2-small-sized --units 256 --rounds 3    # random weights, the size of GPT-2 small
+    python -m benchmarks.peers.compare -model gpt2-small-sized --units 256 --heads 36 --rounds 3    # random weights, the size of GPT-2 small
     python -m benchmarks.peers.compare -model smollm2-135m --only nnsight exact          # algorithm_2020 is always run
 
 Every library has an environment of its own, `.venv-bench/NAME`, made from `requirements-NAME.txt` the first time; every way is a process
@@ -35,7 +35,7 @@ WAYS = {  # [(library, way), ...]
     "heads": [REFERENCE, (OURS, "exact"), ("transformer_lens", "batched"), ("transformer_lens", "one_run_a_cell"),
               ("nnsight", "batched"), ("nnsight", "invokes"), ("pyvene", "batched")],
 }
-IMPOSSIBLE = {("heads", "pyvene", "batched"): "not possible: it changes inputs and outputs of modules, and attention weights are neither"}
+IMPOSSIBLE = {("heads", "pyvene", "batched"): "not possible: it changes what goes into or comes out of a module, and by default attention weights pass through none"}
 SLOW = "one_run_a_cell"  # given a random part of the units
 SLOW_UNITS = 64
 
@@ -48,9 +48,9 @@ def main(options):
     """Draw both tasks, then a table each."""
     with tempfile.TemporaryDirectory() as folder:
         tasks, about = draw_tasks(options, Path(folder))
-        for kind, task in tasks.items():
+        for kind in options.kinds:
             only = [way for way in WAYS[kind] if way == REFERENCE or not options.only or set(way) & set(options.only)]
-            rows = compare(kind, task, only, options, Path(folder))
+            rows = compare(kind, tasks[kind], only, options, Path(folder))
             print(f"\n**{kind.capitalize()}**: {about[kind]}; {THREADS} threads, {options.rounds} rounds in turns\n")
             print("| way | versions | interventions | a second | ratio to algorithm_2020 | largest deviation |\n| --- | --- | --- | --- | --- | --- |")
             print("\n".join(f"| {' | '.join(row)} |" for row in rows), flush=True)
@@ -72,7 +72,8 @@ def draw_tasks(options, folder):
         drawn = torch.randperm(len(edits), generator=torch.Generator().manual_seed(options.seed))[: options.units].sort().values
         edits = edits[drawn]
         context, head_edits = model._head_edits(heads, "indirect", heads_layers_model(model.num_layers, model.num_heads))
-    layers, numbers = np.indices((model.num_layers, model.num_heads)).reshape(2, -1)
+    units = np.sort(np.random.default_rng(options.seed).permutation(model.num_layers * model.num_heads)[: options.heads])
+    layers, numbers = np.divmod(units, model.num_heads)
     tasks = {
         "neurons": dict(tokens=neurons.base_strings_tok[run_on], position=edits.position, candidates=[ids[0] for ids in neurons.candidates_tok],
                         layers=edits.layers[:, 0], neurons=edits.neurons[:, 0], values=edits.values[:, 0]),
@@ -80,7 +81,7 @@ def draw_tasks(options, folder):
                       weights=head_edits.weights, first=head_edits.first, layers=layers, heads=numbers),
     }
     about = {"neurons": f"{options.model}, {neurons.base_strings[run_on]!r}, {len(edits)} neurons of all layers, drawn with seed {options.seed}",
-             "heads": f"{options.model}, {heads.base_strings[0]!r}, every head, continuations of {[len(ids) for ids in heads.candidates_tok]} tokens"}
+             "heads": f"{options.model}, {heads.base_strings[0]!r}, {len(units)} heads, continuations of {[len(ids) for ids in heads.candidates_tok]} tokens"}
     return {kind: {"model": str(source)} | {name: np.asarray(value) for name, value in task.items()} for kind, task in tasks.items()}, about
 
 
@@ -222,7 +223,9 @@ def environment(name):
 if __name__ == "__main__":
     command_line = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     command_line.add_argument(*MODEL_SPELLINGS, dest="model", required=True, metavar="M", help=f"a bundled model, a local directory, or {GPT2_SMALL_SIZED}")
+    command_line.add_argument("--kinds", nargs="+", choices=tuple(WAYS), default=tuple(WAYS), help="what is intervened upon (default: both, a table each)")
     command_line.add_argument("--units", type=positive, default=512, metavar="N", help="neurons, drawn at random from all layers (default: 512)")
+    command_line.add_argument("--heads", type=positive, metavar="N", help="heads, drawn at random (default: every head)")
     command_line.add_argument("--rounds", type=positive, default=5, metavar="N", help="turns of every way (default: 5)")
     names = ", ".join(sorted({name for way in WAYS["neurons"] for name in way}))
     command_line.add_argument("--only", nargs="+", metavar="NAME", help=f"only these libraries or ways: {names}")

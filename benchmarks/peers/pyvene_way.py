@@ -2,7 +2,8 @@
 
     python benchmarks/peers/pyvene_way.py TASK.npz batched      # 64 rows a run, each with an intervention of its own
 
-Prints what `worker` says. There is no way for heads: pyvene changes inputs and outputs of modules, and attention weights are neither.
+Prints what `worker` says. There is no way for heads: pyvene changes what goes into or comes out of a module, and by default
+attention weights pass through none.
 """
 
 import pyvene
