@@ -35,7 +35,7 @@ WAYS = {  # [(library, way), ...]
     "heads": [REFERENCE, (OURS, "exact"), ("transformer_lens", "batched"), ("transformer_lens", "one_run_a_cell"),
               ("nnsight", "batched"), ("nnsight", "invokes"), ("pyvene", "batched")],
 }
-IMPOSSIBLE = {("heads", "pyvene", "batched"): "not possible: it changes what goes into or comes out of a module, and by default attention weights pass through none"}
+IMPOSSIBLE = {("heads", "pyvene", "batched"): "not possible: it changes what goes into or out of a module, and by default attention weights pass through none"}
 SLOW = "one_run_a_cell"  # given a random part of the units
 SLOW_UNITS = 64
 
