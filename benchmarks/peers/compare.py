@@ -29,12 +29,9 @@ THREADS = 2
 TOLERANCE = 1e-3  # in a log-probability, from algorithm_2020; a way beyond it is not timed
 OURS = "this project"
 REFERENCE = (OURS, "algorithm_2020")
-WAYS = {  # [(library, way), ...]
-    "neurons": [REFERENCE, (OURS, "exact"), ("transformer_lens", "batched"), ("transformer_lens", "one_run_a_cell"),
-                ("nnsight", "batched"), ("nnsight", "invokes"), ("pyvene", "batched")],
-    "heads": [REFERENCE, (OURS, "exact"), ("transformer_lens", "batched"), ("transformer_lens", "one_run_a_cell"),
-              ("nnsight", "batched"), ("nnsight", "invokes"), ("pyvene", "batched")],
-}
+KINDS = ("neurons", "heads")
+WAYS = [REFERENCE, (OURS, "exact"), ("transformer_lens", "batched"), ("transformer_lens", "one_run_a_cell"),
+        ("nnsight", "batched"), ("nnsight", "invokes"), ("pyvene", "batched")]
 IMPOSSIBLE = {("heads", "pyvene", "batched"): "not possible: it changes what goes into or out of a module, and by default attention weights pass through none"}
 SLOW = "one_run_a_cell"  # given a random part of the units
 SLOW_UNITS = 64
@@ -49,7 +46,7 @@ def main(options):
     with tempfile.TemporaryDirectory() as folder:
         tasks, about = draw_tasks(options, Path(folder))
         for kind in options.kinds:
-            only = [way for way in WAYS[kind] if way == REFERENCE or not options.only or set(way) & set(options.only)]
+            only = [way for way in WAYS if way == REFERENCE or not options.only or set(way) & set(options.only)]
             rows = compare(kind, tasks[kind], only, options, Path(folder))
             print(f"\n**{kind.capitalize()}**: {about[kind]}; {THREADS} threads, {options.rounds} rounds in turns\n")
             print("| way | versions | interventions | a second | ratio to algorithm_2020 | largest deviation |\n| --- | --- | --- | --- | --- | --- |")
@@ -85,12 +82,12 @@ def draw_tasks(options, folder):
     return {kind: {"model": str(source)} | {name: np.asarray(value) for name, value in task.items()} for kind, task in tasks.items()}, about
 
 
-def save_gpt2_small_sized(folder, seed):
+def save_gpt2_small_sized(folder, random_seed):
     """A folder with a model of GPT-2 small's size and random weights; the tokenizer is SmolLM2's."""
     import torch
     from transformers import AutoTokenizer, GPT2Config, GPT2LMHeadModel
 
-    torch.manual_seed(seed)
+    torch.manual_seed(random_seed)
     GPT2LMHeadModel(GPT2Config()).save_pretrained(folder / GPT2_SMALL_SIZED)
     AutoTokenizer.from_pretrained(model_folder("smollm2-135m")).save_pretrained(folder / GPT2_SMALL_SIZED)
     return folder / GPT2_SMALL_SIZED
@@ -223,11 +220,11 @@ def environment(name):
 if __name__ == "__main__":
     command_line = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     command_line.add_argument(*MODEL_SPELLINGS, dest="model", required=True, metavar="M", help=f"a bundled model, a local directory, or {GPT2_SMALL_SIZED}")
-    command_line.add_argument("--kinds", nargs="+", choices=tuple(WAYS), default=tuple(WAYS), help="what is intervened upon (default: both, a table each)")
+    command_line.add_argument("--kinds", nargs="+", choices=KINDS, default=KINDS, help="what is intervened upon (default: both, a table each)")
     command_line.add_argument("--units", type=positive, default=512, metavar="N", help="neurons, drawn at random from all layers (default: 512)")
     command_line.add_argument("--heads", type=positive, metavar="N", help="heads, drawn at random (default: every head)")
     command_line.add_argument("--rounds", type=positive, default=5, metavar="N", help="turns of every way (default: 5)")
-    names = ", ".join(sorted({name for way in WAYS["neurons"] for name in way}))
+    names = ", ".join(sorted({name for way in WAYS for name in way}))
     command_line.add_argument("--only", nargs="+", metavar="NAME", help=f"only these libraries or ways: {names}")
     command_line.add_argument("--seed", type=seed, default=0, help="of everything random (default: 0)")
     chosen_options = command_line.parse_args()
