@@ -212,7 +212,8 @@ def environment(name):
         for command in ([sys.executable, "-m", "venv", "--clear", folder], [python, "-m", "pip", "--disable-pip-version-check", "install", "-r", requirements]):
             done = subprocess.run(command, capture_output=True, text=True)
             if done.returncode:
-                raise WorkerError(f"could not be installed: {(done.stderr.strip().splitlines() or ['no reason given'])[-1]}")
+                reason = next((line for line in done.stderr.splitlines() if line.startswith("ERROR")), done.stderr.strip()[-200:])
+                raise WorkerError(f"could not be installed: {' '.join(reason.split())}")
         stamp.write_text(requirements.read_text())
     return str(python)
 
