@@ -1,0 +1,56 @@
+"""The interventions by this project: its sweeps, and the 2020 algorithm that they are measured against.
+
+    python -m benchmarks.peers.ours_way TASK.npz exact            # one descent through the layers; heads_exact for heads
+    python -m benchmarks.peers.ours_way TASK.npz algorithm_2020   # full passes under hooks; heads_algorithm_2020 for heads
+
+Prints what `benchmarks.peers.worker` says.
+"""
+
+import torch
+
+from benchmarks.neuron_sweep import by_full_passes_2020
+from benchmarks.peers.worker import ROWS, serve
+from experiment import Model
+from mediation.attention import HeadEdits
+from mediation.forward import run_base
+from mediation.neurons import NeuronEdits
+from mediation.sweeps import sweep, sweep_heads
+
+
+def load(task):
+    """The project's model."""
+    return Model(device="cpu", gpt2_version=task.model)
+
+
+def neuron_edits(task):
+    """The task as the sweeps take it."""
+    return NeuronEdits(*(column.unsqueeze(1) for column in (task.layers, task.neurons, task.values)), task.position.item())
+
+
+def exact(model, task):
+    """The prompt's base run is part of what is timed."""
+    predictions = tuple(([len(task.tokens) - 1], [candidate]) for candidate in task.candidates.tolist())
+    return sweep(model.parts, run_base(model.model, model.parts, task.tokens), predictions, neuron_edits(task))
+
+
+def algorithm_2020(model, task):
+    """Full passes in batches, softmax over the logits of the last position."""
+    return by_full_passes_2020(model, task.tokens, neuron_edits(task), task.candidates.tolist(), ROWS)
+
+
+def heads_exact(model, task, full_passes=False):
+    """Every head alone."""
+    chosen = torch.zeros(len(task.layers), model.num_layers, model.num_heads, dtype=torch.bool)
+    chosen[torch.arange(len(chosen)), task.layers, task.heads] = True
+    candidates = [task.candidate1.tolist(), task.candidate2.tolist()]
+    edits = HeadEdits(chosen, task.weights, task.first.item())
+    return sweep_heads(model.model, model.parts, task.tokens, candidates, edits, full_passes=full_passes)
+
+
+def heads_algorithm_2020(model, task):
+    """One full pass a head and continuation."""
+    return heads_exact(model, task, full_passes=True)
+
+
+if __name__ == "__main__":
+    serve(("torch", "transformers"), load, {function.__name__: function for function in (exact, algorithm_2020, heads_exact, heads_algorithm_2020)})
