@@ -30,7 +30,7 @@ TOLERANCE = 1e-3  # in a log-probability, from algorithm_2020; a way beyond it i
 OURS = "this project"
 REFERENCE = (OURS, "algorithm_2020")
 KINDS = ("neurons", "heads")
-WAYS = [REFERENCE, (OURS, "exact"), ("transformer_lens", "batched"), ("transformer_lens", "one_run_a_cell"),
+WAYS = [REFERENCE, (OURS, "exact"), (OURS, "fast"), ("transformer_lens", "batched"), ("transformer_lens", "one_run_a_cell"),
         ("nnsight", "batched"), ("nnsight", "invokes"), ("pyvene", "batched")]
 IMPOSSIBLE = {("heads", "pyvene", "batched"): "not possible: it changes what goes into or out of a module, and by default attention weights pass through none"}
 SLOW = "one_run_a_cell"  # given a random part of the units

@@ -1,6 +1,7 @@
 """The interventions by this project: its sweeps, and the 2020 algorithm that they are measured against.
 
     python -m benchmarks.peers.ours_way TASK.npz exact            # one descent through the layers; heads_exact for heads
+    python -m benchmarks.peers.ours_way TASK.npz fast             # bfloat16 on the difference to the base run; heads_fast for heads
     python -m benchmarks.peers.ours_way TASK.npz algorithm_2020   # full passes under hooks; heads_algorithm_2020 for heads
 
 Prints what `benchmarks.peers.worker` says.
@@ -12,6 +13,7 @@ from benchmarks.neuron_sweep import by_full_passes_2020
 from benchmarks.peers.worker import ROWS, serve
 from experiment import Model
 from mediation.attention import HeadEdits
+from mediation.batches import FastRows
 from mediation.forward import run_base
 from mediation.neurons import NeuronEdits
 from mediation.sweeps import sweep, sweep_heads
@@ -27,10 +29,16 @@ def neuron_edits(task):
     return NeuronEdits(*(column.unsqueeze(1) for column in (task.layers, task.neurons, task.values)), task.position.item())
 
 
-def exact(model, task):
+def exact(model, task, counted=None):
     """The prompt's base run is part of what is timed."""
     predictions = tuple(([len(task.tokens) - 1], [candidate]) for candidate in task.candidates.tolist())
-    return sweep(model.parts, run_base(model.model, model.parts, task.tokens), predictions, neuron_edits(task))
+    base = run_base(model.model, model.parts, task.tokens, linear_layers=counted is not None)
+    return sweep(model.parts, base, predictions, neuron_edits(task), fast=counted)
+
+
+def fast(model, task):
+    """bfloat16 on the difference to the base run."""
+    return exact(model, task, FastRows())
 
 
 def algorithm_2020(model, task):
@@ -38,13 +46,18 @@ def algorithm_2020(model, task):
     return by_full_passes_2020(model, task.tokens, neuron_edits(task), task.candidates.tolist(), ROWS)
 
 
-def heads_exact(model, task, full_passes=False):
+def heads_exact(model, task, **settings):
     """Every head alone."""
     chosen = torch.zeros(len(task.layers), model.num_layers, model.num_heads, dtype=torch.bool)
     chosen[torch.arange(len(chosen)), task.layers, task.heads] = True
     candidates = [task.candidate1.tolist(), task.candidate2.tolist()]
     edits = HeadEdits(chosen, task.weights, task.first.item())
-    return sweep_heads(model.model, model.parts, task.tokens, candidates, edits, full_passes=full_passes)
+    return sweep_heads(model.model, model.parts, task.tokens, candidates, edits, **settings)
+
+
+def heads_fast(model, task):
+    """bfloat16 on the difference to the base run."""
+    return heads_exact(model, task, fast=FastRows())
 
 
 def heads_algorithm_2020(model, task):
@@ -53,4 +66,5 @@ def heads_algorithm_2020(model, task):
 
 
 if __name__ == "__main__":
-    serve(("torch", "transformers"), load, {function.__name__: function for function in (exact, algorithm_2020, heads_exact, heads_algorithm_2020)})
+    ways = exact, fast, algorithm_2020, heads_exact, heads_fast, heads_algorithm_2020
+    serve(("torch", "transformers"), load, {way.__name__: way for way in ways})
