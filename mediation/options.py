@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from .errors import InputError
 
 MODEL_SPELLINGS = ("--model", "--model_type", "--gpt2_version", "--model_name", "--model_version")
+METHODS = ("exact", "gradient", "screen")
 
 
 class Parser(argparse.ArgumentParser):
@@ -92,6 +93,19 @@ def add_model_options(parser):
                         help="of weights and activations (default: float32)")
     parser.add_argument("--batch_size", type=batch_size, default=None, metavar="N", help="interventions run at once (default: auto)")
     parser.add_argument("--seed", type=seed, default=0, help="of everything random (default: 0)")
+
+
+def add_method(parser):
+    """--method of the studies."""
+    parser.add_argument("--method", choices=METHODS, default="exact",
+                        help="exact: every unit is intervened upon; gradient: first-order estimates of all, from one backward pass a candidate; "
+                             "screen: the strongest by gradient exactly, the others by gradient (docs/methods.md; default: exact)")
+
+
+def refuse_full_passes(parser, options):
+    """The slow reference runs every unit: with a method that estimates it means nothing."""
+    if options.method != "exact" and options.full_passes:
+        parser.error(f"--method {options.method} does not go with --full_passes")
 
 
 def true_or_false(text):

@@ -11,7 +11,7 @@ FLOORS = [  # from the ground up
     {"storage", "effects", "options", "interpolation"},
     {"stimuli", "assets", "architectures", "attention", "tables"},
     {"professions", "forward", "readout", "checkpoints", "winobias", "winogender"},
-    {"neurons"},
+    {"neurons", "gradients"},
     {"sweeps"},
     {"selection"},
     {"statistics", "plots", "report"},
