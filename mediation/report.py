@@ -128,8 +128,8 @@ def how_sure(runs, swept):
     lines = [f"Random {'neurons' if estimated else 'interventions'} of every sweep were run again as full passes under plain hooks: log-probabilities differ "
              f"{'from the estimates ' if estimated else ''}by at most {deviation:.1e}."]
     for found in (run["screening"] for run in runs if "screening" in run):
-        lines.append(f"Screening: of {found['drawn']} neurons drawn at random among those left out, {found['missed']} belong to the exact top {found['top']} of a "
-                     f"prompt; the recall of that top, mean over prompts, is at least {found['recall_at_least']:.3f} with 95% confidence"
+        lines.append(f"Screening: of {found['drawn']} neurons drawn at random among those left out, {found['missed']} belong to the exact top {found['top']} "
+                     f"of a prompt; the recall of that top, mean over prompts, is at least {found['recall_at_least']:.3f} with 95% confidence"
                      + (" (0: too few draws for a statement)." if found["recall_at_least"] == 0 else "."))
     return " ".join(lines)
 
