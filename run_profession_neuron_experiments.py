@@ -200,11 +200,11 @@ def write_interventions(model, run_folder, run, interventions, options):
         gradients.forget()
     files = list(run_folder.read()["runs"][run]["files"].values())
     if options.method == "screen":
-        run_folder.update(run, screening=describe_screening(files, options.screen_top))
+        run_folder.update(run, screening=screening_entry(files, options.screen_top))
     report_checks(files, options)
 
 
-def describe_screening(files, top):
+def screening_entry(files, top):
     """What the manifest says of how sure a screening is."""
     from neuron_utils import screening
 
@@ -215,7 +215,7 @@ def describe_screening(files, top):
 
 def report_checks(files, options):
     """Print how sure the numbers are."""
-    from mediation.report import describe_screening as in_words
+    from mediation.report import describe_screening
     from neuron_utils import CHECKED, COMPARED, screening
 
     deviation = max(entry["largest_deviation_from_full_passes"] for entry in files)
@@ -226,7 +226,7 @@ def report_checks(files, options):
     print(f"checked {CHECKED} random neurons{' among those run' if options.method == 'screen' else ''} of each profession and type against full passes "
           f"under plain hooks: log-probabilities differ by at most {deviation:.1e}")
     if options.method == "screen":
-        print(in_words(screening(files, options.screen_top), [entry["screen"] for entry in files]))
+        print(describe_screening(screening(files, options.screen_top), [entry["screen"] for entry in files]))
 
 
 def unwritten(run_folder, run):

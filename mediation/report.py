@@ -113,6 +113,7 @@ def neuron_study(model, runs, probabilities, estimands, correlation, effects, co
     ]
     if interventions < all_interventions:
         asked = model.removesuffix("_random") + (" --randomize" if model.endswith("_random") else "")
+        asked += f" --method {runs[-1]['settings']['method']}" if "method" in runs[-1]["settings"] else ""
         lines += [f"**Left out.** {all_interventions - interventions:,} of {all_interventions:,} interventions: all are "
                   f"{probabilities['template'].nunique()} templates x {probabilities['word'].nunique()} professions x 4 types. At this speed they take "
                   f"{all_interventions / interventions * seconds / 3600:.0f} hours (the run can be stopped and goes on from where it was):", "",
