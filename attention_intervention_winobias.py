@@ -12,7 +12,7 @@ prints the strongest heads and layers. A finished JSON is not computed again; an
 import argparse
 
 from mediation import winobias
-from mediation.options import Parser, add_attention_options, exit_on_bad_input
+from mediation.options import Parser, add_attention_options, add_method, exit_on_bad_input, refuse_full_passes
 from mediation.storage import check_writable
 
 
@@ -33,7 +33,9 @@ def main(options):
 if __name__ == "__main__":
     parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add_attention_options(parser)
+    add_method(parser)
     parser.add_argument("--split", choices=winobias.SPLITS, default="dev", help="part of the data set (default: dev)")
     chosen_options = parser.parse_args()
+    refuse_full_passes(parser, chosen_options)
     with exit_on_bad_input():
         main(chosen_options)

@@ -10,7 +10,7 @@ manifest.json beside it, and prints the strongest heads and layers.
 import argparse
 
 from mediation import winogender
-from mediation.options import Parser, add_attention_options, exit_on_bad_input
+from mediation.options import Parser, add_attention_options, add_method, exit_on_bad_input, refuse_full_passes
 from mediation.storage import check_writable
 
 
@@ -31,7 +31,9 @@ def main(options):
 if __name__ == "__main__":
     parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add_attention_options(parser)
+    add_method(parser)
     parser.add_argument("--stat", choices=list(winogender.STATISTICS), default="bergsma", help="statistic of women in an occupation (default: bergsma)")
     chosen_options = parser.parse_args()
+    refuse_full_passes(parser, chosen_options)
     with exit_on_bad_input():
         main(chosen_options)

@@ -9,6 +9,7 @@ import re
 import shlex
 import sys
 import time
+from dataclasses import asdict
 from hashlib import sha256
 from pathlib import Path
 
@@ -18,6 +19,7 @@ import torch
 from tqdm import tqdm
 
 from experiment import Intervention
+from mediation.attention import heads_layers_model
 from mediation.effects import effect, log_odds
 from mediation.errors import InputError
 from mediation.statistics import strong_examples
@@ -28,6 +30,7 @@ EFFECTS = ("indirect", "direct")
 SCALARS = ("candidate1_base_prob", "candidate2_base_prob", "odds_base", "candidate1_alt_prob", "candidate2_alt_prob", "odds_alt", "total_effect",
            "indirect_effect_model", "direct_effect_model")
 STRINGS = ("base_string1", "base_string2", "candidate1", "candidate2")
+SCREENED = 0.1  # part of the heads that screening runs exactly
 TOLERANCE = 1e-3  # in a log-probability; float32 gives about 1e-5
 
 
@@ -94,6 +97,8 @@ def run_study(model, examples, data, name, about, options):
     settings = {**about, "model": model.name, "weights_sha256": model.weights_sha256(), "examples_sha256": sha256(repr(examples).encode()).hexdigest(),
                 "filter_quantile": options.filter_quantile if options.do_filter else None, "max_examples": options.max_examples,
                 "dtype": options.dtype, "seed": options.seed if options.randomize else None}
+    method = {name: getattr(options, name) for name in ("method", "precision") if getattr(options, name) != "exact"}
+    settings |= method
     run_folder.claim([name], settings)
     interventions = build_interventions(model, examples)
     if run_folder.is_finished(name):
@@ -101,7 +106,7 @@ def run_study(model, examples, data, name, about, options):
         return run_folder.folder / name
 
     selected, counts = select_examples(model, interventions, options)
-    about = {**about, **counts}
+    about = {**about, **method, **counts}
     run = run_folder.begin({"settings": settings, "files": {name: {}}, "command": shlex.join(sys.argv), "machine": describe_machine(model),
                             "started": now(), "finished": None})
     sweep_examples(model, interventions, selected, run_folder, run, name, about, options)
@@ -142,33 +147,63 @@ def sweep_examples(model, interventions, selected, run_folder, run, name, about,
             else:
                 progress.update(units)
             swept = {kind: [kept[f"{kind}_{part}"] for part in range(6)] for kind in EFFECTS}
-            entries.append(result_entry(interventions[index], kept["probabilities"].tolist(), swept))
+            entries.append(result_entry(interventions[index], kept["probabilities"].tolist(), swept)
+                           | {key: kept[key].tolist() for key in (f"{kind}_exact_head" for kind in EFFECTS) if key in kept})
             seconds, deviation = seconds + float(kept["seconds"]), max(deviation, float(kept["deviation"]))
     content = {**about, "num_examples_analyzed": len(entries), **means(entries), "results": entries}
     write_json(run_folder.folder / name, content, indent=None)
     run_folder.update_file(run, name, rows=len(entries), sweep_seconds=seconds, largest_deviation_from_full_passes=deviation)
     run_folder.remove_shards(name)
-    print(f"checked a random head of each example and effect against full passes: log-probabilities differ by at most {deviation:.1e}")
+    what = {"exact": "checked a random head", "gradient": "compared the estimate of a random head", "screen": "checked a random head among those run"}
+    if model.fast_rows and model.fast_rows.rows:
+        run_folder.update(run, fast=asdict(model.fast_rows))
+        print(model.fast_rows)
+    print(f"{what[options.method]} of each example and effect against full passes: log-probabilities differ by at most {deviation:.1e}")
 
 
 def sweep_example(model, intervention, options, progress):
-    """Arrays of one example: probabilities [2, 2], {effect}_0 to _5 as `attention_intervention_experiment` gives them, seconds, deviation."""
+    """Arrays of one example: probabilities [2, 2], {effect}_0 to _5 as `attention_intervention_experiment` gives them, seconds, deviation.
+
+    Methods that estimate add {effect}_exact_head bool [L, H]: heads that were run. Layers and the whole model always are.
+    """
     started = time.perf_counter()
     kept = {"probabilities": np.array(model.continuation_probabilities(intervention))}
     deviation = 0.0
     for kind in EFFECTS:
-        swept = model.attention_intervention_experiment(intervention, kind, options.batch_size, progress)
+        if options.method == "exact":
+            swept = model.attention_intervention_experiment(intervention, kind, options.batch_size, progress)
+        else:
+            *swept, kept[f"{kind}_exact_head"] = estimated_heads(model, intervention, kind, options, progress)
         kept |= {f"{kind}_{part}": np.asarray(values) for part, values in enumerate(swept)}
     seconds = time.perf_counter() - started
-    if not all(np.isfinite(values).all() and (values > 0).all() for values in kept.values()):
+    if not all(np.isfinite(values).all() and (values > 0).all() for name, values in kept.items() if not name.endswith("_exact_head")):
         raise InputError(f"{intervention.base_strings[0]!r}: the model gave probabilities that are zero or not numbers: "
                          "try --dtype float32 or float64, or check the model's weights")
     for kind in EFFECTS:
-        deviation = max(deviation, model.check_heads_against_full_passes(intervention, kind, (kept[f"{kind}_0"], kept[f"{kind}_1"]), seed=options.seed))
-    if deviation > TOLERANCE and options.dtype in ("float32", "float64"):
+        run = np.flatnonzero(kept[f"{kind}_exact_head"]) if options.method == "screen" else None
+        deviation = max(deviation, model.check_heads_against_full_passes(intervention, kind, (kept[f"{kind}_0"], kept[f"{kind}_1"]), seed=options.seed,
+                                                                         among=run))
+    if options.method != "gradient" and deviation > TOLERANCE and options.dtype in ("float32", "float64"):
         raise InputError(f"{intervention.base_strings[0]!r}: the sweep and full passes differ by {deviation:.1e} in a log-probability: "
                          "use --full_passes, and please report the model")
-    return {**kept, "seconds": seconds, "deviation": deviation}
+    return {**kept, "seconds": seconds, "deviation": max(deviation, model.fast_rows.largest_deviation) if model.fast_rows else deviation}
+
+
+def estimated_heads(model, intervention, kind, options, progress):
+    """What `Model.attention_intervention_experiment` gives, heads to first order (screening: the strongest of them run), and which heads were run."""
+    layers, heads = model.num_layers, model.num_heads
+    estimates = model.attention_gradients(intervention, kind).reshape(-1, 2)
+    c1, c2 = model.continuation_probabilities(intervention)[0 if kind == "indirect" else 1]
+    strength = (estimates[:, 1] - estimates[:, 0] - float(log_odds(c2, c1))).abs()
+    strongest = strength.argsort(descending=True)[: max(1, int(SCREENED * layers * heads))] if options.method == "screen" else torch.empty(0, dtype=torch.long)
+    sets = torch.cat([strongest, torch.arange(layers * heads, layers * heads + layers + 1)])
+    swept = model.attention_intervention_for_sets(intervention, kind, heads_layers_model(layers, heads)[sets], options.batch_size)
+    estimates[strongest] = swept[: len(strongest)]
+    progress(len(estimates) + layers + 1)
+    exact = torch.zeros(layers * heads, dtype=torch.bool)
+    exact[strongest] = True
+    (head1, head2), rest = estimates.exp().reshape(layers, heads, 2).unbind(dim=2), swept[len(strongest):].exp()
+    return head1, head2, rest[:layers, 0], rest[:layers, 1], *rest[layers].tolist(), exact.reshape(layers, heads)
 
 
 def means(entries):
@@ -275,6 +310,9 @@ def report_study(path):
     content = read_results(path)
     results = content["results"]
     counts = {key: content[key] for key in ("num_examples_loaded", "num_examples_aligned", "threshold", "num_examples_analyzed") if key in content}
+    if "method" in content:
+        print(f"method {content['method']}: heads {'by first-order estimates' if content['method'] == 'gradient' else 'ranked by gradient, the strongest run'}"
+              "; layers and the whole model were run")
     print(", ".join(f"{key.removeprefix('num_').replace('_', ' ')} {value:.6g}" for key, value in counts.items()))
     if content["do_filter"]:
         print("filtered by the odds ratio that the total effect is made of, which raises it: see --do-filter False beside it")

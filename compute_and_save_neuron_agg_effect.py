@@ -19,7 +19,7 @@ def main(options):
     """Tables to one aggregate: a template at a time, so that memory does not grow."""
     from tqdm import tqdm
 
-    from utils import find_tables, output_folder, read_interventions
+    from utils import describe_methods, find_tables, output_folder, read_interventions
 
     out_dir = output_folder(options)
     paths = find_tables(options.folder, options.model, TYPES)
@@ -50,6 +50,8 @@ def main(options):
         raise InputError(f"{options.folder}: no profession of {options.model!r} is left to aggregate: run more professions or types, or see --definitional")
     print(f"{options.model}: {aggregate.prompts} prompts, {aggregate.female_biased} of female-biased professions, "
           f"{aggregate.prompts - aggregate.female_biased} of others; {len(aggregate.layers)} neurons")
+    if method := describe_methods(options.folder, options.model):
+        print(method)
     print("wrote", write_csv(out_dir / f"{options.model}_neuron_effects.csv", aggregate.effects(), index=True))
     if aggregate.contrast.count:
         print("wrote", write_csv(out_dir / f"{options.model}_neuron_gender_contrast.csv", aggregate.gender_contrasts()))

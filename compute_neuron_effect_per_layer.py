@@ -23,7 +23,7 @@ def main(options):
     import pandas as pd
 
     from mediation import plots
-    from utils import LAYER_COLUMNS, output_folder, read_effects
+    from utils import LAYER_COLUMNS, describe_methods, output_folder, read_effects
 
     out_dir = output_folder(options)
     folder = Path(options.folder)
@@ -31,6 +31,10 @@ def main(options):
     if not paths:
         raise InputError(f"{folder} holds no *{SUFFIX}: run compute_and_save_neuron_agg_effect.py first, or name its folder")
 
+    for path in paths:
+        model = path.name.removesuffix(SUFFIX)
+        if method := describe_methods(path.parent, model):
+            print(method)
     tables = [statistics.top_of_layer(read_effects(path), share).assign(model=path.name.removesuffix(SUFFIX), share=share)
               for path in paths for share in options.shares]
     layers = pd.concat(tables, ignore_index=True)[LAYER_COLUMNS]

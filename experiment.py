@@ -306,16 +306,19 @@ class Model:
         return self._sweep(runs[run_on], tokens, edits, intervention.candidates_tok, bsize, fast=self.fast_rows), base[0]
 
     @torch.no_grad()
-    def check_against_full_passes(self, intervention, intervention_type, log_probabilities, alpha=1, sample=4, seed=0, odds_only=False):
+    def check_against_full_passes(self, intervention, intervention_type, log_probabilities, alpha=1, sample=4, seed=0, odds_only=False,
+                                  among=None):
         """Run a random sample of single-neuron interventions again, each as a full pass under plain hooks.
 
         Args:
             log_probabilities: array [2, L + 1, D] of both candidates, as a sweep gave them.
+            among: indices of the neurons that the sample is drawn from, layer by layer; None takes all.
 
         Returns: the largest absolute difference in a candidate's log-probability; with `odds_only` in the log odds.
         """
         swept = log_probabilities.reshape(2, -1)
-        units = np.random.default_rng(seed).choice(swept.shape[1], size=min(sample, swept.shape[1]), replace=False)
+        among = np.arange(swept.shape[1]) if among is None else among
+        units = np.random.default_rng(seed).choice(among, size=min(sample, len(among)), replace=False)
         run_on, edits = self._experiment(intervention, intervention_type, alpha)[1:]
         candidates = [ids[0] for ids in intervention.candidates_tok]
         tokens = intervention.base_strings_tok[run_on].to(self.device)
@@ -397,27 +400,31 @@ class Model:
             result[members] = swept.reshape(len(units), len(members), 2).movedim(1, 0)
         return result.reshape(len(interventions), -1, self.num_neurons, 2) if len(units) == (self.num_layers + 1) * self.num_neurons else result
 
-    def neuron_gradients_in_templates(self, interventions, intervention_type, alpha=1):
-        """First-order log-probabilities of both candidates under every single-neuron intervention, see `mediation.gradients`.
+    @torch.no_grad()
+    def neuron_gradients(self, interventions, prompt):
+        """What the first order needs of one prompt of many stimuli, see `mediation.gradients`; prompts of equal shape are run together.
 
-        Args and result as `neuron_intervention_in_templates`: float64 [stimuli, L + 1, D, 2].
+        Args:
+            prompt: 0 the null prompt, 1 man's, 2 woman's.
+
+        Returns: log-probabilities of both candidates float64 [stimuli, 2], their gradients with respect to every neuron at the slot
+        [stimuli, 2, L + 1, D], values of the neurons there [stimuli, L + 1, D]; arrays of the model's dtype, at least float32.
         """
-        run_on, source, minus = INTERVENTION_TYPES[intervention_type]
-        result = torch.empty(len(interventions), self.num_layers + 1, self.num_neurons, 2, dtype=torch.float64)
+        shape = (self.num_layers + 1, self.num_neurons)
+        kind = np.float64 if self.model.dtype == torch.float64 else np.float32
+        log_probabilities = np.empty((len(interventions), 2))
+        gradients, values = np.empty((len(interventions), 2, *shape), kind), np.empty((len(interventions), *shape), kind)
         alike = {}
         for index, intervention in enumerate(interventions):
             intervention.check_for_neurons()
             alike.setdefault((len(intervention.prompts[0].tokens), intervention.position, str(intervention.candidates_tok)), []).append(index)
         for (_, position, _), members in alike.items():
-            prompts = torch.stack([interventions[index].base_strings_tok[run_on] for index in members]).to(self.device)
             candidates = [ids[0] for ids in interventions[members[0]].candidates_tok]
-            log_probabilities, gradients, own = neuron_gradients(self.model, self.parts, prompts, position, candidates)
-            with torch.no_grad():
-                put_in = torch.stack([self._values(interventions[index], source) for index in members]) * alpha
-                step = put_in - (own if minus is None else torch.stack([self._values(interventions[index], minus) for index in members]) * alpha)
-            moved = (gradients * step.unsqueeze(1)).double().cpu() + log_probabilities[:, :, None, None]  # [B, C, L + 1, D]
-            result[members] = moved.movedim(1, -1)
-        return result
+            for some in batch(members, PROMPTS_AT_ONCE):
+                prompts = torch.stack([interventions[index].base_strings_tok[prompt] for index in some]).to(self.device)
+                found = neuron_gradients(self.model, self.parts, prompts, position, candidates)
+                log_probabilities[some], gradients[some], values[some] = (part.to(torch.float64).cpu().numpy() for part in found)
+        return log_probabilities, gradients, values
 
     @torch.no_grad()
     def direct_interpolants(self, interventions, intervention_type, values, layer, alpha=1, bsize=None, odds_only=False, progress=None):
@@ -550,30 +557,27 @@ class Model:
         (head1, layer1, model1), (head2, layer2, model2) = parts
         return head1.reshape(layers, heads), head2.reshape(layers, heads), layer1, layer2, model1.item(), model2.item()
 
-    def attention_gradient_experiment(self, intervention, effect):
-        """The same to first order, see `mediation.gradients`: a layer's and the model's are the sums of their heads'."""
+    @torch.no_grad()
+    def attention_gradients(self, intervention, effect):
+        """Log-probabilities of both candidates under every single-head intervention to first order, float64 [L, H, 2], see `mediation.gradients`."""
         context, edits = self._head_edits(intervention, effect, torch.zeros(0, self.num_layers, self.num_heads, dtype=torch.bool))
-        tree = pack(context, intervention.candidates_tok)
-        log_probabilities, gradients = head_gradients(self.model, self.parts, tree)
-        with torch.no_grad():
-            step = edits.weights - attention_weights(self.model, self.parts, context)  # [L, H, T, T]
-        square = gradients[..., : len(context), : len(context)]  # a tree's first nodes are the context's
-        heads = (square * step).sum(dim=(-2, -1)).double().cpu()  # [2, L, H]
-        layers, model = heads.sum(dim=2), heads.sum(dim=(1, 2))
-        (head1, head2), (layer1, layer2), (model1, model2) = (
-            (part + log_probabilities.reshape(-1, *[1] * (part.dim() - 1))).exp() for part in (heads, layers, model))
-        return head1, head2, layer1, layer2, model1.item(), model2.item()
+        log_probabilities, gradients, own = head_gradients(self.model, self.parts, pack(context, intervention.candidates_tok))
+        length = len(context)  # a tree's first nodes are the context's
+        step = (edits.weights - own[..., :length, :length])[:, :, edits.first:]  # [L, H, R, T]
+        heads = (gradients[..., edits.first:length, :length] * step).double().sum(dim=(-2, -1)).cpu()  # [2, L, H]
+        return (heads + log_probabilities[:, None, None]).movedim(0, -1)
 
     @torch.no_grad()
-    def check_heads_against_full_passes(self, intervention, effect, probabilities, sample=1, seed=0):
+    def check_heads_against_full_passes(self, intervention, effect, probabilities, sample=1, seed=0, among=None):
         """Run a random sample of single-head interventions again, each as full passes with the weights replaced.
 
         Args:
             probabilities: (c1_head, c2_head), [L, H], as `attention_intervention_experiment` gave them.
+            among: indices of the heads that the sample is drawn from, layer x H + head; None takes all.
 
         Returns: the largest absolute difference in a candidate's log-probability.
         """
-        units = np.random.default_rng(seed).choice(self.num_layers * self.num_heads, size=sample, replace=False)
+        units = np.random.default_rng(seed).choice(self.num_layers * self.num_heads if among is None else among, size=sample, replace=False)
         swept = np.log(np.stack([np.asarray(p).reshape(-1)[units] for p in probabilities], axis=1))  # [sample, C]
         context, edits = self._head_edits(intervention, effect, heads_layers_model(self.num_layers, self.num_heads)[units])
         reference = heads_by_full_passes(self.model, self.parts, context, intervention.candidates_tok, edits)

@@ -16,7 +16,7 @@ from mediation.storage import RunFolder, whole_file
 
 def main(options):
     """Everything that lies in the folder, on one page."""
-    from utils import CONTRAST_COLUMNS, LAYER_COLUMNS, find_tables, output_folder, read_effects, read_probabilities
+    from utils import CONTRAST_COLUMNS, LAYER_COLUMNS, describe_methods, find_tables, output_folder, read_effects, read_probabilities
 
     folder, model, out_dir = Path(options.folder), options.model, output_folder(options)
     tables = find_tables(folder, model)
@@ -34,7 +34,7 @@ def main(options):
     figures = sorted(folder.glob("*.pdf")) + sorted(folder.glob(f"{model}_*.csv")) + [folder / "neuron_layer_effect.csv", folder / "manifest.json", path]
     files = [f"{folder}/*_{kind}_{model}.* (tables: {list(tables.values()).count(kind)})" for kind in dict.fromkeys(tables.values())]
     text = report.neuron_study(model, runs, probabilities, statistics.total_effects(table), statistics.bias_correlations(table)[0], effects,
-                               contrasts, layers[layers["model"] == model], [*files, *figures])
+                               contrasts, layers[layers["model"] == model], [*files, *figures], describe_methods(folder, model))
     with whole_file(path) as file:
         file.write(text)
     print(text)

@@ -1,34 +1,43 @@
 """Neuron sweeps of a study (templates x professions x intervention types): what is computed together, kept, checked and written.
 
 A profession's prompts share everything up to its position, so its templates are one tree of prompts, run once. In the direct effects the
-prompt is the same for all professions, so each neuron's few nodes serve all of them (`mediation.interpolation`).
+prompt is the same for all professions, so each neuron's few nodes serve all of them (`mediation.interpolation`). Methods that estimate
+(`--method gradient` and `screen`, docs/methods.md) take the gradients of each prompt once for all types.
 """
 
 import time
 
 import numpy as np
 
-from experiment import INTERVENTION_TYPES
+from experiment import INTERVENTION_TYPES, MAN, NULL, WOMAN
 from mediation.errors import InputError
 from mediation.interpolation import Interpolants
+from mediation.statistics import Screening, agreement, misses, strongest_in_any
+from mediation.stimuli import template_file_stem
 from mediation.tables import table_writer
-from utils import base_columns
+from utils import base_columns, batch
 
 DIRECT = ("man_direct", "woman_direct")
 SHARED_FROM = 12  # professions from which on direct effects are interpolated: a neuron needs about six runs
 CHECKED = 4  # interventions of a profession and type that are run again under plain hooks
+COMPARED = 64  # estimates of one profession a table that are compared with full passes
+WORDS_AT_ONCE = 4  # professions whose gradients are taken together: with 17 templates about 64 prompts of equal shape
 TOLERANCE = 1e-3  # in a log-probability; float32 gives about 1e-5
 
 
-def sweep_kind(model, run_folder, kind, names, interventions, options, progress):
+def sweep_kind(model, run_folder, kind, names, interventions, options, progress, gradients=None):
     """Function (template, word) to what was computed for it, for one intervention type: computed together where work is shared, kept at once.
 
     Args:
         names: {template: file name}, all of the run's tables of this type; interventions: {template: {word: Intervention}}.
+        gradients: Gradients, for the methods that estimate.
 
     The function returns {"log_probabilities" [2, L + 1, D], "base" [3, 2] (log-probabilities of the candidates on the null, man's and woman's
-    prompt), "seconds", "deviation"}.
+    prompt), "seconds", "deviation"}; methods that estimate add "exact" bool [L + 1, D], and screening "chosen" and "drawn" (units), "rest" (how many
+    were not chosen), and "estimates" of those that were drawn (change in log odds).
     """
+    if options.method != "exact":
+        return (FirstOrder if options.method == "gradient" else Screened)(model, run_folder, kind, names, interventions, options, progress, gradients)
     words = {word for template in names for word in interventions[template]}
     shared = kind in DIRECT and len(words) >= SHARED_FROM and not options.full_passes and options.dtype in ("float32", "float64")
     return (InterpolatedWords if shared else WordByWord)(model, run_folder, kind, names, interventions, options, progress)
@@ -129,6 +138,121 @@ class InterpolatedWords:
         self.run_folder.remove_shards(self.shared)
 
 
+class Gradients:
+    """Log-probabilities, gradients and values of every prompt of a study, taken once for all types and kept on disk until `forget`.
+
+    Called with a template, a word and a prompt (0 null, 1 man's, 2 woman's) it gives {"log_probabilities" [2], "gradients" [2, L + 1, D], "values"
+    [L + 1, D]}. The alternatives' prompts are the same for all words.
+    """
+
+    def __init__(self, model, run_folder, interventions):
+        self.model, self.run_folder, self.interventions, self.name = model, run_folder, interventions, f"gradients_{model.name}"
+        words = list(dict.fromkeys(word for of_template in interventions.values() for word in of_template))
+        self.together = {word: some for some in batch(words, WORDS_AT_ONCE) for word in some}
+        self.alternatives = {}
+
+    def __call__(self, template, word, prompt):
+        if prompt != NULL:
+            if prompt not in self.alternatives:
+                found = self.take([next(iter(words.values())) for words in self.interventions.values()], prompt)
+                self.alternatives[prompt] = dict(zip(self.interventions, found))
+            return self.alternatives[prompt][template]
+        key = f"{template_file_stem(template)}-{word}"
+        kept = self.run_folder.load_shard(self.name, key)
+        if kept is None:  # always the same words together, so that a run that was stopped gives the same numbers
+            stimuli = {f"{template_file_stem(of)}-{some}": words[some] for some in self.together[word] for of, words in self.interventions.items()
+                       if some in words}
+            for name, found in zip(stimuli, self.take(stimuli.values(), NULL)):
+                self.run_folder.save_shard(self.name, name, **found)
+            kept = self.run_folder.load_shard(self.name, key)
+        return kept
+
+    def take(self, stimuli, prompt):
+        """What a call gives, for one prompt of many stimuli."""
+        names = ("log_probabilities", "gradients", "values")
+        return [dict(zip(names, found)) for found in zip(*self.model.neuron_gradients(list(stimuli), prompt))]
+
+    def first_order(self, template, word, kind, alpha):
+        """Log-probabilities [2, L + 1, D] of every neuron under one type of intervention to first order, and those without intervention [3, 2].
+
+        Where the two probabilities would sum to more than 1, both are scaled so that they sum to 1: the odds stay as they are.
+        """
+        run_on, source, minus = INTERVENTION_TYPES[kind]
+        prompts = [self(template, word, prompt) for prompt in (NULL, MAN, WOMAN)]
+        values = [prompt["values"].astype(float) for prompt in prompts]
+        step = alpha * values[source] - (values[run_on] if minus is None else alpha * values[minus])
+        base = np.stack([prompt["log_probabilities"] for prompt in prompts])
+        moved = base[run_on][:, None, None] + prompts[run_on]["gradients"] * step
+        return moved - np.maximum(np.logaddexp(*moved), 0), base
+
+    def forget(self):
+        """Remove what was kept on the way."""
+        self.run_folder.remove_shards(self.name)
+
+
+class FirstOrder:
+    """Every neuron of every profession to first order: nothing is intervened upon but a sample for comparison, one profession a table."""
+
+    def __init__(self, model, run_folder, kind, names, interventions, options, progress, gradients):
+        self.model, self.kind, self.interventions, self.options, self.progress, self.gradients = model, kind, interventions, options, progress, gradients
+        self.compared = {template: list(interventions[template])[hash_of(template) % len(interventions[template])] for template in names}
+
+    def __call__(self, template, word):
+        started = time.perf_counter()
+        moved, base = self.gradients.first_order(template, word, self.kind, self.options.alpha)
+        stimulus = self.interventions[template][word]
+        check_finite(stimulus, self.kind, moved, base)
+        seconds, deviation = time.perf_counter() - started, 0.0
+        if self.compared[template] == word:
+            deviation = self.model.check_against_full_passes(stimulus, self.kind, moved, self.options.alpha, COMPARED, self.options.seed,
+                                                             self.options.odds_only)
+        self.progress.update(moved[0].size)
+        return {"log_probabilities": moved, "base": base, "seconds": seconds, "deviation": deviation, "exact": np.zeros(moved.shape[1:], bool)}
+
+    def forget(self):
+        """Nothing is kept for one type alone."""
+
+
+class Screened(WordByWord):
+    """Embedding and first block exactly, of the others the strongest by gradient, and a few drawn at random to see what was missed."""
+
+    def __init__(self, model, run_folder, kind, names, interventions, options, progress, gradients):
+        super().__init__(model, run_folder, kind, names, interventions, options, progress)
+        self.gradients = gradients
+
+    def sweep(self, word):
+        """All templates of a profession, with the same neurons run exactly in each."""
+        started, options, width = time.perf_counter(), self.options, self.model.num_neurons
+        self.progress.set_description(f"{self.kind}, {word}")
+        stimuli = {template: self.interventions[template][word] for template in self.names if word in self.interventions[template]}
+        moved, base = (np.stack(part) for part in zip(*(self.gradients.first_order(template, word, self.kind, options.alpha) for template in stimuli)))
+        swept = moved.reshape(len(stimuli), 2, -1)  # [templates, 2, units]
+        without = base[:, INTERVENTION_TYPES[self.kind][0]]
+        estimates = swept[:, 0] - swept[:, 1] - (without[:, 0] - without[:, 1])[:, None]
+        silent = np.zeros(swept.shape[2], bool)  # the last layer, where it cannot reach the output: exactly no effect as it is
+        silent[-width:] = all(stimulus.position < len(stimulus.prompts[0].tokens) - 1 for stimulus in stimuli.values())
+        candidates = np.flatnonzero(~silent)[2 * width:]
+        picked = candidates[strongest_in_any(np.abs(estimates[:, candidates]), max(0, int(options.screen_share * len(silent)) - 2 * width))]
+        chosen = np.concatenate([np.arange(2 * width), np.sort(picked)])
+        rest = np.setdiff1d(candidates, picked)
+        rng = np.random.default_rng([options.seed, hash_of(word), list(INTERVENTION_TYPES).index(self.kind)])
+        drawn = np.sort(rng.choice(rest, min(options.screen_sample, len(rest)), replace=False))
+        units = np.concatenate([chosen, drawn])
+        swept[:, :, units] = self.model.neuron_intervention_in_templates(list(stimuli.values()), self.kind, options.alpha, options.batch_size,
+                                                                         options.odds_only, units=units).movedim(-1, 1).numpy()
+        exact = silent.copy()
+        exact[units] = True
+        seconds = (time.perf_counter() - started) / len(stimuli)
+        swept = moved  # the same memory, layer by layer
+        for stimulus, of_template, without in zip(stimuli.values(), swept, base):
+            check_finite(stimulus, self.kind, of_template, without)
+        checked = hash_of(word) % len(stimuli)
+        deviation = check(self.model, list(stimuli.values())[checked], self.kind, swept[checked], options, units)
+        for number, template in enumerate(stimuli):
+            self.run_folder.save_shard(self.names[template], word, log_probabilities=swept[number], base=base[number], seconds=seconds, deviation=deviation,
+                                       exact=exact.reshape(-1, width), chosen=chosen, drawn=drawn, estimates=estimates[number, drawn], rest=len(rest))
+
+
 def hash_of(word):
     """A number that a word has on every machine and in every run."""
     return sum(word.encode())
@@ -141,34 +265,69 @@ def check_finite(stimulus, kind, log_probabilities, base):
                          "try --dtype float32 or float64, or check the model's weights")
 
 
-def check(model, stimulus, kind, log_probabilities, options):
-    """Largest deviation of a few random interventions from full passes under plain hooks.
+def check(model, stimulus, kind, log_probabilities, options, units=None):
+    """Largest deviation of a few random interventions (of the neurons `units`) from full passes under plain hooks, and of what was run fast so far.
 
     Raises:
         InputError: it is above TOLERANCE.
     """
-    deviation = model.check_against_full_passes(stimulus, kind, log_probabilities, options.alpha, CHECKED, options.seed, options.odds_only)
+    deviation = model.check_against_full_passes(stimulus, kind, log_probabilities, options.alpha, CHECKED, options.seed, options.odds_only, units)
     if deviation > TOLERANCE and options.dtype in ("float32", "float64"):
         raise InputError(f"{stimulus.base_strings[0]!r}, {kind}: the sweep and full passes differ by {deviation:.1e} in a log-probability: "
                          "use --full_passes, and please report the model")
-    return deviation
+    return max(deviation, model.fast_rows.largest_deviation) if model.fast_rows else deviation
 
 
-def write_table(path, results, interventions, odds_only):
+def write_table(path, results, interventions, kind, options):
     """One table, word by word so that memory does not grow.
 
     Args:
         results: function of a word to its results; interventions: {word: Intervention}.
 
-    Returns: (rows, sum of seconds, largest deviation).
+    Returns: what the manifest says of the file: rows, sum of seconds, largest deviation; of a screened one what its sample says.
     """
-    rows, seconds, deviation = 0, 0.0, 0.0
+    rows, seconds, deviation, samples = 0, 0.0, 0.0, {}
     with table_writer(path) as append:
         for word, intervention in interventions.items():
             kept = results(word)
-            rows = append({**base_columns(word, intervention, np.exp(kept["base"]).ravel().tolist()), **unit_columns(kept["log_probabilities"], odds_only)})
+            columns = {**base_columns(word, intervention, np.exp(kept["base"]).ravel().tolist()), **unit_columns(kept["log_probabilities"], options.odds_only)}
+            if "exact" in kept:
+                columns["method"] = np.where(kept["exact"].ravel(), "exact", "gradient") if kept["exact"].any() else "gradient"
+            rows = append(columns)
             seconds, deviation = seconds + float(kept["seconds"]), max(deviation, float(kept["deviation"]))
-    return rows, seconds, deviation
+            if "drawn" in kept:
+                samples[word] = sample_of(kept, kind, options.screen_top)
+    entry = {"rows": rows, "sweep_seconds": seconds, "largest_deviation_from_full_passes": deviation}
+    return entry | ({"screen": describe_samples(samples)} if samples else {})
+
+
+def sample_of(kept, kind, top):
+    """What the random sample of one screened prompt says: (units that were missed, units left out, estimated and exact changes in log odds)."""
+    one, other = kept["log_probabilities"].reshape(2, -1)
+    without = kept["base"][INTERVENTION_TYPES[kind][0]]
+    effects = one - other - (without[0] - without[1])
+    return kept["drawn"][misses(effects, kept["chosen"], kept["drawn"], top)], int(kept["rest"]), kept["estimates"], effects[kept["drawn"]]
+
+
+def describe_samples(samples):
+    """What a manifest says of the samples of one table's words: plain values."""
+    missed, rest, estimates, exact = zip(*samples.values())
+    return {"drawn": sum(len(values) for values in exact), "rest": max(rest),
+            "missed": [[word, int(unit)] for word, units in zip(samples, missed) for unit in units],
+            **agreement(np.concatenate(estimates), np.concatenate(exact))}
+
+
+def screening(files, top):
+    """The Screening of a run from its files' entries in the manifest.
+
+    A unit drawn for a profession and type is run in all templates at once: it is one draw, and missed when it is missed in one of them.
+    """
+    drawn, missed = {}, set()
+    for entry in files:
+        kind, found = entry["intervention_type"], entry["screen"]
+        drawn[kind] = max(drawn.get(kind, 0), found["drawn"])
+        missed |= {(kind, word, unit) for word, unit in found["missed"]}
+    return Screening(sum(drawn.values()), len(missed), max(entry["screen"]["rest"] for entry in files), top)
 
 
 def unit_columns(log_probabilities, odds_only):

@@ -2,6 +2,7 @@
 
     python run_profession_neuron_experiments.py -model smollm2-135m -out_dir . -template_indices 1 --professions nurse doctor
     python run_profession_neuron_experiments.py -model smollm2-135m -out_dir . --total_effects_only
+    python run_profession_neuron_experiments.py -model smollm2-135m -out_dir . --method screen -template_indices 1 --professions nurse doctor
 
 For each template, profession and intervention type, every neuron (word embedding and MLP outputs) is replaced in turn, and
 the probabilities of " he" and " she" are kept. Writes, under OUT_DIR/results/YYYYMMDD_neuron_intervention/[random/],
@@ -15,12 +16,13 @@ import shlex
 import sys
 import textwrap
 import time
+from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 
 from mediation import professions, stimuli
 from mediation.errors import InputError
-from mediation.options import Parser, add_model_options, exit_on_bad_input
+from mediation.options import Parser, add_method, add_model_options, exit_on_bad_input, positive, refuse_full_passes, share
 from mediation.storage import RunFolder, check_writable
 from mediation.tables import FORMATS, table_writer
 
@@ -47,7 +49,17 @@ def parse_options(arguments=None):
                         help="leave out the sum over the vocabulary, a tenth faster: a column log_odds, probabilities under interventions empty")
     parser.add_argument("--format", choices=FORMATS, default="csv", help="csv, or parquet: a tenth of the size, faster to read (default: csv)")
     parser.add_argument("--full_passes", action="store_true", help="every intervention as a full forward pass under plain hooks: slow, the reference")
-    return parser.parse_args(arguments)
+    add_method(parser)
+    parser.add_argument("--screen_share", type=share, default=0.1, metavar="S",
+                        help="part of a prompt's neurons that screening runs exactly, word embedding and first block included (default: 0.1)")
+    parser.add_argument("--screen_sample", type=positive, default=64, metavar="N",
+                        help="random others, a profession and type, run exactly too: they tell what screening missed (default: 64)")
+    parser.add_argument("--screen_top", type=positive, default=50, metavar="N", help="the strongest neurons of a prompt that are to be found (default: 50)")
+    options = parser.parse_args(arguments)
+    refuse_full_passes(parser, options)
+    if options.method != "exact" and options.total_effects_only:
+        parser.error(f"--method {options.method} does not go with --total_effects_only")
+    return options
 
 
 def main(options):
@@ -61,6 +73,9 @@ def main(options):
     types = [NO_INTERVENTION] if options.total_effects_only else list(dict.fromkeys(options.intervention_types))
 
     model = load_model(options)
+    if options.method == "screen" and options.screen_share * (model.num_layers + 1) < 2:
+        raise InputError(f"--screen_share {options.screen_share:g}: the word embedding and the first block, run exactly, are "
+                         f"{2 / (model.num_layers + 1):.3f} of this model's neurons already: name a larger share")
     interventions, dropped = build_interventions(model, templates, chosen, options.candidates)
     report_stimuli(model, templates, chosen, interventions, dropped)
 
@@ -127,7 +142,15 @@ def describe_settings(model, options, interventions):
         "alpha": options.alpha,
         "dtype": options.dtype,
         "seed": options.seed if options.randomize else None,
-    } | ({"odds_only": True} if options.odds_only else {})
+    } | ({"odds_only": True} if options.odds_only else {}) | ({"precision": "fast"} if options.precision == "fast" else {}) | describe_method(options)
+
+
+def describe_method(options):
+    """Settings of a method that estimates; none for the exact one."""
+    if options.method == "exact":
+        return {}
+    screen = {"screen_share": options.screen_share, "screen_sample": options.screen_sample, "screen_top": options.screen_top, "screen_seed": options.seed}
+    return {"method": options.method} | (screen if options.method == "screen" else {})
 
 
 def find_folder(out_dir, randomized, settings, files):
@@ -160,22 +183,54 @@ def write_interventions(model, run_folder, run, interventions, options):
     """Sweep type by type, keep what is computed at once, and write a table when its professions are complete."""
     from tqdm import tqdm
 
-    from neuron_utils import CHECKED, sweep_kind, write_table
+    from neuron_utils import Gradients, sweep_kind, write_table
 
     todo = unwritten(run_folder, run)
     total = (model.num_layers + 1) * model.num_neurons * sum(len(interventions[entry["template"]]) for entry in todo.values())
+    gradients = Gradients(model, run_folder, interventions) if options.method != "exact" else None
     with tqdm(total=total, unit=" interventions", unit_scale=True, smoothing=0.05, disable=not todo) as progress:
         for kind in dict.fromkeys(entry["intervention_type"] for entry in todo.values()):
             names = {entry["template"]: name for name, entry in run_folder.read()["runs"][run]["files"].items() if entry["intervention_type"] == kind}
-            results = sweep_kind(model, run_folder, kind, names, interventions, options, progress)
+            results = sweep_kind(model, run_folder, kind, names, interventions, options, progress, gradients)
             for template, name in names.items():
                 if name in todo:
-                    rows, seconds, deviation = write_table(run_folder.folder / name, partial(results, template), interventions[template], options.odds_only)
-                    run_folder.update_file(run, name, rows=rows, sweep_seconds=seconds, largest_deviation_from_full_passes=deviation)
+                    made = write_table(run_folder.folder / name, partial(results, template), interventions[template], kind, options)
+                    run_folder.update_file(run, name, **made)
             results.forget()
-    files = run_folder.read()["runs"][run]["files"].values()
-    print(f"checked {CHECKED} random neurons of each profession and type against full passes under plain hooks: "
-          f"log-probabilities differ by at most {max(entry['largest_deviation_from_full_passes'] for entry in files):.1e}")
+    if gradients:
+        gradients.forget()
+    files = list(run_folder.read()["runs"][run]["files"].values())
+    if options.method == "screen":
+        run_folder.update(run, screening=screening_entry(files, options.screen_top))
+    report_checks(files, options)
+    if model.fast_rows and model.fast_rows.rows:
+        run_folder.update(run, fast=asdict(model.fast_rows))
+        print(model.fast_rows)
+
+
+def screening_entry(files, top):
+    """What the manifest says of how sure a screening is."""
+    from neuron_utils import screening
+
+    found = screening(files, top)
+    return {"drawn": found.drawn, "missed": found.missed, "rest": found.rest, "top": top, "confidence": 0.95,
+            "missed_a_prompt_at_most": found.missed_a_prompt, "recall_at_least": found.recall}
+
+
+def report_checks(files, options):
+    """Print how sure the numbers are."""
+    from mediation.report import describe_screening
+    from neuron_utils import CHECKED, COMPARED, screening
+
+    deviation = max(entry["largest_deviation_from_full_passes"] for entry in files)
+    if options.method == "gradient":
+        print(f"method gradient: first-order estimates, no neuron was run. {COMPARED} random neurons of one profession of each table, run as full passes: "
+              f"log-probabilities differ from the estimates by at most {deviation:.1e}")
+        return
+    print(f"checked {CHECKED} random neurons{' among those run' if options.method == 'screen' else ''} of each profession and type against full passes "
+          f"under plain hooks: log-probabilities differ by at most {deviation:.1e}")
+    if options.method == "screen":
+        print(describe_screening(screening(files, options.screen_top), [entry["screen"] for entry in files]))
 
 
 def unwritten(run_folder, run):

@@ -15,7 +15,7 @@ import pandas as pd
 from mediation.effects import log_odds
 from mediation.errors import InputError
 from mediation.stimuli import split_base_string
-from mediation.storage import check_writable
+from mediation.storage import RunFolder, check_writable
 from mediation.tables import FORMATS, read_columns, table_columns
 
 BASE_COLUMNS = ["word", "base_string", "alt_string1", "alt_string2", "candidate1", "candidate2",
@@ -38,7 +38,8 @@ def load_model(options):
     from mediation.options import device
 
     return Model(device=device(options.device), gpt2_version=options.model, random_weights=options.randomize, seed=options.seed,
-                 dtype=getattr(torch, options.dtype), full_passes=options.full_passes)
+                 dtype=getattr(torch, options.dtype), full_passes=options.full_passes,
+                 precision=getattr(options, "precision", "exact"))  # only the studies have the option
 
 
 def describe_machine(model):
@@ -114,6 +115,16 @@ def find_tables(folder, model, types=TYPES):
         raise InputError(f"{folder} holds no tables of model {model!r} ({', '.join(types)}): "
                          + (f"models there: {', '.join(sorted(models))}" if models else "run run_profession_neuron_experiments.py first, or name its folder"))
     return found
+
+
+def describe_methods(folder, model):
+    """A line on what made the neuron tables of a model, by the manifest of their folder; empty where every number is exact or none tells."""
+    methods = {run["settings"].get("method", "exact") for run in RunFolder(folder).read()["runs"]
+               if run["settings"].get("model") == model and any("sweep_seconds" in entry for entry in run["files"].values())}
+    texts = {"exact": "every neuron run", "gradient": "first-order estimates", "screen": "the strongest neurons run, the others first-order estimates"}
+    if methods <= {"exact"}:
+        return ""
+    return f"{model}: effects by " + "; ".join(f"method {method}, {texts[method]}" for method in sorted(methods)) + " (docs/methods.md)"
 
 
 def read_table(path, columns, also_there=()):

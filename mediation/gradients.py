@@ -42,7 +42,7 @@ def neuron_gradients(model, parts, prompts, position, candidates):
 def head_gradients(model, parts, tree):
     """Gradients of a tree's predictions with respect to every head's attention weights.
 
-    Returns: log-probabilities float64 [C], gradients [C, L, H, T, T].
+    Returns: log-probabilities float64 [C], gradients [C, L, H, T, T], the weights themselves [L, H, T, T].
     """
     weights, residual, outputs = {}, [], []
 
@@ -63,7 +63,7 @@ def head_gradients(model, parts, tree):
     finally:
         for handle in handles:
             handle.remove()
-    return log_probabilities.detach(), torch.stack(gradients)
+    return log_probabilities.detach(), torch.stack(gradients), torch.cat(of_layers).detach()
 
 
 def _leaf(outputs):

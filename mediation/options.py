@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from .errors import InputError
 
 MODEL_SPELLINGS = ("--model", "--model_type", "--gpt2_version", "--model_name", "--model_version")
+METHODS = ("exact", "gradient", "screen")
 
 
 class Parser(argparse.ArgumentParser):
@@ -92,6 +93,25 @@ def add_model_options(parser):
                         help="of weights and activations (default: float32)")
     parser.add_argument("--batch_size", type=batch_size, default=None, metavar="N", help="interventions run at once (default: auto)")
     parser.add_argument("--seed", type=seed, default=0, help="of everything random (default: 0)")
+
+
+def add_method(parser):
+    """--method and --precision of the studies."""
+    parser.add_argument("--method", choices=METHODS, default="exact",
+                        help="exact: every unit is intervened upon; gradient: first-order estimates of all, from one backward pass a candidate; "
+                             "screen: the strongest by gradient exactly, the others by gradient (docs/methods.md; default: exact)")
+
+
+    parser.add_argument("--precision", choices=("exact", "fast"), default="exact",
+                        help="fast: what differs from the run without intervention is multiplied in bfloat16, float32 where random interventions that are run "
+                             "both ways say so; log-probabilities within 1e-3 (default: exact)")
+
+
+def refuse_full_passes(parser, options):
+    """The slow reference runs every unit exactly: with estimates it means nothing."""
+    for option in ("method", "precision"):
+        if getattr(options, option) != "exact" and options.full_passes:
+            parser.error(f"--{option} {getattr(options, option)} does not go with --full_passes")
 
 
 def true_or_false(text):

@@ -41,7 +41,24 @@ def estimand_table(estimands):
                           "prompts": e.prompts, "formula": e.formula, "filter": e.filter} for e in estimands])
 
 
-def neuron_study(model, runs, probabilities, estimands, correlation, effects, contrasts, layers, files):
+def describe_screening(screening, samples):
+    """What a screened run may claim, in words.
+
+    Args:
+        screening: statistics.Screening of the run; samples: what the manifest says of each table's sample (`screen` of its files).
+    """
+    bound = (f"recall of a prompt's exact top {screening.top}, mean over prompts: at least {screening.recall:.3f} with 95% confidence"
+             if screening.recall > 0 else
+             f"too few draws for any statement about the recall of a prompt's exact top {screening.top} (bound 0): more professions, or a larger "
+             "--screen_sample, make one")
+    worst = [min((sample[name] for sample in samples if sample[name] is not None), default=float("nan")) for name in ("pearson", "spearman")]
+    return (f"method screen: {screening.drawn} random neurons of the {screening.rest} a prompt that were left out were run: {screening.missed} belong to "
+            f"the exact top {screening.top} of one of their prompts; at most {screening.missed_a_prompt:.2f} a prompt were missed\n{bound}\n"
+            f"estimates against exact runs in these samples (change in log odds): Pearson {worst[0]:.4f}, Spearman {worst[1]:.4f} in the worst table, "
+            f"largest difference {max(sample['largest_difference'] for sample in samples):.1e}")
+
+
+def neuron_study(model, runs, probabilities, estimands, correlation, effects, contrasts, layers, files, method=""):
     """The report of a neuron study in Markdown: what was asked, what was found, how sure it is, what was left out.
 
     Args:
@@ -49,6 +66,7 @@ def neuron_study(model, runs, probabilities, estimands, correlation, effects, co
         probabilities: table of `utils.read_probabilities`; estimands, correlation: of `statistics`.
         effects, contrasts: tables of `statistics.NeuronAggregate`; layers: table of `neuron_layer_effect.csv` for this model.
         files: paths to name at the end.
+        method: what to say of a method that estimates (`utils.describe_methods`); empty where every number is exact.
     """
     swept = [entry | {"words": run["settings"]["professions"]} for run in runs for entry in run["files"].values() if "sweep_seconds" in entry]
     units, interventions = len(effects), sum(entry["rows"] for entry in swept)
@@ -76,6 +94,7 @@ def neuron_study(model, runs, probabilities, estimands, correlation, effects, co
         "Natural indirect effect = odds ratio - 1 toward the anti-stereotypical gender when one neuron takes the value it has for “man” or “woman”; "
         "mean and standard deviation over these prompts.",
         "",
+        *([f"**Method.** {method}.", ""] if method else []),
         "```", _strongest(effects, "odds_ratio_indirect_mean", "odds_ratio_indirect_std", 10, shift=1).to_string(index=False, float_format="%.3f"), "```",
     ]
     if contrasts is not None:
@@ -88,19 +107,32 @@ def neuron_study(model, runs, probabilities, estimands, correlation, effects, co
         f"**Layers.** The strongest {100 * peak['share']:g}% of a layer's neurons have their largest mean effect in layer {peak['layer']:.0f}: "
         f"{peak['odds_ratio_indirect_mean'] - 1:.3f}. Neurons of the last layer cannot reach the output from an earlier position: their effect is exactly 0.",
         "",
-        f"**How sure.** Random interventions of every sweep were run again as full passes under plain hooks: log-probabilities differ by at most "
-        f"{max(entry['largest_deviation_from_full_passes'] for entry in swept):.1e}. {seconds / 60:.1f} minutes of sweeps, {interventions / seconds:,.0f} "
+        f"**How sure.** {how_sure(runs, swept)} {seconds / 60:.1f} minutes of sweeps, {interventions / seconds:,.0f} "
         "interventions a second.",
         "",
     ]
     if interventions < all_interventions:
         asked = model.removesuffix("_random") + (" --randomize" if model.endswith("_random") else "")
+        asked += f" --method {runs[-1]['settings']['method']}" if "method" in runs[-1]["settings"] else ""
         lines += [f"**Left out.** {all_interventions - interventions:,} of {all_interventions:,} interventions: all are "
                   f"{probabilities['template'].nunique()} templates x {probabilities['word'].nunique()} professions x 4 types. At this speed they take "
                   f"{all_interventions / interventions * seconds / 3600:.0f} hours (the run can be stopped and goes on from where it was):", "",
                   f"    python run_profession_neuron_experiments.py -model {asked} -out_dir all", ""]
     lines += ["**Files.**", "", *(f"- {path}" for path in files), ""]
     return "\n".join(lines)
+
+
+def how_sure(runs, swept):
+    """What the checks against full passes say, and the recall of screened runs."""
+    deviation = max(entry["largest_deviation_from_full_passes"] for entry in swept)
+    estimated = any(run["settings"].get("method") == "gradient" for run in runs)
+    lines = [f"Random {'neurons' if estimated else 'interventions'} of every sweep were run again as full passes under plain hooks: log-probabilities differ "
+             f"{'from the estimates ' if estimated else ''}by at most {deviation:.1e}."]
+    for found in (run["screening"] for run in runs if "screening" in run):
+        lines.append(f"Screening: of {found['drawn']} neurons drawn at random among those left out, {found['missed']} belong to the exact top {found['top']} "
+                     f"of a prompt; the recall of that top, mean over prompts, is at least {found['recall_at_least']:.3f} with 95% confidence"
+                     + (" (0: too few draws for a statement)." if found["recall_at_least"] == 0 else "."))
+    return " ".join(lines)
 
 
 def selection(found, k, label, all_units):

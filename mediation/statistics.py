@@ -242,3 +242,70 @@ def top_of_layer(effects, share):
         rows.append({"layer": int(layer), "neurons": len(top), "odds_ratio_indirect_mean": top["odds_ratio_indirect_mean"].mean(),
                      "odds_ratio_indirect_std": top["odds_ratio_indirect_std"].mean()})
     return pd.DataFrame(rows)
+
+
+def strongest_in_any(strength, count):
+    """Units to be run exactly for several prompts at once: the prompts' strongest in turn, each prompt's best first.
+
+    Args:
+        strength: [prompts, units], what units are ranked by; -inf for a unit that is not to be chosen.
+
+    Returns: at most `count` different units, in the order in which they were chosen.
+    """
+    ranked = np.argsort(-strength, axis=1, kind="stable").T.ravel()  # best of every prompt, second of every prompt, ...
+    units, first = np.unique(ranked, return_index=True)
+    chosen = units[np.argsort(first)][:count]
+    return chosen[np.isfinite(strength[:, chosen]).any(axis=0)]
+
+
+def upper_share(found, drawn, confidence=0.95):
+    """Clopper and Pearson's (1934) one-sided upper bound on a share of which `found` of `drawn` random members are known; 1 where none was drawn."""
+    return float(stats.beta.ppf(confidence, found + 1, drawn - found)) if found < drawn else 1.0
+
+
+@dataclass(frozen=True)
+class Screening:
+    """How sure a screening is of its strongest units, from units drawn at random among those that it left out, and run exactly.
+
+    `drawn`: units drawn; `missed`: those that belong to the exact top of one of their prompts; `rest`: units left out a prompt;
+    `top`: size of the top.
+    """
+
+    drawn: int
+    missed: int
+    rest: int
+    top: int
+
+    @property
+    def missed_a_prompt(self):
+        """Units of the exact top that were left out, mean over prompts: at most that many, with 95% confidence."""
+        return upper_share(self.missed, self.drawn) * self.rest
+
+    @property
+    def recall(self):
+        """Share of the exact top that was found, mean over prompts: at least that much, with 95% confidence; 0 is no statement."""
+        return max(0.0, 1 - self.missed_a_prompt / self.top)
+
+
+def misses(effects, chosen, drawn, top):
+    """Which of the drawn units belong to a prompt's exact top: as strong as the weakest of the `top` strongest that were chosen, or stronger.
+
+    The true top's weakest is at least as strong as that one, so no miss goes uncounted.
+
+    Args:
+        effects: [units], exact for the units of `chosen` and `drawn` (indices, apart from each other); only their size counts.
+
+    Returns: bool [drawn].
+    """
+    known = np.sort(np.abs(effects[chosen]))
+    threshold = known[-top] if len(known) >= top else 0.0
+    return np.abs(effects[drawn]) >= threshold
+
+
+def agreement(estimates, exact):
+    """{"pearson", "spearman", "largest_difference"} of estimated and exact effects, arrays of one shape; None for a correlation of constants."""
+    estimates, exact = np.ravel(estimates), np.ravel(exact)
+    varied = len(exact) > 1 and np.ptp(exact) > 0 and np.ptp(estimates) > 0
+    return {"pearson": float(stats.pearsonr(estimates, exact).statistic) if varied else None,
+            "spearman": float(stats.spearmanr(estimates, exact).statistic) if varied else None,
+            "largest_difference": float(np.abs(estimates - exact).max()) if len(exact) else 0.0}

@@ -1,0 +1,200 @@
+"""How near the methods that estimate come to exact runs, and what they cost: neurons on random prompts of the study, heads on WinoBias.
+
+    python -m benchmarks.fidelity -model smollm2-135m --prompts 8 --examples 6
+
+Draws (profession, template, type) at random, runs every neuron exactly, to first order, and by screening with a tenth of the neurons, in turns
+in one process, and prints Markdown tables: agreement by group of layers, recall of the exact top 50, ratios of cost. Then the same for heads.
+Effects are changes in log odds.
+"""
+
+import time
+from functools import partial
+from tempfile import TemporaryDirectory
+from types import SimpleNamespace
+
+import numpy as np
+from scipy import stats
+
+from benchmarks import load, parser
+from mediation.options import exit_on_bad_input, positive
+
+TOP, TOP_HEADS = 50, 10
+TYPES = ("man_direct", "man_indirect", "woman_direct", "woman_indirect")
+GROUPS = {"word embedding": (0, 1), "first block": (1, 2), "the rest of the first third": (2, 1 / 3), "the middle third": (1 / 3, 2 / 3),
+          "the last third": (2 / 3, None)}  # from layer to layer, or from part to part of the layers
+
+
+def main(options):
+    """Speed of the whole study, then neurons, then heads."""
+    model = load(options)
+    rng = np.random.default_rng(options.seed)
+    print(against_2020(model, options))
+    print(neuron_tables([neuron_prompt(model, *drawn, options) for drawn in draw_prompts(model, rng, options.prompts)], model.num_layers + 1))
+    if options.examples:
+        print(head_table([head_example(model, intervention, kind, options) for intervention in draw_examples(model, rng, options.examples)
+                          for kind in ("indirect", "direct")]))
+
+
+def against_2020(model, options):
+    """A line: how much less time the first order takes than 2020's full passes, for four professions in all templates and types, tables written."""
+    import torch
+
+    from benchmarks.neuron_sweep import by_full_passes_2020
+    from experiment import Intervention
+    from mediation import stimuli
+    from mediation.storage import RunFolder
+    from neuron_utils import Gradients, sweep_kind, write_table
+
+    interventions = {template: {word: Intervention(model.tokenizer, template, [word, "man", "woman"], ["he", "she"], model.device)
+                                for word in ("nurse", "carpenter", "teacher", "farmer")} for template in stimuli.TEMPLATES}
+    some = interventions["The {} ran because"]["nurse"]
+    settings, progress = settings_of(options, "gradient"), SimpleNamespace(update=lambda _: None)
+    started = time.perf_counter()
+    with TemporaryDirectory() as folder:
+        run_folder = RunFolder(folder)
+        run_folder.claim([], {})
+        gradients = Gradients(model, run_folder, interventions)
+        for kind in TYPES:
+            results = sweep_kind(model, run_folder, kind, dict.fromkeys(interventions, "table"), interventions, settings, progress, gradients)
+            for template, words in interventions.items():
+                write_table(run_folder.folder / f"{stimuli.template_file_stem(template)}_{kind}.csv", partial(results, template), words, kind, settings)
+    ours = (time.perf_counter() - started) / (4 * len(interventions))  # a prompt, all types
+    with torch.no_grad():
+        _, run_on, edits = model._experiment(some, "man_indirect", 1)
+        edits = edits[torch.randperm(len(edits), generator=torch.Generator().manual_seed(0))[:256].to(model.device)]
+        started = time.perf_counter()
+        by_full_passes_2020(model, some.base_strings_tok[run_on].to(model.device), edits, [ids[0] for ids in some.candidates_tok], options.batch_size or 64)
+    theirs = (time.perf_counter() - started) / 256 * len(TYPES) * (model.num_layers + 1) * model.num_neurons
+    return (f"all neurons and types of a prompt: {theirs:.0f} s as in 2020 (from 256 full passes), {ours:.2f} s to first order, tables written: "
+            f"{theirs / ours:.0f} times less")
+
+
+def settings_of(options, method):
+    """The options of a run of the study."""
+    return SimpleNamespace(**{**vars(options), "method": method, "odds_only": False, "alpha": 1.0, "full_passes": False,
+                              "screen_share": 0.1, "screen_sample": 64, "screen_top": TOP})
+
+
+def draw_prompts(model, rng, count):
+    """[(template, Intervention, word, intervention type)], types in turn."""
+    from experiment import Intervention
+    from mediation import professions, stimuli
+
+    usable = [(template, profession.word) for template in stimuli.TEMPLATES
+              for profession in professions.usable(model.tokenizer, template, professions.select())[0]]
+    chosen = [usable[index] for index in rng.choice(len(usable), count, replace=False)]
+    return [(template, Intervention(model.tokenizer, template, [word, "man", "woman"], ["he", "she"], model.device), word, TYPES[number % len(TYPES)])
+            for number, (template, word) in enumerate(chosen)]
+
+
+def neuron_prompt(model, template, intervention, word, kind, options):
+    """{"exact", "gradient", "screen"}: changes in log odds [L + 1, D], {method: seconds}."""
+    from mediation.storage import RunFolder
+    from neuron_utils import Gradients, sweep_kind
+
+    effects, seconds = {}, {}
+    for method in ("gradient", "screen", "exact"):
+        settings = settings_of(options, method)
+        with TemporaryDirectory() as folder:
+            run_folder = RunFolder(folder)
+            run_folder.claim([], {})
+            interventions, progress = {template: {word: intervention}}, SimpleNamespace(update=lambda _: None, set_description=lambda _: None)
+            started = time.perf_counter()
+            gradients = Gradients(model, run_folder, interventions)
+            found = sweep_kind(model, run_folder, kind, {template: "table"}, interventions, settings, progress, gradients)(template, word)
+            seconds[method] = time.perf_counter() - started
+        without = found["base"][{"man_direct": 1, "woman_direct": 2}.get(kind, 0)]
+        effects[method] = found["log_probabilities"][0] - found["log_probabilities"][1] - (without[0] - without[1])
+    print(f"{intervention.base_strings[0]}, {kind}: " + ", ".join(f"{method} {value:.2f} s" for method, value in seconds.items()), flush=True)
+    return effects, seconds
+
+
+def neuron_tables(measured, layers):
+    """Markdown: agreement by group of layers, recall of the strongest, cost. Argument: what `neuron_prompt` gave for each prompt."""
+    lines = ["", "| neurons of | Pearson, median (worst) | Spearman, median (worst) |", "| --- | --- | --- |"]
+    bounds = {name: [int(bound * layers) if isinstance(bound, float) else bound for bound in group] for name, group in GROUPS.items()}
+    for name, (first, last) in {**bounds, "all layers": (0, None)}.items():
+        pairs = [(effects["gradient"][first:last].ravel(), effects["exact"][first:last].ravel()) for effects, _ in measured]
+        lines.append(f"| {name} | " + " | ".join(median_and_worst([float(getattr(stats, correlation)(*pair).statistic) for pair in pairs])
+                                                 for correlation in ("pearsonr", "spearmanr")) + " |")
+    screened = [(effects["screen"].ravel(), effects["exact"].ravel()) for effects, _ in measured]
+    lines.append("| all layers, screened | " + " | ".join(median_and_worst([float(getattr(stats, correlation)(*pair).statistic) for pair in screened])
+                                                         for correlation in ("pearsonr", "spearmanr")) + " |")
+    lines += ["", f"| method | recall of the exact top {TOP}, median (worst) | prompts with all of them | cost of exact over its own, median (least) |",
+              "| --- | --- | --- | --- |"]
+    for method in ("gradient", "screen"):
+        recalls = [recall(effects[method], effects["exact"], TOP) for effects, _ in measured]
+        ratios = [seconds["exact"] / seconds[method] for _, seconds in measured]
+        lines.append(f"| {method} | {median_and_worst(recalls)} | {sum(found == 1 for found in recalls)} of {len(recalls)} | "
+                     f"{np.median(ratios):.1f} ({min(ratios):.1f}) |")
+    return "\n".join(lines)
+
+
+def recall(estimates, exact, top):
+    """Share of the `top` strongest exact effects that are among the `top` strongest estimates."""
+    strongest, found = (set(np.argsort(-np.abs(values).ravel(), kind="stable")[:top].tolist()) for values in (exact, estimates))
+    return len(strongest & found) / top
+
+
+def median_and_worst(values):
+    """As it stands in a table."""
+    return f"{np.median(values):.4f} ({min(values):.4f})"
+
+
+def draw_examples(model, rng, count):
+    """Interventions of random WinoBias examples."""
+    from attention_utils import build_interventions
+    from mediation import winobias
+
+    examples = winobias.load("dev")
+    return build_interventions(model, [examples[index] for index in rng.choice(len(examples), count, replace=False)])
+
+
+def head_example(model, intervention, kind, options):
+    """Changes in log odds by method {"exact", "gradient", "screen"} of "head" [L, H], and for exact and the heads' sums of "layer" [L] and "model"."""
+    from attention_utils import estimated_heads
+
+    c1, c2 = model.continuation_probabilities(intervention)[0 if kind == "indirect" else 1]
+
+    def changes(swept):
+        return [np.log(np.asarray(swept[part + 1])) - np.log(np.asarray(swept[part])) - np.log(c2 / c1) for part in (0, 2, 4)]
+
+    effects, seconds = {}, {}
+    for method in ("gradient", "screen", "exact"):
+        started = time.perf_counter()
+        if method == "exact":
+            swept = model.attention_intervention_experiment(intervention, kind, options.batch_size)
+        else:
+            swept = estimated_heads(model, intervention, kind, SimpleNamespace(method=method, batch_size=options.batch_size), lambda _: None)
+        seconds[method] = time.perf_counter() - started
+        effects[method] = changes(swept)
+    print(f"{intervention.base_strings[0]}, {kind}: " + ", ".join(f"{method} {value:.2f} s" for method, value in seconds.items()), flush=True)
+    return effects, seconds
+
+
+def head_table(measured):
+    """Markdown: agreement of heads, of layers and the model by the sums of their heads, and cost."""
+    lines = ["", "| | Pearson, median (worst) | Spearman, median (worst) |", "| --- | --- | --- |"]
+    pairs = {"heads": [(effects["gradient"][0].ravel(), effects["exact"][0].ravel()) for effects, _ in measured],
+             "heads, screened": [(effects["screen"][0].ravel(), effects["exact"][0].ravel()) for effects, _ in measured],
+             "layers as sums of their heads": [(effects["gradient"][0].sum(axis=1), effects["exact"][1]) for effects, _ in measured]}
+    for name, of_examples in pairs.items():
+        lines.append(f"| {name} | " + " | ".join(median_and_worst([float(getattr(stats, correlation)(*pair).statistic) for pair in of_examples])
+                                                 for correlation in ("pearsonr", "spearmanr")) + " |")
+    apart = [abs(effects["gradient"][0].sum() / effects["exact"][2] - 1) for effects, _ in measured]
+    lines += ["", f"the whole model as the sum of its heads is off by {100 * np.median(apart):.0f}% (median), {100 * max(apart):.0f}% (worst): it is run",
+              "", f"| method | recall of the exact top {TOP_HEADS}, median (worst) | cost of exact over its own, median (least) |", "| --- | --- | --- |"]
+    for method in ("gradient", "screen"):
+        recalls = [recall(effects[method][0], effects["exact"][0], TOP_HEADS) for effects, _ in measured]
+        ratios = [seconds["exact"] / seconds[method] for _, seconds in measured]
+        lines.append(f"| {method} | {median_and_worst(recalls)} | {np.median(ratios):.1f} ({min(ratios):.1f}) |")
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    command_line = parser(__doc__)
+    command_line.add_argument("--prompts", type=positive, default=8, metavar="N", help="random prompts of the neuron study (default: 8)")
+    command_line.add_argument("--examples", type=int, default=6, metavar="N", help="random WinoBias examples; 0 leaves the heads out (default: 6)")
+    chosen_options = command_line.parse_args()
+    with exit_on_bad_input():
+        main(chosen_options)

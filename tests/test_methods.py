@@ -1,0 +1,342 @@
+"""Methods that estimate: gradients against finite differences of exact sweeps, what screening runs, what it may claim, and whose file is whose."""
+
+import json
+from itertools import pairwise
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from scipy import stats
+
+import neuron_utils
+from experiment import INTERVENTION_TYPES, Intervention, Model
+from mediation.attention import HeadEdits, attention_weights, heads_layers_model
+from mediation.neurons import NeuronEdits
+from mediation.statistics import Screening, agreement, misses, strongest_in_any, upper_share
+from mediation.storage import RunFolder
+from mediation.sweeps import by_full_passes, heads_by_full_passes
+from tests.test_scripts import assert_refused, contents
+from utils import read_interventions
+
+RUN = "run_profession_neuron_experiments.py -template_indices 1 13 --professions nurse captain teacher doctor"
+SCREEN = "--method screen --screen_share 0.625 --screen_sample 3 --screen_top 8"
+
+
+
+def step_and_tolerance(architecture):
+    """Of the differences: the library computes norms and softmax of all but GPT-2 in float32, whatever the model's dtype."""
+    return (1e-4, 1e-6) if architecture == "gpt2" else (3e-3, 1e-3)
+
+
+def stimuli(model, words=("nurse", "captain", "teacher")):
+    return {template: {word: Intervention(model.tokenizer, template, [word, "man", "woman"], ["he", "she"]) for word in words}
+            for template in ("The {} said that", "The {} went home because")}
+
+
+def gradients_of(model, folder, interventions):
+    run_folder = RunFolder(folder)
+    run_folder.claim([], {})
+    return neuron_utils.Gradients(model, run_folder, interventions)
+
+
+# the first order
+
+
+@pytest.mark.parametrize("kind", INTERVENTION_TYPES)
+def test_neurons_equal_central_differences_of_full_passes(toy_model, architecture, kind, tmp_path):
+    model, (width, tolerance) = toy_model(architecture, torch.float64), step_and_tolerance(architecture)
+    interventions = stimuli(model)
+    template, word = "The {} went home because", "captain"
+    moved, base = gradients_of(model, tmp_path, interventions).first_order(template, word, kind, 1.0)
+    stimulus = interventions[template][word]
+    with torch.no_grad():
+        runs, run_on, edits = model._experiment(stimulus, kind, 1.0)
+        own = runs[run_on].representations(edits.position).reshape(-1, 1)
+        step = edits.values if edits.add else edits.values - own
+        ahead, behind = (by_full_passes(model.model, model.parts, stimulus.base_strings_tok[run_on],
+                                        NeuronEdits(edits.layers, edits.neurons, own + sign * width * step, edits.position),
+                                        [ids[0] for ids in stimulus.candidates_tok]) for sign in (1, -1))
+    expected = (ahead - behind).numpy().T / (2 * width)  # [2, units]
+    found = moved[0] - moved[1] - (base[run_on, 0] - base[run_on, 1])
+    np.testing.assert_allclose(found.ravel(), expected[0] - expected[1], rtol=tolerance, atol=tolerance)
+    assert np.abs(found).max() > 0.01
+    apart = np.logaddexp(*moved) < -1e-9  # where they would sum to more than 1 both are scaled
+    assert apart.any()
+    for candidate in (0, 1):
+        np.testing.assert_allclose((moved[candidate] - base[run_on, candidate])[apart], expected[candidate].reshape(apart.shape)[apart],
+                                   rtol=tolerance, atol=tolerance)
+    assert (moved[:, -1] == base[run_on][:, None]).all()  # the last layer before the last position: exactly
+
+
+@pytest.mark.parametrize("kind", ["indirect", "direct"])
+def test_heads_equal_central_differences_of_full_passes(toy_model, architecture, stimulus, kind):
+    model, (width, tolerance) = toy_model(architecture, torch.float64), step_and_tolerance(architecture)
+    intervention = stimulus(model)
+    found = model.attention_gradients(intervention, kind).reshape(-1, 2)
+    with torch.no_grad():
+        context, edits = model._head_edits(intervention, kind, heads_layers_model(model.num_layers, model.num_heads)[: len(found)])
+        own = attention_weights(model.model, model.parts, context)
+        ahead, behind = (heads_by_full_passes(model.model, model.parts, context, intervention.candidates_tok,
+                                              HeadEdits(edits.chosen, own + sign * width * (edits.weights - own), edits.first)) for sign in (1, -1))
+        base = heads_by_full_passes(model.model, model.parts, context, intervention.candidates_tok, HeadEdits(edits.chosen[:1] & False, own, edits.first))
+    expected = (ahead - behind) / (2 * width)
+    torch.testing.assert_close(found - base, expected, rtol=tolerance, atol=tolerance)
+    assert expected.abs().max() > 0.01
+
+
+def test_prompts_together_equal_prompts_alone(toy_model):
+    model = toy_model("llama", torch.float64)
+    every = [stimulus for words in stimuli(model).values() for stimulus in words.values()]
+    together = model.neuron_gradients(every, 1)
+    for index, stimulus in enumerate(every):
+        for part, alone in zip(together, model.neuron_gradients([stimulus], 1)):
+            np.testing.assert_allclose(part[index], alone[0], rtol=1e-10, atol=1e-12)
+
+
+def test_one_backward_pass_a_prompt_serves_all_types(run_script, toy_checkpoint, tmp_path, monkeypatch):
+    taken, gradients = [], Model.neuron_gradients
+
+    def count(self, interventions, prompt):
+        taken.append((prompt, len(interventions)))
+        return gradients(self, interventions, prompt)
+
+    monkeypatch.setattr(Model, "neuron_gradients", count)
+    assert run_script(f"{RUN} --method gradient", "-model", toy_checkpoint("gpt2"), "-out_dir", tmp_path)[0] == 0
+    assert sorted(taken) == [(0, 8), (1, 2), (2, 2)]
+
+
+# tables
+
+
+@pytest.fixture(scope="module")
+def made(toy_checkpoint, tmp_path_factory):
+    """{method: folder with the tables of the same study}, not to be changed."""
+    import subprocess
+    import sys
+    folders = {}
+    for method in ("--method exact", "--method gradient", SCREEN):
+        out_dir = tmp_path_factory.mktemp("methods")
+        subprocess.run([sys.executable, *RUN.split(), *method.split(), "-model", str(toy_checkpoint("llama")), "-out_dir", str(out_dir)], check=True)
+        (folders[method.split()[1]],) = out_dir.glob("results/*")
+    return folders
+
+
+def tables(made, method):
+    return {path.name: pd.read_csv(path, index_col=0) for path in sorted(made[method].glob("*.csv"))}
+
+
+def log_odds_of(table):
+    return np.log(table["candidate1_prob"] / table["candidate2_prob"])
+
+
+def test_a_last_column_tells_estimates_from_exact_numbers(made):
+    exact = tables(made, "exact")
+    for method in ("gradient", "screen"):
+        for name, table in tables(made, method).items():
+            assert list(table.columns) == [*exact[name].columns, "method"]
+            assert set(table["method"]) == ({"gradient"} if method == "gradient" else {"gradient", "exact"})
+            assert (table[["word", "layer", "neuron"]] == exact[name][["word", "layer", "neuron"]]).all(axis=None)
+            pd.testing.assert_frame_equal(table.iloc[:, 6:12], exact[name].iloc[:, 6:12], rtol=1e-4)
+    settings = {method: json.loads((folder / "manifest.json").read_text())["runs"][0]["settings"] for method, folder in made.items()}
+    assert "method" not in settings["exact"] and settings["gradient"]["method"] == "gradient"
+    assert settings["screen"]["screen_share"] == 0.625 and settings["screen"]["screen_sample"] == 3
+
+
+def test_exact_rows_of_a_screening_are_those_of_the_exact_run(made):
+    exact = tables(made, "exact")
+    for name, table in tables(made, "screen").items():
+        run = table["method"] == "exact"
+        assert run[table["layer"].isin([0, 1, 3])].all()  # embedding, first block; the last layer cannot reach the output
+        assert (run.groupby(table["word"]).sum() == 3 * 16 + 8 + 3).all()  # and of layer 2 the 8 strongest and 3 drawn
+        np.testing.assert_allclose(log_odds_of(table)[run], log_odds_of(exact[name])[run], atol=1e-5)
+    apart = [np.abs(log_odds_of(table) - log_odds_of(exact[name])).max() for name, table in tables(made, "gradient").items()]
+    assert max(apart) > 1e-3  # estimates are no exact numbers
+
+
+def test_the_strongest_in_any_prompt_in_turn():
+    strength = np.array([[5.0, 1, 4, 3], [1, 9, 8, 2]])
+    assert strongest_in_any(strength, 3).tolist() == [0, 1, 2] and strongest_in_any(strength, 0).tolist() == []
+    assert strongest_in_any(strength, 9).tolist() == [0, 1, 2, 3]
+
+
+def test_the_last_layer_has_exactly_no_effect_to_first_order(made):
+    for name, table in tables(made, "gradient").items():
+        prompt = {"man_direct": "alt1", "woman_direct": "alt2"}.get(next(kind for kind in INTERVENTION_TYPES if f"_{kind}_" in name), "base")
+        last = table[table["layer"] == 3]
+        assert (last["candidate1_prob"] == last[f"candidate1_{prompt}_prob"]).all() and (last["candidate2_prob"] == last[f"candidate2_{prompt}_prob"]).all()
+
+
+def test_estimated_probabilities_are_probabilities(run_script, toy_checkpoint, tmp_path):
+    assert run_script(f"{RUN} --method gradient --alpha 40", "-model", toy_checkpoint("llama"), "-out_dir", tmp_path)[0] == 0
+    largest = 0
+    for path in tmp_path.glob("results/*/*.csv"):
+        read_interventions(path)  # refuses what is no probability
+        table = pd.read_csv(path)
+        largest = max(largest, (table["candidate1_prob"] + table["candidate2_prob"]).max())
+    assert largest == pytest.approx(1)
+
+
+@pytest.mark.parametrize("method, words", [("gradient", "method gradient, first-order estimates"), ("screen", "method screen, the strongest neurons run")])
+def test_analyses_say_which_method_made_the_numbers(run_script, made, tmp_path, method, words):
+    import shutil
+    folder = shutil.copytree(made[method], tmp_path / "results")
+    for script in ("compute_neuron_total_effect.py", "compute_and_save_neuron_agg_effect.py", "compute_neuron_effect_per_layer.py", "make_report.py"):
+        code, output, errors = run_script(script, folder, *([] if "per_layer" in script else ["toy-llama"]))
+        assert code == 0, errors
+        assert words in output or script == "compute_neuron_total_effect.py"  # base probabilities only: always exact
+    assert ("the recall of that top" in output) == (method == "screen")
+
+
+# stopping, and whose file is whose
+
+
+@pytest.mark.parametrize("options, function, calls", [("--method gradient", "neuron_gradients", 4), (SCREEN, "neuron_intervention_in_templates", 16)])
+def test_a_run_that_was_stopped_goes_on(run_script, toy_checkpoint, tmp_path, monkeypatch, options, function, calls):
+    monkeypatch.setattr(neuron_utils, "WORDS_AT_ONCE", 2)
+    command = f"{RUN} {options}"
+    assert run_script(command, "-model", toy_checkpoint("llama"), "-out_dir", tmp_path / "whole")[0] == 0
+    done, original = [], getattr(Model, function)
+
+    def stop_at_third(self, *arguments, **named):
+        done.append(0)
+        if len(done) == 3:
+            raise KeyboardInterrupt
+        return original(self, *arguments, **named)
+
+    monkeypatch.setattr(Model, function, stop_at_third)
+    assert run_script(command, "-model", toy_checkpoint("llama"), "-out_dir", tmp_path / "stopped")[0] == 130
+    assert list(tmp_path.glob("stopped/results/*/unfinished"))
+    assert run_script(command, "-model", toy_checkpoint("llama"), "-out_dir", tmp_path / "stopped")[0] == 0
+    whole, stopped = ({path.name: values for path, values in contents(tmp_path / name).items() if path.suffix == ".csv"} for name in ("whole", "stopped"))
+    assert whole == stopped and len(whole) == 8
+    assert len(done) <= calls + 3  # what was done is not done again
+    assert not list(tmp_path.glob("stopped/results/*/unfinished"))
+
+
+def test_another_method_does_not_overwrite(run_script, toy_checkpoint, made, tmp_path):
+    for first, second in (("--method gradient", "--method exact"), ("--method exact", SCREEN), (SCREEN, f"{SCREEN} --screen_sample 7")):
+        out_dir = tmp_path / first.replace(" ", "")
+        command = f"{RUN} --intervention_types man_indirect"
+        assert run_script(f"{command} {first}", "-model", toy_checkpoint("llama"), "-out_dir", out_dir)[0] == 0
+        before = contents(out_dir)
+        assert_refused(run_script(f"{command} {second}", "-model", toy_checkpoint("llama"), "-out_dir", out_dir), "other settings", "choose another -out_dir")
+        assert contents(out_dir) == before
+
+
+@pytest.mark.parametrize("options, words", [
+    ("--method guess", ["invalid choice: 'guess'"]), ("--method screen --screen_share 0", ["above 0"]), ("--method screen --screen_share 1.5", ["at most 1"]),
+    ("--method screen --screen_sample 0", ["from 1 on"]), ("--method screen", ["--screen_share 0.1", "0.500 of this model's neurons"]),
+    ("--method gradient --full_passes", ["--method gradient does not go with --full_passes"]),
+    ("--method screen --total_effects_only", ["does not go with --total_effects_only"])])
+def test_bad_options_are_refused_in_one_line(run_script, toy_checkpoint, tmp_path, options, words):
+    assert_refused(run_script(f"{RUN} {options}", "-model", toy_checkpoint("llama"), "-out_dir", tmp_path), *words)
+    assert not list(tmp_path.iterdir())
+
+
+# what screening may claim
+
+
+def test_the_upper_bound_is_clopper_and_pearsons():
+    for found, drawn in ((0, 64), (3, 200), (64, 64), (0, 1)):
+        expected = stats.binomtest(found, drawn, alternative="less").proportion_ci(0.95, method="exact").high
+        assert upper_share(found, drawn) == pytest.approx(expected)
+    assert upper_share(0, 59) == pytest.approx(1 - 0.05 ** (1 / 59)) and upper_share(0, 0) == 1
+
+
+def test_the_recall_holds_in_19_of_20_simulated_screenings():
+    """Populations of 2,000 units left out, 12 of the top 50 among them."""
+    rng = np.random.default_rng(0)
+    held = []
+    for _ in range(1000):
+        missed = int((rng.permutation(2000)[:600] < 12).sum())
+        held.append(Screening(600, missed, 2000, 50).recall <= 1 - 12 / 50)
+    assert 0.95 <= np.mean(held) < 1
+
+
+def test_few_draws_support_no_statement():
+    weak, strong = Screening(64, 0, 16000, 50), Screening(64 * 612, 0, 16000, 50)
+    assert weak.recall == 0 and weak.missed_a_prompt > 700
+    assert strong.recall == pytest.approx(1 - (1 - 0.05 ** (1 / 39168)) * 16000 / 50) and 0.97 < strong.recall < 0.98
+    assert all(a.recall >= b.recall for a, b in pairwise([Screening(5000, missed, 1000, 50) for missed in range(6)]))
+
+
+def test_misses_are_drawn_units_as_strong_as_the_top():
+    effects = np.array([9, -8, 7, 1, 7.5, -6, 7])
+    assert misses(effects, np.array([0, 1, 2, 3]), np.array([4, 5, 6]), 3).tolist() == [True, False, True]
+    assert misses(effects, np.array([0, 1]), np.array([4, 5]), 3).tolist() == [True, True]  # fewer chosen than asked for
+
+
+def test_one_draw_is_counted_once_over_templates():
+    entries = [{"intervention_type": kind, "screen": {"drawn": 12, "rest": 100, "missed": missed}}
+               for kind, missed in (("man_direct", [["nurse", 5]]), ("man_direct", [["nurse", 5], ["clerk", 5]]), ("man_indirect", []))]
+    assert neuron_utils.screening(entries, 50) == Screening(24, 2, 100, 50)
+
+
+def test_agreement():
+    found = agreement([1.0, 2, 4], [1.0, 2, 3])
+    assert found["spearman"] == pytest.approx(1) and found["largest_difference"] == 1 and 0.9 < found["pearson"] < 1
+    assert agreement([1.0, 1], [1.0, 2])["pearson"] is None
+
+
+def test_the_manifest_says_how_sure_a_screening_is(made):
+    (run,) = json.loads((made["screen"] / "manifest.json").read_text())["runs"]
+    said = run["screening"]
+    assert said["drawn"] == 4 * 4 * 3 and said["rest"] == 8 and said["top"] == 8 and 0 <= said["recall_at_least"] <= 1
+    samples = [entry["screen"] for entry in run["files"].values()]
+    assert len(samples) == 8 and all(sample["largest_difference"] > 0 for sample in samples)
+
+
+# attention
+
+
+def study(run_script, toy_checkpoint, out_dir, *options):
+    return run_script("attention_intervention_winobias.py --do-filter False --split dev", "-model", toy_checkpoint("gpt2"), "-out_dir", out_dir, *options)
+
+
+def test_the_attention_study_by_every_method(run_script, toy_checkpoint, data, tmp_path):
+    found = {}
+    for method in ("exact", "gradient", "screen"):
+        code, output, errors = study(run_script, toy_checkpoint, tmp_path / method, "--method", method)
+        assert code == 0, errors
+        assert (f"method {method}" in output) == (method != "exact")
+        found[method] = json.loads((tmp_path / method / "winobias_data" / "attention_intervention_toy-gpt2_unfiltered_dev.json").read_text())
+    assert "method" not in found["exact"] and "indirect_exact_head" not in found["exact"]["results"][0]
+    heads = []
+    for method in ("gradient", "screen"):
+        assert found[method]["method"] == method
+        for entry, exact in zip(found[method]["results"], found["exact"]["results"]):
+            for kind in ("indirect", "direct"):
+                run = np.array(entry[f"{kind}_exact_head"])
+                assert run.shape == (3, 4) and run.sum() == (method == "screen")
+                for level in ("layer", "model"):
+                    np.testing.assert_allclose(entry[f"{kind}_effect_{level}"], exact[f"{kind}_effect_{level}"], rtol=1e-4, atol=1e-6)
+                ours, theirs = (np.array(of[f"{kind}_effect_head"]) for of in (entry, exact))
+                np.testing.assert_allclose(ours[run], theirs[run], rtol=1e-4, atol=1e-6)
+                heads.append(np.corrcoef(ours.ravel(), theirs.ravel())[0, 1])
+    assert np.median(heads) > 0.8
+    code, _, errors = study(run_script, toy_checkpoint, tmp_path / "exact", "--method", "gradient")
+    assert code == 2 and "other settings (method None -> 'gradient')" in errors
+
+
+def test_an_attention_study_that_was_stopped_goes_on(run_script, toy_checkpoint, data, tmp_path, monkeypatch):
+    import attention_utils
+    swept, sweep = [], attention_utils.sweep_example
+
+    def stop_at_second(*arguments):
+        swept.append(0)
+        if len(swept) == 2:
+            raise KeyboardInterrupt
+        return sweep(*arguments)
+
+    assert study(run_script, toy_checkpoint, tmp_path / "whole", "--method", "gradient")[0] == 0
+    monkeypatch.setattr(attention_utils, "sweep_example", stop_at_second)
+    assert study(run_script, toy_checkpoint, tmp_path / "stopped", "--method", "gradient")[0] == 130
+    assert study(run_script, toy_checkpoint, tmp_path / "stopped", "--method", "gradient")[0] == 0
+    one, other = (path.read_bytes() for path in sorted(tmp_path.glob("*/winobias_data/attention*.json")))
+    assert one == other and len(swept) == 4
+
+
+def test_attention_scripts_refuse_what_means_nothing(run_script, toy_checkpoint, data, tmp_path):
+    assert_refused(study(run_script, toy_checkpoint, tmp_path, "--method", "screen", "--full_passes"), "does not go with --full_passes")
+    assert_refused(run_script("attention_intervention_subset_selection.py --method gradient", "-model", toy_checkpoint("gpt2")), "unrecognized arguments")
