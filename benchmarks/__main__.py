@@ -1,0 +1,67 @@
+"""All benchmarks, one after the other, into one report: what `make bench` runs.
+
+    python -m benchmarks                # about an hour and a half on two cores; the report stands in bench/report.md
+    python -m benchmarks --quick        # fewer rounds and units: a quarter of an hour, noisier
+
+Every part is a process of its own. What a part prints is added to the report as it comes; a part that fails is told, and the others go on.
+"""
+
+import argparse
+import datetime
+import platform
+import subprocess
+import sys
+from pathlib import Path
+
+from mediation.options import Parser, exit_on_bad_input
+from mediation.storage import check_writable
+
+MODELS = ("smollm2-135m", "gpt2-small-sized")
+PARTS = [  # (title, module, options, options of a quick run)
+    *((f"Neurons of one prompt, {model}", "neuron_sweep", f"-model {model}", "--rounds 1 --interventions 256") for model in MODELS),
+    *((f"Attention heads of one example, {model}", "attention_sweep", f"-model {model}", "--rounds 1") for model in MODELS),
+    ("The whole profession study, smollm2-135m", "study", "-model smollm2-135m", "--rounds 1 --share 0.02"),
+    ("Estimates by gradient and screening, smollm2-135m", "fidelity", "-model smollm2-135m", "--prompts 1 --examples 1"),
+    *((f"Other libraries, {model}", "peers.compare", f"-model {model} --heads 36 --rounds 3", "--rounds 1 --units 64 --heads 4") for model in MODELS),
+    ("1.7 million rows written and read", "tables", "", "--rounds 1 --words 12"),
+    ("Growth, smollm2-135m", "growth", "-model smollm2-135m", "--rounds 1 --units 128"),
+]
+
+
+def main(options):
+    """Run the parts, keep what they print."""
+    check_writable(options.out_dir)
+    report = Path(options.out_dir) / "report.md"
+    report.parent.mkdir(parents=True, exist_ok=True)
+    with report.open("w", encoding="utf-8") as file:
+        file.write(f"# Benchmarks\n\n{datetime.date.today()}, {processor()}\n")
+        for title, module, arguments, quick in PARTS:
+            if options.only and not any(word in module for word in options.only):
+                continue
+            command = [sys.executable, "-m", f"benchmarks.{module}", *arguments.split(), *(quick.split() if options.quick else [])]
+            print(f"\n## {title}\n", flush=True)
+            run = subprocess.run(command, capture_output=True, text=True)
+            said = run.stdout.strip() or "nothing"
+            if run.returncode:
+                said += f"\n\nfailed with exit code {run.returncode}: {(run.stderr.strip().splitlines() or ['no message'])[-1]}"
+            print(said, flush=True)
+            file.write(f"\n## {title}\n\n`{' '.join(['python', *command[1:]])}`\n\n{said}\n")
+            file.flush()
+    print(f"\nwrote {report}")
+
+
+def processor():
+    """The machine in words, as far as Linux tells."""
+    cpu = Path("/proc/cpuinfo")
+    names = [line.partition(":")[2].strip() for line in cpu.read_text().splitlines() if line.startswith("model name")] if cpu.exists() else []
+    return f"{len(names)} x {names[0]}" if names else platform.processor() or platform.machine()
+
+
+if __name__ == "__main__":
+    parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--quick", action="store_true", help="fewer rounds and units")
+    parser.add_argument("--only", nargs="+", metavar="PART", help="modules of benchmarks/, such as neuron_sweep peers")
+    parser.add_argument("--out_dir", default="bench", metavar="D", help="where report.md goes (default: bench)")
+    chosen_options = parser.parse_args()
+    with exit_on_bad_input():
+        main(chosen_options)
