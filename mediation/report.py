@@ -47,13 +47,14 @@ def describe_screening(screening, samples):
     Args:
         screening: statistics.Screening of the run; samples: what the manifest says of each table's sample (`screen` of its files).
     """
-    bound = (f"recall of a prompt's exact top {screening.top}, mean over prompts: at least {screening.recall:.3f} with 95% confidence"
+    bound = (f"recall of a prompt's exact top {screening.top}, mean over prompts: at least {screening.recall:.3f} with 95% confidence "
+             f"(at most {screening.missed_a_prompt:.2f} of them missed a prompt)"
              if screening.recall > 0 else
              f"too few draws for any statement about the recall of a prompt's exact top {screening.top} (bound 0): more professions, or a larger "
              "--screen_sample, make one")
     worst = [min((sample[name] for sample in samples if sample[name] is not None), default=float("nan")) for name in ("pearson", "spearman")]
     return (f"method screen: {screening.drawn} random neurons of the {screening.rest} a prompt that were left out were run: {screening.missed} belong to "
-            f"the exact top {screening.top} of one of their prompts; at most {screening.missed_a_prompt:.2f} a prompt were missed\n{bound}\n"
+            f"the exact top {screening.top} of one of their prompts\n{bound}\n"
             f"estimates against exact runs in these samples (change in log odds): Pearson {worst[0]:.4f}, Spearman {worst[1]:.4f} in the worst table, "
             f"largest difference {max(sample['largest_difference'] for sample in samples):.1e}")
 
