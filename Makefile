@@ -1,6 +1,6 @@
 # make demo   sets up .venv and runs the neuron study on SmolLM2-135M; results and report in demo/
 # make test   sets up .venv-test and runs the tests
-# make benchmark   times the sweeps against full passes, side by side
+# make bench  times everything against the 2020 algorithm and other libraries, in turns; report in bench/
 
 PYTHON ?= python3
 DEMO ?= demo
@@ -8,7 +8,7 @@ SWEPT = -model smollm2-135m -out_dir $(DEMO)
 RESULTS = "$$(ls -d $(DEMO)/results/*_neuron_intervention | tail -n 1)"
 PIP = bin/python -m pip --disable-pip-version-check install
 
-.PHONY: demo test benchmark
+.PHONY: demo test bench
 
 demo: .venv/ready
 	.venv/bin/python -m mediation.assets smollm2-135m
@@ -24,9 +24,9 @@ test: .venv-test/ready
 	.venv-test/bin/ruff check .
 	.venv-test/bin/python -m pytest
 
-benchmark: .venv/ready
-	for study in neuron_sweep attention_sweep; do for model in smollm2-135m gpt2-small-sized; do \
-	  .venv/bin/python -m benchmarks.$$study -model $$model || exit; done; done
+bench: .venv/ready
+	.venv/bin/python -m mediation.assets smollm2-135m winobias
+	.venv/bin/python -m benchmarks
 
 .venv/ready: requirements.txt
 	$(PYTHON) -m venv --clear .venv

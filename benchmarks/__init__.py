@@ -44,45 +44,52 @@ def compare(ways, rounds):
     """Print how far several ways to the same numbers are apart, then time them in turns and print a table of ratios to the first.
 
     Args:
-        ways: {name: (function to log-probabilities, how many interventions, which rows of the first way's they are, or None for the same)}.
+        ways: {name: (function to log-probabilities of two candidates [rows, 2], how many interventions, which rows are the first way's, None for all)}.
     """
     reference, *others = ways
-    expected = ways[reference][0]()
+    expected = log_odds(ways[reference][0]())
     apart = {reference: 0.0}
     for name in others:
         run, _, rows = ways[name]
-        found = run()
+        found = log_odds(run())
         apart[name] = float(((found if rows is None else found[rows]) - expected).abs().max())
     seconds = {name: [] for name in ways}
     for _ in range(rounds):
         for name, (run, _, _) in ways.items():
             seconds[name].append(timed(run)[0])
-    print(f"\n| way | interventions | a second | times {reference} | largest difference in a log-probability |\n| --- | --- | --- | --- | --- |")
+    print(f"\n| way | interventions | a second | times {reference} | largest difference in log odds |\n| --- | --- | --- | --- | --- |")
     for name, (_, count, _) in ways.items():
         ratios = [old * count / new / ways[reference][1] for old, new in zip(seconds[reference], seconds[name])]
         print(f"| {name} | {count} | {count / statistics.median(seconds[name]):.1f} | {statistics.median(ratios):.2f} ({min(ratios):.2f} to {max(ratios):.2f}) "
               f"| {apart[name]:.1e} |")
 
 
+def log_odds(log_probabilities):
+    """[rows, 2] -> [rows]: an effect is an odds ratio minus 1, so what is wrong here is wrong in an effect."""
+    return log_probabilities[:, 0] - log_probabilities[:, 1]
+
+
 def share_of_products(run, rounds):
-    """Which part of a sweep's time its linear layers' products take when they are run alone, in the same shapes: median over turns."""
-    from mediation import products
+    """Which part of a sweep's time its products with weights take when they are run alone, in the same shapes: median over turns."""
+    from mediation import products, readout
 
-    calls, product_of = [], products._product_of
+    calls, originals = [], (products._product_of, readout.product)
 
-    def recording(layer, dtype):
-        multiply = product_of(layer, dtype)
+    def recording(make):
+        def made(*arguments):
+            multiply = make(*arguments)
 
-        def call(x):
-            calls.append((multiply, x.shape, x.dtype))
-            return multiply(x)
-        return call
+            def call(x):
+                calls.append((multiply, x.shape, x.dtype))
+                return multiply(x)
+            return call
+        return made
 
-    products._product_of = recording
+    products._product_of, readout.product = map(recording, originals)
     try:
         run()
     finally:
-        products._product_of = product_of
+        products._product_of, readout.product = originals
     inputs = {(shape, dtype): torch.randn(shape).to(dtype) for _, shape, dtype in calls}
 
     def alone():

@@ -12,7 +12,7 @@ from .errors import InputError
 
 SAMPLED = 0.01  # share of the rows in a sample
 AT_LEAST, AT_MOST = 16, 64
-AIM = 4e-4  # in a log-probability: rows whose expected error is larger are run exactly
+AIM = 6e-4  # in a log-probability: rows whose expected error is larger are run exactly
 BOUND = 1e-3  # in a log-probability: a larger error in the sample stops the run
 DEVIATIONS = 3  # of the errors of a sample, to be on the safe side with one row
 

@@ -9,6 +9,8 @@ Shapes: B rows, P positions, D hidden size, V vocabulary.
 import torch
 from torch import nn
 
+from .products import product
+
 ROWS = 96  # rows of logits held at once: larger buffers spend their time in page faults
 LIKELIEST = 1024  # tokens whose logits are always computed
 SAMPLED = 2048  # of the others
@@ -25,10 +27,10 @@ class Normaliser:
     sample; rows for which twice that, times the share of the unlikely tokens, exceeds TOLERANCE get the full sum.
 
     Args:
-        head: the unembedding, a linear layer; base: [D], the base row behind the final norm.
+        head: the unembedding, a linear layer; base: [D], the base row behind the final norm; fast: the sample's products in bfloat16.
     """
 
-    def __init__(self, head, base):
+    def __init__(self, head, base, fast=False):
         self.head, self.base = head, base
         logits = head(base).double()
         self.likeliest = logits.topk(LIKELIEST).indices
@@ -37,8 +39,9 @@ class Normaliser:
         probability = (logits - self.log_sum).exp()
         self.mean = probability.to(base.dtype) @ head.weight
         drawn = torch.multinomial(probability.cpu(), SAMPLED, replacement=True, generator=torch.Generator().manual_seed(0)).to(base.device)
-        self.likely = [None if part is None else part[self.likeliest] for part in (head.weight, head.bias)]
-        self.centred = head.weight[drawn] - self.mean
+        self.likely = product(head.weight[self.likeliest], None if head.bias is None else head.bias[self.likeliest])
+        self.dtype = torch.bfloat16 if fast else base.dtype
+        self.centred = product((head.weight[drawn] - self.mean).to(self.dtype))
 
     @staticmethod
     def serves(head, dtype, rows):
@@ -48,8 +51,8 @@ class Normaliser:
     def __call__(self, rows):
         """rows [B, D] -> [B], float64."""
         difference = rows - self.base
-        likely = nn.functional.linear(rows, *self.likely).logsumexp(dim=1).double()
-        u = difference @ self.centred.T  # [B, SAMPLED]
+        likely = self.likely(rows).logsumexp(dim=1).double()
+        u = self.centred(difference.to(self.dtype)).to(rows.dtype)  # [B, SAMPLED]
         unlikely = self.log_sum + (difference @ self.mean).double() + (u.exp() - u).mean(dim=1).double().log()
         total = torch.logaddexp(likely, unlikely)
         error = 2 * (unlikely - total).exp() * u.double().square().mean(dim=1) / (2 * SAMPLED) ** 0.5
@@ -76,17 +79,18 @@ class ReadOut:
         predictions: tuple of (positions, tokens): which tokens are predicted at which positions; one column of the result each.
         base: residual stream of the base run [T, D] behind the last block; rows: how many rows are to be read out.
         odds_only: leave the normaliser out: columns are then known up to what two tokens predicted at one position share.
-        distance: one more column, the largest Euclidean distance from the base run behind the final norm, over the positions.
+        fast: the normaliser's sample in bfloat16, and one more column, the largest Euclidean distance from the base run behind the final norm,
+            over the positions.
     """
 
-    def __init__(self, parts, predictions, base=None, rows=1, odds_only=False, distance=False):
-        self.parts, self.predictions, self.odds_only = parts, predictions, odds_only
+    def __init__(self, parts, predictions, base=None, rows=1, odds_only=False, fast=False):
+        self.parts, self.predictions, self.odds_only, self.fast = parts, predictions, odds_only, fast
         self.positions = sorted({position for positions, _ in predictions for position in positions})
-        self.columns = len(predictions) + distance
+        self.columns = len(predictions) + fast
         self.base = None if base is None else parts.final_norm(base[None, self.positions])  # [1, P, D]
-        self.distance, self.normalisers = distance, {}
+        self.normalisers = {}
         if base is not None and not odds_only and Normaliser.serves(parts.head, base.dtype, rows):
-            self.normalisers = {position: Normaliser(parts.head, row) for position, row in zip(self.positions, self.base[0])}
+            self.normalisers = {position: Normaliser(parts.head, row, fast) for position, row in zip(self.positions, self.base[0])}
 
     def __call__(self, hidden, first=0):
         """Mean token log-probability of each prediction.
@@ -106,7 +110,7 @@ class ReadOut:
         for positions, tokens in self.predictions:
             each = [self._logit(rows[position], token) - sums.get(position, 0.0) for position, token in zip(positions, tokens)]
             columns.append(torch.stack(each).mean(dim=0))
-        if self.distance:
+        if self.fast:
             columns.append((normed - self.base).norm(dim=2).amax(dim=1).double())
         return torch.stack(columns, dim=1).cpu()
 

@@ -1,5 +1,8 @@
 """Exchanged products: packed weights against the library's own, bfloat16 on differences against exact sweeps, and what is run exactly."""
 
+import json
+import re
+
 import pytest
 import torch
 
@@ -129,7 +132,7 @@ def two_ways(error):
 
 
 def test_rows_far_from_the_base_run_are_exact():
-    truth, exactly, approximately = two_ways(lambda rows, distance: 4e-4 * distance * (1 - 2 * (rows % 2)).unsqueeze(1))
+    truth, exactly, approximately = two_ways(lambda rows, distance: batches.AIM * distance * (1 - 2 * (rows % 2)).unsqueeze(1))
     result, fast, done = torch.full((400, 1), torch.nan, dtype=torch.float64), FastRows(), []
     in_two_precisions(exactly, approximately, torch.arange(400), torch.arange(400) // 100, 50, result, fast, done.append)
     error = (result - truth).abs().squeeze(1)
@@ -156,3 +159,25 @@ def test_fast_is_refused_where_it_is_not_meant(toy_checkpoint, monkeypatch):
         monkeypatch.setattr(torch.cpu, able, lambda: False)
     with pytest.raises(InputError, match="use --precision exact"):
         check_bfloat16(torch.device("cpu"))
+
+
+@pytest.mark.parametrize("script, options, result", [
+    ("run_profession_neuron_experiments.py", "-template_indices 1 --professions nurse doctor --intervention_types man_indirect", "results/*/manifest.json"),
+    ("attention_intervention_winobias.py", "--do-filter False", "winobias_data/manifest.json")])
+def test_scripts_run_fast_and_say_so(toy_checkpoint, run_script, tmp_path, data, script, options, result):
+    try:
+        check_bfloat16(torch.device("cpu"))
+    except InputError as error:
+        pytest.skip(str(error))
+    command = f"{script} {options} -model {toy_checkpoint('llama')} -out_dir {tmp_path} --precision"
+    code, output, errors = run_script(command, "fast")
+    assert code == 0, errors
+    assert re.search(r"fast: \d+ of \d+ interventions in bfloat16.*differ by at most \d", output)
+    (manifest,) = tmp_path.glob(result)
+    (run,) = json.loads(manifest.read_text())["runs"]
+    assert run["settings"]["precision"] == "fast" and run["fast"]["largest_deviation"] < batches.BOUND
+    assert run["fast"]["rows"] == {"run": 2 * 48, "att": 2 * len(heads_layers_model(3, 4)) * 3}[script[:3]]
+    code, _, errors = run_script(command, "exact")
+    assert code == 2 and "made with other settings (precision 'fast' -> None)" in errors
+    code, _, errors = run_script(command + " fast", "--full_passes")
+    assert code == 2 and "--precision fast does not go with --full_passes" in errors
