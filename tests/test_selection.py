@@ -166,7 +166,7 @@ def test_top_k_and_greedy_agree_on_the_first(toy_model, stimulus, head_files):
     files = head_files(model, [stimulus(model)])
     top = files.top_k(selection.best_first(mean_effects(files)["mean_effect_head"]).tolist(), 1)
     greedy = files.greedy(1)
-    assert top["head"] == greedy["head"] and top["val"] == pytest.approx(greedy["val"], rel=1e-9)
+    assert top["head"] == greedy["head"] and top["val"] == pytest.approx(greedy["val"], rel=1e-5)
 
 
 def test_neuron_sets_equal_the_experiment(toy_model):
