@@ -21,7 +21,7 @@ PARTS = [  # (title, module, options, options of a quick run)
     *((f"Neurons of one prompt, {model}", "neuron_sweep", f"-model {model}", "--rounds 1 --interventions 256 --neurons 1024") for model in MODELS),
     *((f"Attention heads of one example, {model}", "attention_sweep", f"-model {model} --rounds 2", "--rounds 1") for model in MODELS),
     ("The whole profession study, smollm2-135m", "study", "-model smollm2-135m --rounds 2", "--rounds 1 --share 0.02"),
-    ("Estimates by gradient and screening, smollm2-135m", "fidelity", "-model smollm2-135m", "--prompts 1 --examples 1"),
+    ("Estimates by gradient and screening, smollm2-135m", "fidelity", "-model smollm2-135m --prompts 12 --examples 4", "--prompts 1 --examples 1"),
     *((f"Other libraries, {model}", "peers.compare", f"-model {model} --heads 36 --rounds 3", "--rounds 1 --units 64 --heads 4") for model in MODELS),
     ("1.7 million rows written and read", "tables", "--rounds 2", "--rounds 1 --words 12"),
     ("Growth, smollm2-135m", "growth", "-model smollm2-135m", "--rounds 1 --units 128"),

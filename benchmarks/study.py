@@ -93,7 +93,7 @@ def _2020(model, stimulus, seed):
 
 if __name__ == "__main__":
     command_line = parser(__doc__)
-    command_line.add_argument("--share", type=share, default=0.05, help="of the neurons that ours run in the indirect types (default: 0.05)")
+    command_line.add_argument("--share", type=share, default=0.1, help="of the neurons that ours run in the indirect types (default: 0.1)")
     command_line.formatter_class = argparse.RawDescriptionHelpFormatter
     chosen_options = command_line.parse_args()
     with exit_on_bad_input():
