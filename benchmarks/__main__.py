@@ -11,6 +11,7 @@ import datetime
 import platform
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 from mediation.options import Parser, exit_on_bad_input
@@ -34,20 +35,26 @@ def main(options):
     report = Path(options.out_dir) / "report.md"
     report.parent.mkdir(parents=True, exist_ok=True)
     with report.open("w", encoding="utf-8") as file:
-        file.write(f"# Benchmarks\n\n{datetime.date.today()}, {processor()}\n")
+        write(f"# Benchmarks\n\n{datetime.date.today()}, {processor()}\n", file)
         for title, module, arguments, quick in PARTS:
             if options.only and not any(word in module for word in options.only):
                 continue
             command = [sys.executable, "-m", f"benchmarks.{module}", *arguments.split(), *(quick.split() if options.quick else [])]
-            print(f"\n## {title}\n", flush=True)
-            run = subprocess.run(command, capture_output=True, text=True)
-            said = run.stdout.strip() or "nothing"
-            if run.returncode:
-                said += f"\n\nfailed with exit code {run.returncode}: {(run.stderr.strip().splitlines() or ['no message'])[-1]}"
-            print(said, flush=True)
-            file.write(f"\n## {title}\n\n`{' '.join(['python', *command[1:]])}`\n\n{said}\n")
-            file.flush()
+            write(f"\n## {title}\n\n`{' '.join(['python', *command[1:]])}`\n\n", file)
+            with tempfile.TemporaryFile("w+") as errors, subprocess.Popen(command, stdout=subprocess.PIPE, stderr=errors, text=True) as run:
+                for line in run.stdout:
+                    write(line, file)
+                if run.wait():
+                    errors.seek(0)
+                    write(f"\nfailed with exit code {run.returncode}: {(errors.read().strip().splitlines() or ['no message'])[-1]}\n", file)
     print(f"\nwrote {report}")
+
+
+def write(text, file):
+    """To the report and the screen at once."""
+    print(text, end="", flush=True)
+    file.write(text)
+    file.flush()
 
 
 def processor():

@@ -11,20 +11,20 @@ profession on a random share of the neurons, and the direct types in a few layer
 import argparse
 import statistics
 
+import numpy as np
+import torch
+
 from benchmarks import load, parser, timed
+from benchmarks.neuron_sweep import by_full_passes_2020
 from mediation.options import exit_on_bad_input, share
 
 INDIRECT, DIRECT = ("man_indirect", "woman_indirect"), ("man_direct", "woman_direct")
-LAYERS_TIMED = 3
 NEURONS_OF_2020 = 64  # in each template
 WORDS_OF_GRADIENTS = 8
 
 
 def main(options):
     """Time the parts in turns, scale, print one table."""
-    import numpy as np
-    import torch
-
     from experiment import Intervention, Model
     from mediation import professions, stimuli
 
@@ -40,20 +40,20 @@ def main(options):
     one = words["nurse"]
     units = (fast.num_layers + 1) * fast.num_neurons
     drawn = torch.randperm(units, generator=torch.Generator().manual_seed(options.seed))[: int(options.share * units)].sort().values
-    layers = np.linspace(0, fast.num_layers - 1, LAYERS_TIMED).round().astype(int)  # the last layer is not run
+    layers = sorted({0, 1, 2, fast.num_layers // 2, fast.num_layers - 1} - {fast.num_layers})  # the first need most nodes; the last layer is not run
     values = np.stack(exact.null_values([of_word[0] for of_word in words.values()]))  # [words, L + 1, D]
     prompts = sum(map(len, words.values()))
 
     def of_2020():
         """The whole study: every prompt and type."""
-        part = sum(timed(_2020, exact, one[number], number)[0] for number in range(len(templates)))
+        part = sum(timed(by_full_passes_2020, *arguments)[0] for arguments in slow)
         return part / NEURONS_OF_2020 / len(templates) * units * prompts * 4
 
     def indirect(model):
         return sum(timed(model.neuron_intervention_in_templates, one, kind, units=drawn)[0] for kind in INDIRECT) * units / len(drawn) * len(words)
 
     def direct():
-        """Of all layers and both types, from a few layers of one: what a layer costs falls linearly with its depth."""
+        """Of all layers and both types, from a few layers of one, linearly between them."""
         of_layers = [timed(exact.direct_interpolants, one, DIRECT[0], values[:, layer], layer)[0] for layer in layers]
         return len(DIRECT) * float(np.interp(np.arange(fast.num_layers), layers, of_layers).sum())
 
@@ -66,7 +66,8 @@ def main(options):
         return (null + steps) * prompts / len(some) + alternatives
 
     with torch.no_grad():
-        _2020(exact, one[0], 0)  # packs and warms up
+        slow = [few_interventions(exact, stimulus, number) for number, stimulus in enumerate(one)]
+        by_full_passes_2020(*slow[0])  # warms up
         exact.neuron_intervention_in_templates(one, INDIRECT[0], units=drawn[::50])
         rounds = []
         for _ in range(options.rounds):
@@ -80,15 +81,12 @@ def main(options):
         print(f"| {way} | {statistics.median(hours) / 3600:.2f} | {statistics.median(ratios):.1f} ({min(ratios):.1f} to {max(ratios):.1f}) |")
 
 
-def _2020(model, stimulus, seed):
-    """A few random neurons of one prompt."""
-    import torch
-
-    from benchmarks.neuron_sweep import by_full_passes_2020
-
+def few_interventions(model, stimulus, seed):
+    """Arguments of `by_full_passes_2020` for a few random neurons of one prompt."""
     _, run_on, edits = model._experiment(stimulus, INDIRECT[0], 1)
     chosen = torch.randperm(len(edits), generator=torch.Generator().manual_seed(seed))[:NEURONS_OF_2020]
-    by_full_passes_2020(model, stimulus.base_strings_tok[run_on].to(model.device), edits[chosen], [ids[0] for ids in stimulus.candidates_tok], NEURONS_OF_2020)
+    candidates = [ids[0] for ids in stimulus.candidates_tok]
+    return model, stimulus.base_strings_tok[run_on].to(model.device), edits[chosen], candidates, NEURONS_OF_2020
 
 
 if __name__ == "__main__":

@@ -82,9 +82,9 @@ def in_two_precisions(run_exact, run_fast, todo, layers, size, result, fast, pro
     slope = DEVIATIONS * error(sample).norm() / approximate[sample, -1].norm().clamp_min(1e-9)  # expected error a unit of distance
     far, of_layer = slope * approximate[sample, -1] > AIM, layers[sample]
     # a layer most of whose sampled rows are far is not tried
-    hopeless = torch.tensor([layer for layer in of_layer.unique().tolist() if far[of_layer == layer].double().mean() > 0.5])
+    hopeless = [layer for layer in of_layer.unique().tolist() if far[of_layer == layer].double().mean() > 0.5]
     rest = todo[~torch.isin(todo, sample)]
-    untried = torch.isin(layers[rest], hopeless)
+    untried = torch.isin(layers[rest], torch.tensor(hopeless, dtype=layers.dtype))
     tried = rest[~untried]
     in_batches(run_fast, tried, size, approximate, progress)
     far = slope * approximate[tried, -1] > AIM

@@ -9,11 +9,11 @@ difference to the base run, not with the activations.
 Shapes: B rows, T positions of the base run, S the last of them that are run again.
 """
 
-import os
 import weakref
 from contextlib import contextmanager, nullcontext
 from functools import partial
 
+import psutil
 import torch
 from torch import nn
 from transformers.activations import NewGELUActivation
@@ -61,9 +61,9 @@ def _product_of(layer, dtype):
 def _exchanged(blocks, forwards):
     """While open, the layers of {layer: function} run their function, and GPT-2's activations theirs."""
     forwards = forwards | dict.fromkeys(_layers(blocks, NewGELUActivation), GELU)
-    for layer, forward in forwards.items():
-        layer.forward = forward
     try:
+        for layer, forward in forwards.items():
+            layer.forward = forward
         yield
     finally:
         for layer in forwards:
@@ -76,7 +76,7 @@ def packed(blocks):
     if not layers or layers[0].weight.device.type != "cpu" or layers[0].weight.dtype != torch.float32:
         return nullcontext()
     new = sum(layer.weight.nbytes for layer in layers if torch.float32 not in _kept.get(layer, {}))
-    if new and 2 * new > os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"):
+    if new and 2 * new > psutil.virtual_memory().available:
         return nullcontext()
     return _exchanged(blocks, {layer: _product_of(layer, torch.float32) for layer in layers})
 
