@@ -383,7 +383,8 @@ class Model:
         Returns: float64 [stimuli, L + 1, D, 2] (with units [stimuli, n, 2]), log-probabilities of both candidates.
         """
         run_on, source, minus = INTERVENTION_TYPES[intervention_type]
-        units = torch.arange((self.num_layers + 1) * self.num_neurons) if units is None else torch.as_tensor(units)
+        every = units is None
+        units = torch.arange((self.num_layers + 1) * self.num_neurons) if every else torch.as_tensor(units)
         result = torch.empty(len(interventions), len(units), 2, dtype=torch.float64)
 
         def report(rows):
@@ -398,7 +399,7 @@ class Model:
             edits = single_neuron_edits(values * alpha, position, minus is not None)[units.to(self.device)]
             swept = sweep(self.parts, base, tree.predictions, edits, bsize, odds_only, report, self.fast_rows)
             result[members] = swept.reshape(len(units), len(members), 2).movedim(1, 0)
-        return result.reshape(len(interventions), -1, self.num_neurons, 2) if len(units) == (self.num_layers + 1) * self.num_neurons else result
+        return result.reshape(len(interventions), -1, self.num_neurons, 2) if every else result
 
     @torch.no_grad()
     def neuron_gradients(self, interventions, prompt):

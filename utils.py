@@ -119,12 +119,14 @@ def find_tables(folder, model, types=TYPES):
 
 def describe_methods(folder, model):
     """A line on what made the neuron tables of a model, by the manifest of their folder; empty where every number is exact or none tells."""
-    methods = {run["settings"].get("method", "exact") for run in RunFolder(folder).read()["runs"]
-               if run["settings"].get("model") == model and any("sweep_seconds" in entry for entry in run["files"].values())}
+    swept = [run["settings"] for run in RunFolder(folder).read()["runs"]
+             if run["settings"].get("model") == model and any("sweep_seconds" in entry for entry in run["files"].values())]
+    methods = {settings.get("method", "exact") for settings in swept}
+    fast = "; precision fast: most interventions in bfloat16 on the difference to the base run" if any("precision" in settings for settings in swept) else ""
     texts = {"exact": "every neuron run", "gradient": "first-order estimates", "screen": "the strongest neurons run, the others first-order estimates"}
-    if methods <= {"exact"}:
+    if methods <= {"exact"} and not fast:
         return ""
-    return f"{model}: effects by " + "; ".join(f"method {method}, {texts[method]}" for method in sorted(methods)) + " (docs/methods.md)"
+    return f"{model}: effects by " + "; ".join(f"method {method}, {texts[method]}" for method in sorted(methods)) + fast + " (docs/methods.md)"
 
 
 def read_table(path, columns, also_there=()):

@@ -104,7 +104,7 @@ def add_method(parser):
 
     parser.add_argument("--precision", choices=("exact", "fast"), default="exact",
                         help="fast: what differs from the run without intervention is multiplied in bfloat16, float32 where random interventions that are run "
-                             "both ways say so; log-probabilities within 1e-3 (default: exact)")
+                             "both ways say so; within 1e-3 in a random sample, or the run stops (default: exact)")
 
 
 def refuse_full_passes(parser, options):
@@ -112,6 +112,8 @@ def refuse_full_passes(parser, options):
     for option in ("method", "precision"):
         if getattr(options, option) != "exact" and options.full_passes:
             parser.error(f"--{option} {getattr(options, option)} does not go with --full_passes")
+    if options.method == "gradient" and options.precision == "fast":
+        parser.error("--precision fast is for interventions that are run: it does not go with --method gradient")
 
 
 def true_or_false(text):

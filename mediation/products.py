@@ -10,7 +10,7 @@ Shapes: B rows, T positions of the base run, S the last of them that are run aga
 """
 
 import weakref
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from functools import partial
 
 import psutil
@@ -49,18 +49,20 @@ def product(weight, bias=None):
 
 
 def _product_of(layer, dtype):
-    """The product of a layer's weight in `dtype`, kept until the weight changes; in bfloat16 without the bias, which no difference has."""
+    """The product of a layer's weight in `dtype`, kept until the weight changes; in bfloat16 without the bias, which no difference has.
+
+    The sum of the weight is looked at, too: changes through `.data` leave no other trace.
+    """
     kept = _kept.setdefault(layer, {})
-    version = layer.weight.data_ptr(), layer.weight._version
+    version = layer.weight.data_ptr(), layer.weight._version, float(layer.weight.detach().sum())
     if dtype not in kept or kept[dtype][0] != version:
         kept[dtype] = version, product(_weight(layer).to(dtype), None if dtype == torch.bfloat16 else layer.bias)
     return kept[dtype][1]
 
 
 @contextmanager
-def _exchanged(blocks, forwards):
-    """While open, the layers of {layer: function} run their function, and GPT-2's activations theirs."""
-    forwards = forwards | dict.fromkeys(_layers(blocks, NewGELUActivation), GELU)
+def exchanged(forwards):
+    """While open, the layers of {layer: function} run their function, as `packed` and `on_differences` give it. Put back even after an error."""
     try:
         for layer, forward in forwards.items():
             layer.forward = forward
@@ -71,14 +73,15 @@ def _exchanged(blocks, forwards):
 
 
 def packed(blocks):
-    """While open, the linear layers of `blocks` multiply by packed weights, where that is faster and the copy fits into memory twice over."""
+    """{layer: function} by which the linear layers of `blocks` multiply by packed weights; empty where that is not faster, or the copy would not
+    fit into memory twice over. To be asked for once a sweep."""
     layers = _layers(blocks, nn.Linear, Conv1D)
     if not layers or layers[0].weight.device.type != "cpu" or layers[0].weight.dtype != torch.float32:
-        return nullcontext()
+        return {}
     new = sum(layer.weight.nbytes for layer in layers if torch.float32 not in _kept.get(layer, {}))
     if new and 2 * new > psutil.virtual_memory().available:
-        return nullcontext()
-    return _exchanged(blocks, {layer: _product_of(layer, torch.float32) for layer in layers})
+        return {}
+    return {layer: _product_of(layer, torch.float32) for layer in layers} | dict.fromkeys(_layers(blocks, NewGELUActivation), GELU)
 
 
 @contextmanager
@@ -98,7 +101,7 @@ def recorded(blocks):
 
 
 def on_differences(blocks, record, first):
-    """While open, the linear layers of `blocks` multiply only what differs from the recorded run, in bfloat16, at the positions from `first` on."""
+    """{layer: function} by which linear layers multiply only what differs from the recorded run, in bfloat16, at the positions from `first` on."""
     last = [None, None]  # several layers are given the same input one after the other, as queries, keys and values are
 
     def forward_of(layer, inputs, outputs):
@@ -110,12 +113,13 @@ def on_differences(blocks, record, first):
             return multiply(last[1]).to(outputs.dtype).add_(outputs)
         return forward
 
-    return _exchanged(blocks, {layer: forward_of(layer, inputs[first:], outputs[first:]) for layer, (inputs, outputs) in record.items()})
+    forwards = {layer: forward_of(layer, inputs[first:], outputs[first:]) for layer, (inputs, outputs) in record.items()}
+    return forwards | dict.fromkeys(_layers(blocks, NewGELUActivation), GELU)
 
 
 def check_bfloat16(device):
     """Raises InputError where bfloat16 is not multiplied by the hardware: it would be slower there, not faster."""
     on_cpu = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
-    able = torch.cuda.is_bf16_supported() if device.type == "cuda" else on_cpu
+    able = torch.cuda.get_device_capability(device) >= (8, 0) if device.type == "cuda" else on_cpu
     if not able:
         raise InputError(f"--precision fast needs a processor that multiplies bfloat16, and {device} does not: use --precision exact")

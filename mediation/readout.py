@@ -45,8 +45,8 @@ class Normaliser:
 
     @staticmethod
     def serves(head, dtype, rows):
-        """Whether it is worth its making: many rows, a plain linear layer over a large vocabulary, not in float64."""
-        return rows > WORTH and type(head) is nn.Linear and dtype != torch.float64 and len(head.weight) > 4 * (LIKELIEST + SAMPLED)
+        """Whether it is worth its making: many rows, a plain linear layer over a large vocabulary, float32 (half precision cannot sum)."""
+        return rows > WORTH and type(head) is nn.Linear and dtype == torch.float32 and len(head.weight) > 4 * (LIKELIEST + SAMPLED)
 
     def __call__(self, rows):
         """rows [B, D] -> [B], float64."""

@@ -175,7 +175,7 @@ class RunFolder:
         Raises:
             InputError: one of them is there already, made with other settings or by nobody knows whom: nothing is overwritten.
         """
-        self._fingerprint = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:12]
+        self._fingerprint = hashlib.sha256(json.dumps([settings, sorted(files)], sort_keys=True).encode()).hexdigest()[:12]
         for name in files:
             before = self.settings_of(name)
             if before is None and (self.folder / name).exists():
@@ -203,7 +203,7 @@ class RunFolder:
             content["runs"][index]["files"][name].update(entries)
 
     def shard_path(self, file_name, word):
-        """Where the results for one word of an unfinished file are kept; another place for other settings. After `claim`."""
+        """Where the results for one word of an unfinished file are kept; another place for other settings or other files of a run. After `claim`."""
         return self.folder / SHARDS / f"{Path(file_name).stem}-{self._fingerprint}" / f"{word}.npz"
 
     def save_shard(self, file_name, word, **arrays):

@@ -11,7 +11,7 @@ from .attention import HeadEdits, attention_weights, overriding, replacement, sh
 from .batches import in_batches, in_two_precisions
 from .forward import Resumption, pack, run_base
 from .neurons import change, edited
-from .products import on_differences, packed
+from .products import exchanged, on_differences, packed
 from .readout import ReadOut
 
 # rows x positions x width of the widest layer: on a CPU what its cache holds (measured best between 2 and 3 million), with no gain past the second number
@@ -138,22 +138,22 @@ def _run(descend, todo, layers, size, result, parts, base, predictions, first, o
     def read_out(in_bfloat16):
         return ReadOut(parts, predictions, base.residuals[-1], len(todo), odds_only, in_bfloat16)
 
-    exact_read_out = read_out(False)
+    exact_read_out, exact_layers = read_out(False), packed(parts.blocks)
 
     def exactly(rows):
-        with packed(parts.blocks):
+        with exchanged(exact_layers):
             return descend(rows, exact_read_out)
 
     if fast is None or not len(todo):
         in_batches(exactly, todo, size, result, progress)
         return
-    fast_read_out = read_out(True)
+    fast_read_out, fast_layers = read_out(True), on_differences(parts.blocks, base.linear_layers, first)
 
     def on_the_difference(rows):
-        with on_differences(parts.blocks, base.linear_layers, first):
+        with exchanged(fast_layers):
             return descend(rows, fast_read_out)
 
-    in_two_precisions(exactly, on_the_difference, todo, layers, size, result, fast, progress)
+    in_two_precisions(exactly, on_the_difference, todo, layers, size, result, fast, progress, odds_only)
 
 
 def sweep_by_full_passes(model, parts, tokens, edits, candidates, batch_size=None, progress=None):

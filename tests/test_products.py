@@ -13,7 +13,7 @@ from mediation.batches import FastRows, in_two_precisions
 from mediation.errors import InputError
 from mediation.forward import run_base
 from mediation.neurons import single_neuron_edits
-from mediation.products import check_bfloat16, on_differences, packed, recorded
+from mediation.products import check_bfloat16, exchanged, on_differences, packed, recorded
 from mediation.sweeps import sweep, sweep_heads
 
 TEMPLATES = ("The {} said that", "The {} yelled because", "The {} was fired because")
@@ -36,25 +36,28 @@ def test_packed_products_equal_the_librarys(toy_model, architecture):
     tokens = stimulus(model).base_strings_tok[0].unsqueeze(0)
     with torch.no_grad():
         plain = model.model(tokens).logits
-        with packed(model.parts.blocks):
+        layers = packed(model.parts.blocks)
+        assert len(layers) >= model.num_layers * 4
+        with exchanged(layers):
             torch.testing.assert_close(model.model(tokens).logits, plain, rtol=1e-4, atol=1e-4)
         assert torch.equal(model.model(tokens).logits, plain)  # nothing stays exchanged
 
 
 def test_products_are_put_back_after_an_error(toy_model, architecture):
     model = toy_model(architecture)
-    for opened in (packed(model.parts.blocks), on_differences(model.parts.blocks, {}, 0)):
-        with pytest.raises(ZeroDivisionError), opened:
-            raise ZeroDivisionError
+    with pytest.raises(ZeroDivisionError), exchanged(packed(model.parts.blocks)):
+        assert any("forward" in module.__dict__ for module in model.model.modules())
+        raise ZeroDivisionError
     assert not any("forward" in module.__dict__ for module in model.model.modules())
 
 
-def test_changed_weights_are_packed_again(toy_checkpoint):
+@pytest.mark.parametrize("change", [lambda parameter: parameter.mul_(1.1), lambda parameter: parameter.data.mul_(1.1)], ids=["in place", "data"])
+def test_changed_weights_are_packed_again(toy_checkpoint, change):
     model = Model(gpt2_version=str(toy_checkpoint("llama")))
     first = model.neuron_intervention_single_experiment(stimulus(model), "man_indirect")[6]
     with torch.no_grad():
         for parameter in model.parts.blocks.parameters():
-            parameter.mul_(1.1)
+            change(parameter)
     second = model.neuron_intervention_single_experiment(stimulus(model), "man_indirect")[6]
     model.full_passes = True
     torch.testing.assert_close(second, model.neuron_intervention_single_experiment(stimulus(model), "man_indirect")[6], rtol=1e-4, atol=0)
@@ -65,7 +68,7 @@ def test_no_difference_to_the_base_run_changes_nothing(fast_model):
     tokens = stimulus(fast_model).base_strings_tok[0]
     with torch.no_grad():
         base = run_base(fast_model.model, fast_model.parts, tokens, linear_layers=True)
-        with on_differences(fast_model.parts.blocks, base.linear_layers, 0):
+        with exchanged(on_differences(fast_model.parts.blocks, base.linear_layers, 0)):
             again = run_base(fast_model.model, fast_model.parts, tokens)
     torch.testing.assert_close(again.residuals[-1], base.residuals[-1], rtol=1e-5, atol=1e-5)
 
@@ -106,19 +109,38 @@ def test_fast_sweeps_of_heads_are_within_their_bound(fast_model, toy_model, arch
     assert float((fast - exact).abs().max()) < batches.BOUND
 
 
+@pytest.mark.parametrize("common", [False, True])
+def test_heads_on_differences_are_near_exact_ones(fast_model, toy_model, architecture, monkeypatch, common):
+    """With next to no sample and no row too far, all rows stay in bfloat16: their errors are a hundredth of the effects."""
+    monkeypatch.setattr(batches, "AT_LEAST", 2)
+    monkeypatch.setattr(batches, "AIM", torch.inf)
+    monkeypatch.setattr(batches, "BOUND", 1.0)
+    model, sets = toy_model(architecture), heads_layers_model(3, 4)
+    sets = (sets | sets[5])[[unit for unit in range(12) if unit != 5]] if common else sets
+    example = Intervention(model.tokenizer, "The captain told the nurse that {}", ["she", "he"], ["was here.", "said that the man went home."])
+    with torch.no_grad():
+        context, edits = model._head_edits(example, "indirect", sets)
+        exact = sweep_heads(model.model, model.parts, context, example.candidates_tok, edits)
+        fast = sweep_heads(model.model, model.parts, context, example.candidates_tok, edits, fast=fast_model.fast_rows)
+    assert fast_model.fast_rows.rows - fast_model.fast_rows.exact >= len(sets) - 4
+    assert 0 < float((fast - exact).norm()) < 0.02 * float((exact - exact.mean(dim=0)).norm())
+
+
 def test_only_what_differs_is_bfloat16(fast_model):
     """The same interventions, all in plain bfloat16, are far off: the difference is what makes the fast precision usable."""
     model, tokens = fast_model, stimulus(fast_model).base_strings_tok[0]
     predictions = tuple(([len(tokens) - 1], [token]) for token in (1, 2))
     with torch.no_grad():
         base = run_base(model.model, model.parts, tokens, linear_layers=True)
-        edits = single_neuron_edits(base.representations(1) + 0.1, 1)
+        edits = single_neuron_edits(base.representations(1) + 0.01, 1)
         exact = sweep(model.parts, base, predictions, edits)
-        fast = sweep(model.parts, base, predictions, edits, fast=FastRows())
+        counts = FastRows()
+        fast = sweep(model.parts, base, predictions, edits, fast=counts)
         model.model.bfloat16()
-        coarse_edits = single_neuron_edits((base.representations(1) + 0.1).bfloat16(), 1)
+        coarse_edits = single_neuron_edits((base.representations(1) + 0.01).bfloat16(), 1)
         coarse = sweep(model.parts, run_base(model.model, model.parts, tokens), predictions, coarse_edits)
         model.model.float()
+    assert counts.exact < counts.rows / 2
     assert float((fast - exact).abs().max()) < 0.1 * float((coarse - exact).abs().max())
 
 
@@ -136,15 +158,15 @@ def test_rows_far_from_the_base_run_are_exact():
     result, fast, done = torch.full((400, 1), torch.nan, dtype=torch.float64), FastRows(), []
     in_two_precisions(exactly, approximately, torch.arange(400), torch.arange(400) // 100, 50, result, fast, done.append)
     error = (result - truth).abs().squeeze(1)
-    assert sum(done) == fast.rows == 400 and 300 <= fast.exact <= 300 + batches.AT_LEAST  # three layers of four are mostly far
+    assert sum(done) == fast.rows == 400 and 267 <= fast.exact <= 300 + batches.AT_LEAST  # 267 are far, and three layers of four mostly
     assert (error[:200] == 0).all()  # the far half: three times their error is above the aim
     assert 0 < error.max() <= batches.AIM / batches.DEVIATIONS + 1e-12
     assert 0 < fast.largest_deviation <= batches.AIM / batches.DEVIATIONS + 1e-12
 
 
 def test_an_error_that_the_first_sample_did_not_tell_stops_the_run():
-    _, exactly, approximately = two_ways(lambda rows, distance: torch.where(torch.isin(rows, sample), 0.0, 0.1).unsqueeze(1))
-    sample = torch.randperm(400, generator=torch.Generator().manual_seed(0))[: batches.AT_LEAST]
+    seen = []
+    _, exactly, approximately = two_ways(lambda rows, distance: seen.append(rows) or (0.0 if len(seen) == 1 else 0.1))
     with pytest.raises(InputError, match=r"--precision fast is off by 1.0e-01.*use --precision exact"):
         in_two_precisions(exactly, approximately, torch.arange(400), torch.zeros(400), 50, torch.zeros(400, 1, dtype=torch.float64), FastRows())
 

@@ -18,15 +18,16 @@ def head():
     return made.requires_grad_(False)
 
 
+@pytest.mark.parametrize("fast", [False, True])
 @pytest.mark.parametrize("bias", [False, True])
 @pytest.mark.parametrize("step", [1e-4, 1e-2, 1.0])
-def test_split_normaliser_equals_the_full_sum(head, step, bias):
+def test_split_normaliser_equals_the_full_sum(head, step, bias, fast):
     if bias:
         head.bias = nn.Parameter(torch.randn(VOCABULARY), requires_grad=False)
     base = torch.randn(WIDTH)
     rows = base + step * torch.randn(200, WIDTH)
     reference = (rows.double() @ head.weight.double().T + (head.bias.double() if bias else 0)).logsumexp(dim=1)
-    torch.testing.assert_close(Normaliser(head, base)(rows), reference, rtol=0, atol=TOLERANCE + 3e-6)  # 3e-6: float32
+    torch.testing.assert_close(Normaliser(head, base, fast)(rows), reference, rtol=0, atol=TOLERANCE + 3e-6)  # 3e-6: float32
 
 
 def test_rows_far_from_the_base_get_the_full_sum(head):
@@ -43,7 +44,8 @@ def test_rows_far_from_the_base_get_the_full_sum(head):
 
 def test_where_it_does_not_serve(head):
     assert Normaliser.serves(head, torch.float32, 1000)
-    assert not Normaliser.serves(head, torch.float64, 1000) and not Normaliser.serves(head, torch.float32, 10)
+    assert not any(Normaliser.serves(head, dtype, 1000) for dtype in (torch.float64, torch.bfloat16, torch.float16))
+    assert not Normaliser.serves(head, torch.float32, 10)
     assert not Normaliser.serves(nn.Linear(WIDTH, LIKELIEST + SAMPLED), torch.float32, 1000)
 
 
