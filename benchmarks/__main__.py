@@ -32,7 +32,7 @@ PARTS = [  # (title, module, options, options of a quick run)
 def main(options):
     """Run the parts, keep what they print."""
     check_writable(options.out_dir)
-    report = Path(options.out_dir) / "report.md"
+    report = Path(options.out_dir) / f"report{''.join('_' + word for word in options.only or ())}.md"  # a part does not replace the whole
     report.parent.mkdir(parents=True, exist_ok=True)
     with report.open("w", encoding="utf-8") as file:
         write(f"# Benchmarks\n\n{datetime.date.today()}, {processor()}\n", file)
@@ -67,7 +67,7 @@ def processor():
 if __name__ == "__main__":
     parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="fewer rounds and units")
-    parser.add_argument("--only", nargs="+", metavar="PART", help="modules of benchmarks/, such as neuron_sweep peers")
+    parser.add_argument("--only", nargs="+", metavar="PART", help="modules of benchmarks/, such as neuron_sweep peers; into a report of their own")
     parser.add_argument("--out_dir", default="bench", metavar="D", help="where report.md goes (default: bench)")
     chosen_options = parser.parse_args()
     with exit_on_bad_input():

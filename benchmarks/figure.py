@@ -29,7 +29,7 @@ def main(options):
     """A panel a model."""
     found = ratios(Path(options.report).read_text(encoding="utf-8"))
     if not found or not all(found.values()):
-        raise InputError(f"{options.report} has no tables of other libraries: run python -m benchmarks --only peers first")
+        raise InputError(f"{options.report} has no tables of other libraries: run python -m benchmarks first")
     figure, panels = plt.subplots(1, len(found), figsize=(4.6 * len(found), 3), sharex=True, squeeze=False)
     for panel, (model, of_ways) in zip(panels[0], found.items()):
         bars = panel.barh(list(of_ways), list(of_ways.values()), color=["C0" if way.startswith("this project") else "0.6" for way in of_ways])

@@ -12,6 +12,7 @@ import torch
 
 from benchmarks import load, parser, peak_of_this_process, timed
 from mediation import stimuli
+from mediation.errors import InputError
 from mediation.options import exit_on_bad_input, positive
 
 
@@ -21,7 +22,10 @@ def main(options):
 
     model = load(options)
     units, neurons = (model.num_layers + 1) * model.num_neurons, model.num_neurons
-    shuffled = torch.randperm(units - neurons, generator=torch.Generator().manual_seed(options.seed))  # the last layer is not run
+    generator = torch.Generator().manual_seed(options.seed)
+    shuffled, in_a_layer = torch.randperm(units - neurons, generator=generator), torch.randperm(neurons, generator=generator)  # the last layer is not run
+    if 2 * options.units > len(shuffled):
+        raise InputError(f"--units {options.units}: this model has {len(shuffled)} neurons before its last layer, and twice the units are run")
 
     def stimulus(template):
         return Intervention(model.tokenizer, template, ["nurse", "man", "woman"], ["he", "she"], model.device)
@@ -37,7 +41,8 @@ def main(options):
     grow("units", {count: sweep(one, shuffled[:count]) for count in (options.units // 4, options.units // 2, options.units, 2 * options.units)}, options.rounds)
     grow("prompts (templates of one profession)", {count: sweep(stimuli.TEMPLATES[:count], drawn) for count in (1, 4, 8, 17)}, options.rounds)
     layers = sorted({0, 1, model.num_layers // 2, model.num_layers - 1})
-    grow("layer of all units", {layer: sweep(one, layer * neurons + torch.randperm(neurons)[: options.units]) for layer in layers}, options.rounds)
+    count = min(options.units, neurons)
+    grow(f"layer of {count} units", {layer: sweep(one, layer * neurons + in_a_layer[:count]) for layer in layers}, options.rounds)
     grow("tokens from the slot on", {2 + words: sweep(["The {}" + " and" * words + " said"], drawn) for words in (0, 6, 14, 30)}, options.rounds)
     grow("tokens before the slot", {1 + words: sweep(["The" + " very" * words + " {} said that"], drawn) for words in (0, 6, 14, 30)}, options.rounds)
     print(f"\nPeak memory of all this: {peak_of_this_process():.0f} MB")

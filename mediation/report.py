@@ -73,6 +73,7 @@ def neuron_study(model, runs, probabilities, estimands, correlation, effects, co
     units, interventions = len(effects), sum(entry["rows"] for entry in swept)
     seconds = sum(entry["sweep_seconds"] for entry in swept)
     all_interventions = 4 * units * len(probabilities)
+    what = "effects, most of them estimates" if any("method" in run["settings"] for run in runs) else "interventions"
     words = list(dict.fromkeys(word for entry in swept for word in entry["words"]))
     templates = list(dict.fromkeys(entry["template"] for entry in swept))
     total = estimands[0]
@@ -90,7 +91,7 @@ def neuron_study(model, runs, probabilities, estimands, correlation, effects, co
         "",
         "```", describe_estimands(estimands), "```",
         "",
-        f"**Neurons** ({interventions:,} interventions: {_count(len(words), 'profession')}: {textwrap.shorten(', '.join(words), 80, placeholder=' ...')}; "
+        f"**Neurons** ({interventions:,} {what}: {_count(len(words), 'profession')}: {textwrap.shorten(', '.join(words), 80, placeholder=' ...')}; "
         f"{_count(len(templates), 'template')}: {textwrap.shorten(', '.join(templates), 80, placeholder=' ...')}). "
         "Natural indirect effect = odds ratio - 1 toward the anti-stereotypical gender when one neuron takes the value it has for “man” or “woman”; "
         "mean and standard deviation over these prompts.",
@@ -108,8 +109,7 @@ def neuron_study(model, runs, probabilities, estimands, correlation, effects, co
         f"**Layers.** The strongest {100 * peak['share']:g}% of a layer's neurons have their largest mean effect in layer {peak['layer']:.0f}: "
         f"{peak['odds_ratio_indirect_mean'] - 1:.3f}. Neurons of the last layer cannot reach the output from an earlier position: their effect is exactly 0.",
         "",
-        f"**How sure.** {how_sure(runs, swept)} {seconds / 60:.1f} minutes of sweeps, {interventions / seconds:,.0f} "
-        "interventions a second.",
+        f"**How sure.** {how_sure(runs, swept)} {seconds / 60:.1f} minutes of sweeps, {interventions / seconds:,.0f} {what} a second.",
         "",
     ]
     if interventions < all_interventions:
