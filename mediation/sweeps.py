@@ -138,7 +138,7 @@ def _run(descend, todo, layers, size, result, parts, base, predictions, first, o
     def read_out(in_bfloat16):
         return ReadOut(parts, predictions, base.residuals[-1], len(todo), odds_only, in_bfloat16)
 
-    exact_read_out, exact_layers = read_out(False), packed(parts.blocks)
+    exact_read_out, exact_layers = read_out(False), packed([*parts.blocks, parts.head])
 
     def exactly(rows):
         with exchanged(exact_layers):
@@ -147,7 +147,8 @@ def _run(descend, todo, layers, size, result, parts, base, predictions, first, o
     if fast is None or not len(todo):
         in_batches(exactly, todo, size, result, progress)
         return
-    fast_read_out, fast_layers = read_out(True), on_differences(parts.blocks, base.linear_layers, first)
+    fast_read_out = read_out(True)
+    fast_layers = exact_layers | on_differences(parts.blocks, base.linear_layers, first)  # the unembedding is left in the model's precision
 
     def on_the_difference(rows):
         with exchanged(fast_layers):
