@@ -1,6 +1,6 @@
 """All benchmarks, one after the other, into one report: what `make bench` runs.
 
-    python -m benchmarks                # about three quarters of an hour on two cores; the report stands in bench/report.md
+    python -m benchmarks                # about an hour on two cores; the report stands in bench/report.md
     python -m benchmarks --quick        # fewer rounds and units: noisier
 
 Every part is a process of its own. What a part prints is added to the report as it comes; a part that fails is told, and the others go on.

@@ -5,7 +5,7 @@
 
 The whole study would take the 2020 algorithm weeks, so each way runs a part of it, in turns, and is scaled by the number of interventions:
 the 2020 algorithm (batched full passes under hooks, the full vocabulary's logits) a few neurons in every template; ours the indirect types of one
-profession on a random share of the neurons, and the direct types in a few layers for all professions at once. Without the writing of tables.
+profession on a random share of the neurons, and the direct types in the middle layer for all professions at once. Without the writing of tables.
 """
 
 import argparse
@@ -18,7 +18,7 @@ from benchmarks import load, parser, timed
 from benchmarks.neuron_sweep import by_full_passes_2020
 from mediation.options import exit_on_bad_input, share
 
-INDIRECT, DIRECT = ("man_indirect", "woman_indirect"), ("man_direct", "woman_direct")
+INDIRECT = ("man_indirect", "woman_indirect")
 NEURONS_OF_2020 = 64  # in each template
 WORDS_OF_GRADIENTS = 8
 
@@ -40,7 +40,7 @@ def main(options):
     one = words["nurse"]
     units = (fast.num_layers + 1) * fast.num_neurons
     drawn = torch.randperm(units, generator=torch.Generator().manual_seed(options.seed))[: int(options.share * units)].sort().values
-    layers = sorted({0, fast.num_layers // 2, fast.num_layers - 1})  # the last layer is not run; all of this is a twentieth of the whole
+    middle = fast.num_layers // 2
     values = np.stack(exact.null_values([of_word[0] for of_word in words.values()]))  # [words, L + 1, D]
     prompts = sum(map(len, words.values()))
 
@@ -53,9 +53,10 @@ def main(options):
         return sum(timed(model.neuron_intervention_in_templates, one, kind, units=drawn)[0] for kind in INDIRECT) * units / len(drawn) * len(words)
 
     def direct():
-        """Of all layers and both types, from a few layers of one, linearly between them."""
-        of_layers = [timed(exact.direct_interpolants, one, DIRECT[0], values[:, layer], layer)[0] for layer in layers]
-        return len(DIRECT) * float(np.interp(np.arange(fast.num_layers), layers, of_layers).sum())
+        """Of all layers and both types, from the middle layer of one: a layer costs what the blocks behind it do. All of this is a twentieth of the whole."""
+        of_middle, _ = timed(exact.direct_interpolants, one, "man_direct", values[:, middle], middle)
+        blocks_behind = fast.num_layers - np.arange(fast.num_layers)  # none behind the last layer, which is not run
+        return 2 * of_middle * float(blocks_behind.sum() / blocks_behind[middle])
 
     def gradient():
         """All four types: gradients of every null prompt, and of both alternatives' prompts once; then each type's steps along them."""
