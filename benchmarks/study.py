@@ -9,6 +9,7 @@ profession on a random share of the neurons, and the direct types in the middle 
 """
 
 import argparse
+import copy
 import statistics
 
 import numpy as np
@@ -25,13 +26,13 @@ WORDS_OF_GRADIENTS = 8
 
 def main(options):
     """Time the parts in turns, scale, print one table."""
-    from experiment import Intervention, Model
+    from experiment import Intervention
     from mediation import professions, stimuli
 
     options.precision = "fast"
     fast = load(options)
-    exact = Model.__new__(Model)
-    exact.__dict__ = {**fast.__dict__, "fast_rows": None}
+    exact = copy.copy(fast)  # the same weights
+    exact.fast_rows = None
     templates = list(stimuli.select_templates(None).values())
     words = {}
     for template in templates:
@@ -46,7 +47,7 @@ def main(options):
 
     def of_2020():
         """The whole study: every prompt and type."""
-        part = sum(timed(by_full_passes_2020, *arguments)[0] for arguments in slow)
+        part = sum(timed(by_full_passes_2020, *arguments)[0] for arguments in passes_of_2020)
         return part / NEURONS_OF_2020 / len(templates) * units * prompts * 4
 
     def indirect(model):
@@ -67,8 +68,8 @@ def main(options):
         return (null + steps) * prompts / len(some) + alternatives
 
     with torch.no_grad():
-        slow = [few_interventions(exact, stimulus, number) for number, stimulus in enumerate(one)]
-        by_full_passes_2020(*slow[0])  # warms up
+        passes_of_2020 = [few_interventions(exact, stimulus, number) for number, stimulus in enumerate(one)]
+        by_full_passes_2020(*passes_of_2020[0])  # warms up
         exact.neuron_intervention_in_templates(one, INDIRECT[0], units=drawn[::50])
         rounds = []
         for _ in range(options.rounds):

@@ -143,6 +143,13 @@ def test_figures_of_several_models_and_random_ones(run_script, results):
     assert pd.read_csv(results / "neuron_layer_effect.csv")["model"].unique().tolist() == ["toy-gpt2", "toy-gpt2_random"]
 
 
+def test_benchmark_of_the_study_takes_its_turns(toy_checkpoint, monkeypatch, capsys):
+    monkeypatch.setattr("sys.argv", ["study", "-model", str(toy_checkpoint("gpt2")), "--rounds", "2"])
+    runpy.run_module("benchmarks.study", run_name="__main__")
+    ratios = re.findall(r"\| (2020 algorithm|exact|fast|gradient) \| [\d.]+ \| ([\d.]+) \([\d.]+ to [\d.]+\) \|", capsys.readouterr().out)
+    assert [way for way, _ in ratios] == ["2020 algorithm", "exact", "fast", "gradient"] and float(ratios[0][1]) == 1
+
+
 @pytest.mark.parametrize("study", ["neuron_sweep --interventions 8", "attention_sweep"])
 def test_benchmarks_compare_before_they_time(toy_checkpoint, monkeypatch, capsys, study):
     name, *options = study.split()
