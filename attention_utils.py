@@ -98,7 +98,7 @@ def run_study(model, examples, data, name, about, options):
     settings = {**about, "model": model.name, "weights_sha256": model.weights_sha256(), "examples_sha256": sha256(repr(examples).encode()).hexdigest(),
                 "filter_quantile": options.filter_quantile if options.do_filter else None, "max_examples": options.max_examples,
                 "dtype": options.dtype, "seed": options.seed if options.randomize else None}
-    method = {name: getattr(options, name) for name in ("method", "precision") if getattr(options, name) != "exact"}
+    method = {option: getattr(options, option) for option in ("method", "precision") if getattr(options, option) != "exact"}
     settings |= method
     run_folder.claim([name], settings)
     interventions = build_interventions(model, examples)

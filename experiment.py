@@ -241,10 +241,11 @@ class Model:
                 if not 0 <= neuron < self.num_neurons:
                     raise InputError(f"neuron {neuron} is not in the model: neurons go from 0 to {self.num_neurons - 1}")
 
-    def _sweep(self, base, tokens, edits, outputs, bsize=None, progress=None, fast=None):
-        """Float64 [B, C] log-probabilities, by the descent or by full passes as the model was made."""
+    def _sweep(self, base, tokens, edits, outputs, bsize=None, progress=None):
+        """Float64 [B, C] log-probabilities, by the descent or by full passes as the model was made; fast where the base run has its linear layers."""
         if self.full_passes:
             return sweep_by_full_passes(self.model, self.parts, tokens, edits, [ids[0] for ids in outputs], bsize, progress)
+        fast = self.fast_rows if base.linear_layers else None
         return sweep(self.parts, base, self._predictions(tokens, outputs), edits, bsize, progress=progress, fast=fast)
 
     @staticmethod
@@ -283,7 +284,7 @@ class Model:
         """
         runs, run_on, edits = self._experiment(intervention, intervention_type, alpha, layers_to_adj, neurons_to_adj, intervention_loc)
         tokens = intervention.base_strings_tok[run_on].to(self.device)
-        log_probabilities = self._sweep(runs[run_on], tokens, edits, intervention.candidates_tok, bsize, progress, self.fast_rows)
+        log_probabilities = self._sweep(runs[run_on], tokens, edits, intervention.candidates_tok, bsize, progress)
         read_out = ReadOut(self.parts, self._predictions(tokens, intervention.candidates_tok))
         base = [read_out(run.residuals[-1].unsqueeze(0))[0] for run in runs]
         shape = (-1, 1 if intervention_loc == "neuron" else self.num_neurons)
@@ -303,7 +304,7 @@ class Model:
         edits = NeuronEdits(every.layers[units, 0], every.neurons[units, 0], every.values[units, 0], every.position, every.add)
         tokens = intervention.base_strings_tok[run_on].to(self.device)
         base = ReadOut(self.parts, self._predictions(tokens, intervention.candidates_tok))(runs[NULL].residuals[-1].unsqueeze(0))
-        return self._sweep(runs[run_on], tokens, edits, intervention.candidates_tok, bsize, fast=self.fast_rows), base[0]
+        return self._sweep(runs[run_on], tokens, edits, intervention.candidates_tok, bsize), base[0]
 
     @torch.no_grad()
     def check_against_full_passes(self, intervention, intervention_type, log_probabilities, alpha=1, sample=4, seed=0, odds_only=False,

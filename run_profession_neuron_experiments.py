@@ -183,7 +183,7 @@ def write_interventions(model, run_folder, run, interventions, options):
     """Sweep type by type, keep what is computed at once, and write a table when its professions are complete."""
     from tqdm import tqdm
 
-    from neuron_utils import Gradients, sweep_kind, write_table
+    from neuron_utils import Gradients, screening, sweep_kind, write_table
 
     todo = unwritten(run_folder, run)
     total = (model.num_layers + 1) * model.num_neurons * sum(len(interventions[entry["template"]]) for entry in todo.values())
@@ -200,27 +200,25 @@ def write_interventions(model, run_folder, run, interventions, options):
     if gradients:
         gradients.forget()
     files = list(run_folder.read()["runs"][run]["files"].values())
-    if options.method == "screen":
-        run_folder.update(run, screening=screening_entry(files, options.screen_top))
-    report_checks(files, options)
+    found = screening(files, options.screen_top) if options.method == "screen" else None
+    if found:
+        run_folder.update(run, screening=screening_entry(found))
+    report_checks(files, options, found)
     if model.fast_rows and model.fast_rows.rows:
         run_folder.update(run, fast=asdict(model.fast_rows))
         print(model.fast_rows)
 
 
-def screening_entry(files, top):
-    """What the manifest says of how sure a screening is."""
-    from neuron_utils import screening
-
-    found = screening(files, top)
-    return {"drawn": found.drawn, "missed": found.missed, "rest": found.rest, "top": top, "confidence": 0.95,
+def screening_entry(found):
+    """What the manifest says of how sure a Screening is."""
+    return {"drawn": found.drawn, "missed": found.missed, "rest": found.rest, "top": found.top, "confidence": 0.95,
             "missed_a_prompt_at_most": found.missed_a_prompt, "recall_at_least": found.recall}
 
 
-def report_checks(files, options):
-    """Print how sure the numbers are."""
+def report_checks(files, options, found):
+    """Print how sure the numbers are; `found`: the Screening, where there was one."""
     from mediation.report import describe_screening
-    from neuron_utils import CHECKED, COMPARED, screening
+    from neuron_utils import CHECKED, COMPARED
 
     deviation = max(entry["largest_deviation_from_full_passes"] for entry in files)
     if options.method == "gradient":
@@ -229,8 +227,8 @@ def report_checks(files, options):
         return
     print(f"checked {CHECKED} random neurons{' among those run' if options.method == 'screen' else ''} of each profession and type against full passes "
           f"under plain hooks: log-probabilities differ by at most {deviation:.1e}")
-    if options.method == "screen":
-        print(describe_screening(screening(files, options.screen_top), [entry["screen"] for entry in files]))
+    if found:
+        print(describe_screening(found, [entry["screen"] for entry in files]))
 
 
 def unwritten(run_folder, run):

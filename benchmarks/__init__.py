@@ -28,16 +28,21 @@ def load(options):
 
     if options.model != GPT2_SMALL_SIZED:
         return load_model(options)
+    with tempfile.TemporaryDirectory() as folder:
+        options.model = str(save_gpt2_small_sized(Path(folder), options.seed))
+        return load_model(options)
+
+
+def save_gpt2_small_sized(folder, seed):
+    """A folder in `folder` with a model of GPT-2 small's size and random weights; the tokenizer is SmolLM2's."""
     from transformers import AutoTokenizer, GPT2Config, GPT2LMHeadModel
 
     from mediation.checkpoints import bundled_model
 
-    with tempfile.TemporaryDirectory() as folder:
-        torch.manual_seed(options.seed)
-        GPT2LMHeadModel(GPT2Config()).save_pretrained(f"{folder}/{GPT2_SMALL_SIZED}")
-        AutoTokenizer.from_pretrained(bundled_model("smollm2-135m")).save_pretrained(f"{folder}/{GPT2_SMALL_SIZED}")
-        options.model = f"{folder}/{GPT2_SMALL_SIZED}"
-        return load_model(options)
+    torch.manual_seed(seed)
+    GPT2LMHeadModel(GPT2Config()).save_pretrained(folder / GPT2_SMALL_SIZED)
+    AutoTokenizer.from_pretrained(bundled_model("smollm2-135m")).save_pretrained(folder / GPT2_SMALL_SIZED)
+    return folder / GPT2_SMALL_SIZED
 
 
 def compare(ways, rounds):

@@ -15,7 +15,7 @@ from types import SimpleNamespace
 import numpy as np
 from scipy import stats
 
-from benchmarks import load, parser
+from benchmarks import load, parser, timed
 from mediation.options import exit_on_bad_input, positive
 
 TOP, TOP_HEADS = 50, 10
@@ -40,6 +40,7 @@ def against_2020(model, options):
     import torch
 
     from benchmarks.neuron_sweep import by_full_passes_2020
+    from benchmarks.study import few_interventions
     from experiment import Intervention
     from mediation import stimuli
     from mediation.storage import RunFolder
@@ -60,11 +61,8 @@ def against_2020(model, options):
                 write_table(run_folder.folder / f"{stimuli.template_file_stem(template)}_{kind}.csv", partial(results, template), words, kind, settings)
     ours = (time.perf_counter() - started) / (4 * len(interventions))  # a prompt, all types
     with torch.no_grad():
-        _, run_on, edits = model._experiment(some, "man_indirect", 1)
-        edits = edits[torch.randperm(len(edits), generator=torch.Generator().manual_seed(0))[:256].to(model.device)]
-        started = time.perf_counter()
-        by_full_passes_2020(model, some.base_strings_tok[run_on].to(model.device), edits, [ids[0] for ids in some.candidates_tok], options.batch_size or 64)
-    theirs = (time.perf_counter() - started) / 256 * len(TYPES) * (model.num_layers + 1) * model.num_neurons
+        of_few, _ = timed(by_full_passes_2020, *few_interventions(model, some, 0, 256))
+    theirs = of_few / 256 * len(TYPES) * (model.num_layers + 1) * model.num_neurons
     return (f"all neurons and types of a prompt: {theirs:.0f} s as in 2020 (from 256 full passes), {ours:.2f} s to first order, tables written: "
             f"{theirs / ours:.0f} times less")
 

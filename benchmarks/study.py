@@ -83,12 +83,12 @@ def main(options):
         print(f"| {way} | {statistics.median(hours) / 3600:.2f} | {statistics.median(ratios):.1f} ({min(ratios):.1f} to {max(ratios):.1f}) |")
 
 
-def few_interventions(model, stimulus, seed):
-    """Arguments of `by_full_passes_2020` for a few random neurons of one prompt."""
+def few_interventions(model, stimulus, seed, count=NEURONS_OF_2020):
+    """Arguments of `by_full_passes_2020` for a few random neurons of one prompt, in batches of 64."""
     _, run_on, edits = model._experiment(stimulus, INDIRECT[0], 1)
-    chosen = torch.randperm(len(edits), generator=torch.Generator().manual_seed(seed))[:NEURONS_OF_2020]
+    chosen = torch.randperm(len(edits), generator=torch.Generator().manual_seed(seed))[:count]
     candidates = [ids[0] for ids in stimulus.candidates_tok]
-    return model, stimulus.base_strings_tok[run_on].to(model.device), edits[chosen], candidates, NEURONS_OF_2020
+    return model, stimulus.base_strings_tok[run_on].to(model.device), edits[chosen.to(model.device)], candidates, 64
 
 
 if __name__ == "__main__":

@@ -44,19 +44,24 @@ def overriding(functions):
             _overrides.pop(module, None)
 
 
+@contextmanager
+def recorded_weights(parts):
+    """While open, a run leaves its attention weights, [B, H, T, T] a layer, in the list that is given."""
+    seen = []
+
+    def keep(output, weights, _values):
+        seen.append(weights)
+        return output
+
+    with overriding(dict.fromkeys(parts.attentions, keep)):
+        yield seen
+
+
 def attention_weights(model, parts, tokens):
     """Attention weights of one run of `tokens` (int64 [T]), [L, H, T, T]."""
-    seen = {}
-
-    def record(layer):
-        def keep(output, weights, _values):
-            seen[layer] = weights[0]
-            return output
-        return keep
-
-    with overriding({module: record(layer) for layer, module in enumerate(parts.attentions)}):
+    with recorded_weights(parts) as weights:
         model(tokens.unsqueeze(0), use_cache=False, logits_to_keep=1)
-    return torch.stack([seen[layer] for layer in range(len(parts.attentions))])
+    return torch.cat(weights)
 
 
 @dataclass(frozen=True)

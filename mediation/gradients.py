@@ -9,7 +9,7 @@ Shapes: B prompts of T tokens, L layers, D neurons a layer, H heads, C predictio
 
 import torch
 
-from .attention import overriding
+from .attention import recorded_weights
 from .forward import as_arguments
 from .readout import ReadOut
 
@@ -44,26 +44,18 @@ def head_gradients(model, parts, tree):
 
     Returns: log-probabilities float64 [C], gradients [C, L, H, T, T], the weights themselves [L, H, T, T].
     """
-    weights, residual, outputs = {}, [], []
-
-    def record(layer):
-        def keep(output, of_layer, _values):
-            weights[layer] = of_layer
-            return output
-        return keep
-
+    residual, outputs = [], []
     handles = [parts.embedding.register_forward_hook(_leaf(outputs)),
                parts.final_norm.register_forward_pre_hook(lambda _, inputs: residual.append(inputs[0]))]
     try:
-        with torch.enable_grad(), overriding({module: record(layer) for layer, module in enumerate(parts.attentions)}):
+        with torch.enable_grad(), recorded_weights(parts) as weights:
             model(tree.tokens.unsqueeze(0), use_cache=False, logits_to_keep=1, **as_arguments(model, tree))
             log_probabilities = ReadOut(parts, tree.predictions)(residual[0])[0]
-            of_layers = [weights[layer] for layer in range(len(parts.attentions))]
-            gradients = [torch.cat(torch.autograd.grad(value, of_layers, retain_graph=True)) for value in log_probabilities]
+            gradients = [torch.cat(torch.autograd.grad(value, weights, retain_graph=True)) for value in log_probabilities]
     finally:
         for handle in handles:
             handle.remove()
-    return log_probabilities.detach(), torch.stack(gradients), torch.cat(of_layers).detach()
+    return log_probabilities.detach(), torch.stack(gradients), torch.cat(weights).detach()
 
 
 def _leaf(outputs):

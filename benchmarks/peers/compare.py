@@ -20,7 +20,7 @@ from pathlib import Path
 
 import numpy as np
 
-from benchmarks import GPT2_SMALL_SIZED
+from benchmarks import GPT2_SMALL_SIZED, save_gpt2_small_sized
 from mediation.options import MODEL_SPELLINGS, Parser, exit_on_bad_input, positive, seed
 
 HERE = Path(__file__).parent
@@ -80,17 +80,6 @@ def draw_tasks(options, folder):
     about = {"neurons": f"{options.model}, {neurons.base_strings[run_on]!r}, {len(edits)} neurons of all layers, drawn with seed {options.seed}",
              "heads": f"{options.model}, {heads.base_strings[0]!r}, {len(units)} heads, continuations of {[len(ids) for ids in heads.candidates_tok]} tokens"}
     return {kind: {"model": str(source)} | {name: np.asarray(value) for name, value in task.items()} for kind, task in tasks.items()}, about
-
-
-def save_gpt2_small_sized(folder, random_seed):
-    """A folder with a model of GPT-2 small's size and random weights; the tokenizer is SmolLM2's."""
-    import torch
-    from transformers import AutoTokenizer, GPT2Config, GPT2LMHeadModel
-
-    torch.manual_seed(random_seed)
-    GPT2LMHeadModel(GPT2Config()).save_pretrained(folder / GPT2_SMALL_SIZED)
-    AutoTokenizer.from_pretrained(model_folder("smollm2-135m")).save_pretrained(folder / GPT2_SMALL_SIZED)
-    return folder / GPT2_SMALL_SIZED
 
 
 def model_folder(name):
