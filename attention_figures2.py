@@ -2,12 +2,13 @@
 
     python attention_figures2.py -out_dir .
 
-Reads OUT_DIR/winobias_data/attention_intervention_{M}_filtered_dev.json of every model that is there. Draws
+Reads OUT_DIR/winobias_data/attention_intervention_{M}_filtered_dev.json of every model that is there (of masked ones, every approach). Draws
 OUT_DIR/results/attention_intervention/effects.pdf, and writes the numbers in it to effects.csv beside it: TE, NDE-all and NIE-all (all heads
 overridden at once), NIE-sum (the sum of the heads' own indirect effects; above NIE-all where heads do the same work).
 """
 
 import argparse
+import re
 from pathlib import Path
 
 from mediation.errors import InputError
@@ -23,14 +24,14 @@ def main(options):
     from mediation import plots
 
     check_writable(options.out_dir)
-    suffix = "_filtered_dev"
-    found = {path: label for path, label in find_results(options.out_dir).items() if label.startswith("winobias_") and label.endswith(suffix)}
+    found = {path: match for path, label in find_results(options.out_dir).items()
+             if (match := re.fullmatch(r"winobias_(.+)_filtered_dev(?:_([1-6]))?", label))}  # a masked model's approach stands last
     if not found:
         raise InputError(f"{options.out_dir}/winobias_data holds no filtered dev results: run attention_intervention_winobias.py --do-filter True --split dev")
     rows = {}
-    for path, label in found.items():
+    for path, match in found.items():
         content = read_results(path)
-        rows[label.removeprefix("winobias_").removesuffix(suffix)] = {
+        rows[match[1] + (f" ({match[2]})" if match[2] else "")] = {
             "TE": content["mean_total_effect"], "NDE-all": content["mean_model_direct_effect"], "NIE-all": content["mean_model_indirect_effect"],
             "NIE-sum": head_effects(content["results"], "indirect").mean(axis=0).sum()}
     table = pd.DataFrame.from_dict(rows, orient="index")

@@ -14,20 +14,20 @@ from pathlib import Path
 import numpy as np
 
 from mediation.errors import InputError
-from mediation.options import Parser, add_model_options, exit_on_bad_input, positive, true_or_false
+from mediation.options import Parser, add_masking_approach, add_model_options, exit_on_bad_input, positive, true_or_false
 from mediation.storage import check_writable
 
 
 def main(options):
     """Strongest heads, strongest examples, their attention."""
-    from attention_utils import head_effects, read_results
+    from attention_utils import head_effects, masking_suffix, read_results
     from mediation import plots
     from utils import load_model
 
     check_writable(options.out_dir)
     out_dir = Path(options.out_dir)
     model = load_model(options)
-    label = f"{model.name}_{'filtered' if options.do_filter else 'unfiltered'}_{options.split}"
+    label = f"{model.name}_{'filtered' if options.do_filter else 'unfiltered'}_{options.split}{masking_suffix(model)}"
     path = out_dir / "winobias_data" / f"attention_intervention_{label}.json"
     if not path.exists():
         raise InputError(f"{path} is not there: run attention_intervention_winobias.py with these options first")
@@ -50,8 +50,9 @@ def attention_from_pronoun(model, entry):
     import torch
 
     from mediation.attention import attention_weights
+    from mediation.stimuli import begin_tokens
 
-    contexts = [torch.tensor(model.tokenizer(entry[name], add_special_tokens=False)["input_ids"], device=model.device)
+    contexts = [torch.tensor(begin_tokens(model.tokenizer) + model.tokenizer(entry[name], add_special_tokens=False)["input_ids"], device=model.device)
                 for name in ("base_string1", "base_string2")]
     with torch.no_grad():
         rows = torch.stack([attention_weights(model.model, model.parts, context)[:, :, -1] for context in contexts])
@@ -63,6 +64,7 @@ if __name__ == "__main__":
     parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add_model_options(parser)
     parser.add_argument("--do_filter", type=true_or_false, default=True, metavar="True|False", help="which result file (default: True)")
+    add_masking_approach(parser)
     parser.add_argument("--split", choices=("dev", "test"), default="dev", help="which result file (default: dev)")
     parser.add_argument("--examples", type=positive, default=5, metavar="N", help="figures to draw, strongest example first (default: 5)")
     parser.add_argument("--heads", type=positive, default=3, metavar="N", help="strongest heads to show (default: 3)")

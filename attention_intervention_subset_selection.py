@@ -52,11 +52,12 @@ def select_heads(model, examples, data, options):
     """Filter, heads alone, selection, table and figure of one data set."""
     from tqdm import tqdm
 
-    from attention_utils import build_interventions, indirect_effects_of_sets, select_examples
+    from attention_utils import build_interventions, indirect_effects_of_sets, masking_suffix, select_examples
     from mediation import selection
     from utils import describe_machine, now
 
-    names = {kind: f"{kind}_{model.name}_{data}.pickle" for kind in ("mean_effect", *selection.KINDS)}
+    name = model.name + masking_suffix(model)
+    names = {kind: f"{kind}_{name}_{data}.pickle" for kind in ("mean_effect", *selection.KINDS)}
     settings = {"model": model.name, "weights_sha256": model.weights_sha256(), "data": data, "examples_sha256": sha256(repr(examples).encode()).hexdigest(),
                 "filter_quantile": options.filter_quantile if options.do_filter else None, "max_examples": options.max_examples,
                 "dtype": options.dtype, "seed": options.seed}
@@ -77,7 +78,7 @@ def select_heads(model, examples, data, options):
     run_folder.update(run, finished=now())
 
     print(f"\n{len(files.examples)} examples")
-    show(model.name, data, found, means, options)
+    show(name, data, found, means, options)
     print("wrote", *(Path(options.out_dir) / name for name in names.values() if run_folder.is_finished(name)))
 
 

@@ -6,7 +6,8 @@
 Each example is a pair of contexts that differ in a pronoun, and two continuations. The attention weights of one context are put
 into the run of the other, for every head, every layer and the whole model. Writes
 OUT_DIR/winobias_data/attention_intervention_{M}_{filtered|unfiltered}_{split}.json and manifest.json beside it, and
-prints the strongest heads and layers. A finished JSON is not computed again; an interrupted run goes on with the next example.
+prints the strongest heads and layers. The name of a masked model's JSON ends in its --masking_approach. A finished JSON is not computed again;
+an interrupted run goes on with the next example.
 """
 
 import argparse
@@ -18,7 +19,7 @@ from mediation.storage import check_writable
 
 def main(options):
     """Stimuli, model, sweep, report."""
-    from attention_utils import report_study, run_study
+    from attention_utils import masking_suffix, report_study, run_study
     from mediation.checkpoints import model_name
     from utils import load_model
 
@@ -27,7 +28,8 @@ def main(options):
     model = load_model(options)
     kind = "filtered" if options.do_filter else "unfiltered"
     about = {"model_version": model_name(options.model), "do_filter": options.do_filter, "split": options.split}
-    report_study(run_study(model, examples, "winobias", f"attention_intervention_{model.name}_{kind}_{options.split}.json", about, options))
+    name = f"attention_intervention_{model.name}_{kind}_{options.split}{masking_suffix(model)}.json"
+    report_study(run_study(model, examples, "winobias", name, about, options))
 
 
 if __name__ == "__main__":

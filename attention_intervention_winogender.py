@@ -16,7 +16,7 @@ from mediation.storage import check_writable
 
 def main(options):
     """Stimuli, model, sweep, report."""
-    from attention_utils import report_study, run_study
+    from attention_utils import masking_suffix, report_study, run_study
     from mediation.checkpoints import model_name
     from utils import load_model
 
@@ -25,7 +25,8 @@ def main(options):
     model = load_model(options)
     kind = "filtered" if options.do_filter else "unfiltered"
     about = {"model_version": model_name(options.model), "do_filter": options.do_filter, "stat": options.stat}
-    report_study(run_study(model, examples, "winogender", f"attention_intervention_{options.stat}_{model.name}_{kind}.json", about, options))
+    name = f"attention_intervention_{options.stat}_{model.name}_{kind}{masking_suffix(model)}.json"
+    report_study(run_study(model, examples, "winogender", name, about, options))
 
 
 if __name__ == "__main__":

@@ -99,7 +99,7 @@ def run_study(model, examples, data, name, about, options):
                 "filter_quantile": options.filter_quantile if options.do_filter else None, "max_examples": options.max_examples,
                 "dtype": options.dtype, "seed": options.seed if options.randomize else None}
     method = {option: getattr(options, option) for option in ("method", "precision") if getattr(options, option) != "exact"}
-    settings |= method
+    settings |= method | ({"masking_approach": model.masking.approach} if model.masking else {})
     run_folder.claim([name], settings)
     interventions = build_interventions(model, examples)
     if run_folder.is_finished(name):
@@ -113,6 +113,11 @@ def run_study(model, examples, data, name, about, options):
     sweep_examples(model, interventions, selected, run_folder, run, name, about, options)
     run_folder.update(run, finished=now())
     return run_folder.folder / name
+
+
+def masking_suffix(model):
+    """What a masked model's approach adds to the names of its files: "_1" to "_6"; nothing for others."""
+    return f"_{model.masking.approach}" if model.masking else ""
 
 
 def select_examples(model, interventions, options):
@@ -226,8 +231,8 @@ def read_json(path):
 
 
 def example_key(base_string1, base_string2, candidate1, candidate2):
-    """What tells an example in every file: contexts, and continuations without blanks, for a result file has them in tokens."""
-    return base_string1, base_string2, "".join(candidate1.split()), "".join(candidate2.split())
+    """What tells an example in every file: contexts, and continuations without blanks, case and word-piece marks, for a file has them in tokens."""
+    return base_string1, base_string2, *("".join(candidate.split()).replace("##", "").lower() for candidate in (candidate1, candidate2))
 
 
 def read_results(path, examples=None):

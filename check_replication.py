@@ -9,6 +9,7 @@ probability and effect, the examples that only one side has, and a verdict. Exit
 """
 
 import argparse
+import re
 from pathlib import Path
 
 import numpy as np
@@ -39,6 +40,8 @@ def main(options):
     if not common:
         raise InputError(f"{path}: none of its {len(theirs)} examples is in the data set: name a result file of this data set")
 
+    approach = re.search(r"filtered(?:_dev|_test)?_([1-6])$", path.stem)
+    options.masking_approach = int(approach[1]) if approach else 1
     model = load_model(options)
     interventions = {key: Intervention(model.tokenizer, example.base_string, example.substitutes, example.candidates, model.device)
                      for key, example in zip(keys, examples)}
@@ -82,7 +85,8 @@ def find_file(options):
     name = model_name(options.model) + ("_random" if options.randomize else "")
     pattern = {"winobias": f"attention_intervention_{name}_filtered_dev.json", "winogender": f"attention_intervention_*_{name}_filtered.json"}[options.data]
     folder = Path(options.out_dir) / f"{options.data}_data"
-    found = sorted(folder.glob(pattern)) or sorted(PUBLISHED.glob(pattern))
+    patterns = pattern, pattern.replace(".json", "_[1-6].json")  # a masked model's files end in the approach
+    found = next((paths for place in (folder, PUBLISHED) for each in patterns if (paths := sorted(place.glob(each)))), [])
     if not found:
         raise InputError(f"no {pattern} in {folder}: name the file with --json, or the folder above {folder.name} with -out_dir")
     return found[0]

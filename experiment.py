@@ -17,19 +17,22 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from mediation import checkpoints, stimuli
+from mediation import checkpoints, masked
 from mediation.architectures import find_parts
 from mediation.attention import HeadEdits, attention_weights, heads_layers_model
 from mediation.batches import FastRows
 from mediation.errors import InputError
-from mediation.forward import pack, pack_prompts, run_base
+from mediation.forward import pack, run_base
 from mediation.gradients import head_gradients, neuron_gradients
 from mediation.interpolation import fit
+from mediation.interventions import Intervention
 from mediation.neurons import NeuronEdits, single_neuron_edits
 from mediation.products import check_bfloat16
 from mediation.readout import ReadOut
 from mediation.sweeps import by_full_passes, heads_by_full_passes, sweep, sweep_by_full_passes, sweep_heads
 from utils import batch
+
+__all__ = ["Intervention", "Model"]
 
 PROMPTS_AT_ONCE = 64
 # in a log-probability, estimated; float32 runs are as far from each other
@@ -44,62 +47,18 @@ INTERVENTION_TYPES = {
     "woman_indirect": (NULL, WOMAN, None),
     "man_minus_woman": (NULL, MAN, WOMAN),
     "woman_minus_man": (NULL, WOMAN, MAN),
+    "direct": (1, NULL, None),  # these two of stimuli with one alternative
+    "indirect": (NULL, 1, None),
 }
 
 
-class Intervention:
-    """A stimulus: one base string, the substitutes for its slot `{}`, and the candidates that may follow.
-
-    Attributes:
-        base_strings: the filled strings, one a substitute; the first is the null prompt.
-        base_strings_tok: their token ids, int64 [T] each, on `device`.
-        position: index of the slot's (last) token in the null prompt, from the tokenizer's offsets.
-        candidates: tokens of each candidate as it stands after a blank; `candidates_tok`: their ids.
-
-    Raises:
-        InputError (a ValueError): not exactly one slot, or an empty substitute or candidate.
-    """
-
-    def __init__(self, tokenizer, base_string, substitutes, candidates, device="cpu"):
-        self.device = device
-        self.prompts = [stimuli.fill(tokenizer, base_string, substitute) for substitute in substitutes]
-        self.base_strings = [prompt.text for prompt in self.prompts]
-        self.base_strings_tok = [stimuli.to_tensor(prompt, device) for prompt in self.prompts]
-        self.position = self.prompts[0].slot[1] - 1
-        self.candidates, self.candidates_tok = [], []
-        for candidate in candidates:
-            tokens, ids = stimuli.tokenize_candidate(tokenizer, candidate)
-            self.candidates.append(tokens)
-            self.candidates_tok.append(ids)
-
-    def check_for_neurons(self):
-        """Raises InputError unless a neuron intervention is defined: three prompts alike but for one token, two single-token candidates."""
-        stimuli.check_candidates([" ".join(tokens) for tokens in self.candidates], self.candidates_tok)
-        if len(self.prompts) != 3:
-            raise InputError(f"{self.base_strings[0]!r}: a neuron stimulus has three substitutes (word, man, woman), this one has {len(self.prompts)}")
-        for prompt in self.prompts:
-            if prompt.slot != (self.position, self.position + 1) or len(prompt.tokens) != len(self.prompts[0].tokens):
-                raise InputError(f"{prompt.text!r} and {self.base_strings[0]!r} do not differ in a single token: choose words of one token each")
-
-
-    def check_for_attention(self):
-        """Index of the first token in which the two contexts differ.
-
-        Raises:
-            InputError: an attention intervention is not defined: not two contexts of equal length that differ, and two candidates.
-        """
-        if len(self.prompts) != 2 or len(self.candidates_tok) != 2:
-            raise InputError(f"{self.base_strings[0]!r}: an attention stimulus has two substitutes (female, male pronoun) and two candidates, "
-                             f"this one has {len(self.prompts)} and {len(self.candidates_tok)}")
-        one, other = (prompt.tokens for prompt in self.prompts)
-        if len(one) != len(other) or one == other:
-            raise InputError(f"{self.base_strings[0]!r} and {self.base_strings[1]!r} are {'the same' if one == other else 'not of equal length'} "
-                             "in this model's tokens: attention weights of one do not fit the other, choose other substitutes")
-        return next(index for index, pair in enumerate(zip(one, other)) if pair[0] != pair[1])
+def _at(run, places):
+    """Values of all neurons at P places of a BaseRun, [P, L + 1, D]."""
+    return torch.stack([run.representations(place) for place in places])
 
 
 class Model:
-    """A causal language model of a supported architecture, with its tokenizer, in evaluation mode and without gradients.
+    """A language model of a supported architecture (a masked one for the attention study only), with its tokenizer, in evaluation mode and without gradients.
 
     Args:
         device: "cpu", "cuda", "cuda:0" ...
@@ -109,7 +68,8 @@ class Model:
         full_passes: run every intervention as a full forward pass under plain hooks, the slow reference of the sweeps.
         precision: "exact", or "fast": sweeps multiply the difference to the base run in bfloat16 where that is good enough, which random
             interventions that are run both ways decide (see `mediation.batches`); `fast_rows` counts them. For float32 models.
-        output_attentions, masking_approach: accepted for 2020's notebooks.
+        masking_approach: 1 to 6, how a masked model scores a candidate, see `mediation.masked`.
+        output_attentions: accepted for 2020's notebooks.
 
     Raises:
         InputError: unknown model, unsupported architecture, a device that is not there, or one that has no fast precision.
@@ -135,6 +95,7 @@ class Model:
         self.num_heads = self.model.config.num_attention_heads
         self.output_attentions = output_attentions
         self.masking_approach = masking_approach
+        self.masking = masked.Masking.of(self.tokenizer, masking_approach) if self.parts.masked else None
 
     def weights_sha256(self):
         """Hash of every parameter's name, dtype, shape and bytes: the same for the same weights, wherever they were loaded from."""
@@ -147,7 +108,7 @@ class Model:
     @torch.no_grad()
     def get_representations(self, context, position):
         """{layer: vector [D]} of all neurons at one position of the prompt `context` (int64 [T]); layer -1 is the word embedding."""
-        values = run_base(self.model, self.parts, context.reshape(-1).to(self.device)).representations(position)
+        values = self._run(context.reshape(-1)).representations(position)
         return {layer - 1: values[layer] for layer in range(self.num_layers + 1)}
 
     @torch.no_grad()
@@ -166,12 +127,16 @@ class Model:
         for candidate in candidates:
             if len(candidate) != 1:
                 raise ValueError(f"candidate {candidate} has {len(candidate)} tokens: use get_probabilities_for_examples_multitoken")
+        if self.masking:
+            return [self.get_probabilities_for_examples_multitoken(row, candidates) for row in context.reshape(-1, context.shape[-1])]
         log_probabilities = self._log_probabilities(context.reshape(-1, context.shape[-1]), keep=1)[:, 0]  # [B, vocabulary]
         return log_probabilities[:, [candidate[0] for candidate in candidates]].exp().tolist()
 
     @torch.no_grad()
     def get_probabilities_for_examples_multitoken(self, context, candidates):
         """Probability of each candidate (a list of token ids) after `context` (int64 [T]): exp of the mean token log-probability."""
+        if self.masking:
+            return masked.log_probabilities(self.model, self.parts, context.reshape(-1).to(self.device), candidates, self.masking).exp().tolist()
         means = []
         for candidate in candidates:
             ids = torch.tensor(candidate, device=self.device)
@@ -186,11 +151,13 @@ class Model:
 
     @torch.no_grad()
     def base_probabilities(self, interventions):
-        """Probabilities without intervention of many stimuli with two single-token candidates, prompts of equal length together.
+        """Probabilities without intervention of many stimuli with two candidates; where these are single tokens, prompts of equal length together.
 
         Returns: one list a stimulus, in their order: (c1, c2) on its first prompt, its second, and so on.
         """
         interventions = list(interventions)
+        if any(len(ids) > 1 for intervention in interventions for ids in intervention.candidates_tok):
+            return self.log_probabilities_in_templates(interventions).exp().flatten(1).tolist()
         candidates = sorted({ids[0] for intervention in interventions for ids in intervention.candidates_tok})
         of_length = {}
         for tokens in {prompt.tokens: None for intervention in interventions for prompt in intervention.prompts}:
@@ -228,7 +195,7 @@ class Model:
         rows = torch.tensor(layers, device=self.device).expand(neurons.shape)
         values = torch.stack([rep[layer] for layer in layers])[torch.arange(len(layers), device=self.device), neurons] * alpha
         edits = NeuronEdits(rows + 1, neurons, values, position, add=intervention_type == "diff")
-        return self._sweep(run_base(self.model, self.parts, tokens), tokens, edits, outputs).exp().tolist()
+        return self._sweep(self._run(tokens, outputs), tokens, edits, outputs).exp().tolist()
 
     def _check_units(self, layers, neurons):
         for layer in layers:
@@ -244,14 +211,15 @@ class Model:
     def _sweep(self, base, tokens, edits, outputs, bsize=None, progress=None):
         """Float64 [B, C] log-probabilities, by the descent or by full passes as the model was made; fast where the base run has its linear layers."""
         if self.full_passes:
-            return sweep_by_full_passes(self.model, self.parts, tokens, edits, [ids[0] for ids in outputs], bsize, progress)
+            return sweep_by_full_passes(self.model, self.parts, tokens, edits, outputs, bsize, progress)
         fast = self.fast_rows if base.linear_layers else None
-        return sweep(self.parts, base, self._predictions(tokens, outputs), edits, bsize, progress=progress, fast=fast)
+        return sweep(self.parts, base, pack([tokens.tolist()], outputs, self.device).predictions, edits, bsize, progress=progress, fast=fast)
 
-    @staticmethod
-    def _predictions(tokens, outputs):
-        """Single-token candidates, predicted after the last of the tokens."""
-        return tuple(([len(tokens) - 1], ids) for ids in outputs)
+    def _run(self, tokens, candidates=([0],), linear_layers=False):
+        """BaseRun of a prompt (int64 [T]) and what the candidates (lists of ids) need behind it."""
+        self._check_causal()
+        tree = pack([tokens.tolist()], candidates, self.device)
+        return run_base(self.model, self.parts, tree.tokens, tree if len(tree.tokens) > len(tokens) else None, linear_layers)
 
     def neuron_intervention_experiment(self, word2intervention, intervention_type, layers_to_adj=[], neurons_to_adj=[], alpha=1,
                                        intervention_loc="all"):
@@ -285,8 +253,7 @@ class Model:
         runs, run_on, edits = self._experiment(intervention, intervention_type, alpha, layers_to_adj, neurons_to_adj, intervention_loc)
         tokens = intervention.base_strings_tok[run_on].to(self.device)
         log_probabilities = self._sweep(runs[run_on], tokens, edits, intervention.candidates_tok, bsize, progress)
-        read_out = ReadOut(self.parts, self._predictions(tokens, intervention.candidates_tok))
-        base = [read_out(run.residuals[-1].unsqueeze(0))[0] for run in runs]
+        base = [self._read_out(run, prompt_tokens, intervention) for run, prompt_tokens in zip(runs, intervention.base_strings_tok)]
         shape = (-1, 1 if intervention_loc == "neuron" else self.num_neurons)
         return *torch.cat(base).exp().tolist(), *(log_probabilities[:, c].exp().reshape(shape) for c in (0, 1))
 
@@ -301,19 +268,24 @@ class Model:
         """
         runs, run_on, every = self._experiment(intervention, intervention_type, 1)
         units = torch.as_tensor(units, device=self.device)
-        edits = NeuronEdits(every.layers[units, 0], every.neurons[units, 0], every.values[units, 0], every.position, every.add)
         tokens = intervention.base_strings_tok[run_on].to(self.device)
-        base = ReadOut(self.parts, self._predictions(tokens, intervention.candidates_tok))(runs[NULL].residuals[-1].unsqueeze(0))
-        return self._sweep(runs[run_on], tokens, edits, intervention.candidates_tok, bsize), base[0]
+        base = self._read_out(runs[NULL], intervention.base_strings_tok[NULL], intervention)
+        return self._sweep(runs[run_on], tokens, every.sets(units), intervention.candidates_tok, bsize), base
+
+    def _read_out(self, run, tokens, intervention):
+        """Log-probabilities of the candidates without intervention, float64 [2], from the BaseRun of a prompt (int64 [T])."""
+        predictions = pack([tokens.tolist()], intervention.candidates_tok, self.device).predictions
+        return ReadOut(self.parts, predictions)(run.residuals[-1].unsqueeze(0))[0]
 
     @torch.no_grad()
     def check_against_full_passes(self, intervention, intervention_type, log_probabilities, alpha=1, sample=4, seed=0, odds_only=False,
-                                  among=None):
+                                  among=None, sets=None):
         """Run a random sample of single-neuron interventions again, each as a full pass under plain hooks.
 
         Args:
             log_probabilities: array [2, L + 1, D] of both candidates, as a sweep gave them.
             among: indices of the neurons that the sample is drawn from, layer by layer; None takes all.
+            sets: int64 [n, K], where the log-probabilities are those of n sets of neurons, [2, n].
 
         Returns: the largest absolute difference in a candidate's log-probability; with `odds_only` in the log odds.
         """
@@ -321,9 +293,10 @@ class Model:
         among = np.arange(swept.shape[1]) if among is None else among
         units = np.random.default_rng(seed).choice(among, size=min(sample, len(among)), replace=False)
         run_on, edits = self._experiment(intervention, intervention_type, alpha)[1:]
-        candidates = [ids[0] for ids in intervention.candidates_tok]
         tokens = intervention.base_strings_tok[run_on].to(self.device)
-        reference = by_full_passes(self.model, self.parts, tokens, edits[torch.from_numpy(units).to(self.device)], candidates).numpy()
+        rows = torch.from_numpy(units)
+        edits = edits[rows.to(self.device)] if sets is None else edits.sets(sets[rows].to(self.device))
+        reference = by_full_passes(self.model, self.parts, tokens, edits, intervention.candidates_tok).numpy()
         difference = reference.T - swept[:, units]  # [C, sample]
         return float(np.abs(difference[0] - difference[1] if odds_only else difference).max())
 
@@ -331,43 +304,55 @@ class Model:
         """(base runs of the three prompts, index of the one that is intervened upon, NeuronEdits) of a stimulus and intervention type."""
         if intervention_type not in INTERVENTION_TYPES:
             raise InputError(f"intervention type {intervention_type!r} is unknown: choose from {', '.join(INTERVENTION_TYPES)}")
-        intervention.check_for_neurons()
+        self.check_for_neurons(intervention, intervention_type)
         run_on, source, minus = INTERVENTION_TYPES[intervention_type]
-        runs = [run_base(self.model, self.parts, tokens.to(self.device), linear_layers=self.fast_rows is not None)
-                for tokens in intervention.base_strings_tok]
-        values = runs[source].representations(intervention.position)  # [L + 1, D]
+        runs = [self._run(tokens, intervention.candidates_tok, self.fast_rows is not None) for tokens in intervention.base_strings_tok]
+        values = _at(runs[source], intervention.places[source])  # [P, L + 1, D]
         if minus is not None:
-            values = values - runs[minus].representations(intervention.position)
-        edits = self._edits(values * alpha, intervention.position, minus is not None, layers_to_adj, neurons_to_adj, intervention_loc)
+            values = values - _at(runs[minus], intervention.places[minus])
+        edits = self._edits(values * alpha, intervention.places[run_on], minus is not None, layers_to_adj, neurons_to_adj, intervention_loc)
         return runs, run_on, edits
 
+    def check_for_neurons(self, intervention, intervention_type=None):
+        """Raises InputError for a stimulus, or a model, without neuron interventions, or without those of a type."""
+        self._check_causal()
+        intervention.check_for_neurons()
+        if intervention_type and (len(intervention.prompts) == 2) != (intervention_type in ("direct", "indirect")):
+            raise InputError(f"{intervention.base_strings[0]!r} has {len(intervention.prompts)} substitutes: {intervention_type} needs "
+                             + ("a word and one alternative" if intervention_type in ("direct", "indirect") else "three substitutes (word, man, woman)"))
+
+    def _check_causal(self):
+        if self.masking:
+            raise InputError(f"{self.name} is a masked model: it is for the attention study, neurons need a causal model")
+
     def _trees(self, interventions, prompt):
-        """The prompts (number `prompt` of each stimulus) that are alike up to the slot, in one tree each: [(indices of stimuli, Tree, position)]."""
+        """The prompts (number `prompt` of each stimulus) that are alike up to the slot's end, in one tree each: [(indices of stimuli, Tree)].
+
+        The other prompts of these stimuli are alike up to there, too, so that what is taken from one of them holds for all.
+        """
         alike = {}
         for index, intervention in enumerate(interventions):
-            intervention.check_for_neurons()
-            beginning = intervention.prompts[prompt].tokens[: intervention.position + 1]
-            alike.setdefault((beginning, str(intervention.candidates_tok)), []).append(index)
-        return [(members, pack_prompts([interventions[index].prompts[prompt].tokens for index in members],
-                                       [ids[0] for ids in interventions[members[0]].candidates_tok], self.device), len(beginning) - 1)
-                for (beginning, _), members in alike.items()]
+            self.check_for_neurons(intervention)
+            alike.setdefault(intervention.beginning, []).append(index)
+        return [(members, pack([interventions[index].prompts[prompt].tokens for index in members], interventions[members[0]].candidates_tok, self.device))
+                for members in alike.values()]
 
     def _values(self, intervention, prompt):
-        """Values of all neurons at the slot of one prompt of a stimulus, [L + 1, D]."""
-        tokens = intervention.base_strings_tok[prompt][: intervention.position + 1].to(self.device)
-        return run_base(self.model, self.parts, tokens).representations(intervention.position)
+        """Values of all neurons at the slot of one prompt of a stimulus, [P, L + 1, D]."""
+        places = intervention.places[prompt]
+        return _at(self._run(intervention.base_strings_tok[prompt][: places[-1] + 1]), places)
 
     @torch.no_grad()
     def null_values(self, interventions):
-        """Values of all neurons at the slot of each stimulus' null prompt, a list of float64 arrays [L + 1, D]."""
-        return [self._values(intervention, NULL).double().cpu().numpy() for intervention in interventions]
+        """Values of all neurons at the slot of each stimulus' null prompt, a list of float64 arrays [L + 1, D]; slots of one token."""
+        return [self._values(intervention, NULL)[0].double().cpu().numpy() for intervention in interventions]
 
     @torch.no_grad()
     def log_probabilities_in_templates(self, interventions):
         """Log-probabilities without intervention, float64 [stimuli, prompts, 2], as the sweeps over several templates have them."""
         result = torch.empty(len(interventions), len(interventions[0].prompts), 2, dtype=torch.float64)
         for prompt in range(result.shape[1]):
-            for members, tree, _ in self._trees(interventions, prompt):
+            for members, tree in self._trees(interventions, prompt):
                 residual = run_base(self.model, self.parts, tree.tokens, tree).residuals[-1]
                 result[members, prompt] = ReadOut(self.parts, tree.predictions)(residual.unsqueeze(0)).reshape(-1, 2)
         return result
@@ -379,11 +364,13 @@ class Model:
         Args:
             interventions: stimuli, such as one profession in all templates; the others as in `neuron_intervention_single_experiment`.
             odds_only: leave out the sum over the vocabulary: log-probabilities up to a number that both candidates share.
-            units: int64 [n], only these neurons, as (layer in the tables) x D + neuron.
+            units: int64 [n], only these neurons, as (layer in the tables) x D + neuron; or [n, K], sets of them that are changed together.
 
         Returns: float64 [stimuli, L + 1, D, 2] (with units [stimuli, n, 2]), log-probabilities of both candidates.
         """
         run_on, source, minus = INTERVENTION_TYPES[intervention_type]
+        for intervention in interventions:
+            self.check_for_neurons(intervention, intervention_type)
         every = units is None
         units = torch.arange((self.num_layers + 1) * self.num_neurons) if every else torch.as_tensor(units)
         result = torch.empty(len(interventions), len(units), 2, dtype=torch.float64)
@@ -392,12 +379,13 @@ class Model:
             if progress:
                 progress(rows * len(members))
 
-        for members, tree, position in self._trees(interventions, run_on):
+        for members, tree in self._trees(interventions, run_on):
+            places = interventions[members[0]].places[run_on]
             values = self._values(interventions[members[0]], source)
             if minus is not None:
                 values = values - self._values(interventions[members[0]], minus)
             base = run_base(self.model, self.parts, tree.tokens, tree, self.fast_rows is not None)
-            edits = single_neuron_edits(values * alpha, position, minus is not None)[units.to(self.device)]
+            edits = single_neuron_edits(values * alpha, places, minus is not None).sets(units.reshape(len(units), -1).to(self.device))
             swept = sweep(self.parts, base, tree.predictions, edits, bsize, odds_only, report, self.fast_rows)
             result[members] = swept.reshape(len(units), len(members), 2).movedim(1, 0)
         return result.reshape(len(interventions), -1, self.num_neurons, 2) if every else result
@@ -410,21 +398,27 @@ class Model:
             prompt: 0 the null prompt, 1 man's, 2 woman's.
 
         Returns: log-probabilities of both candidates float64 [stimuli, 2], their gradients with respect to every neuron at the slot
-        [stimuli, 2, L + 1, D], values of the neurons there [stimuli, L + 1, D]; arrays of the model's dtype, at least float32.
+        [stimuli, 2, P, L + 1, D], values of the neurons there [stimuli, P, L + 1, D]; arrays of the model's dtype, at least float32. P: tokens
+        where a neuron is changed, one but for "all" of a slot of several; stimuli of one call have the same P.
         """
-        shape = (self.num_layers + 1, self.num_neurons)
+        places = len(interventions[0].places[prompt])
+        shape = (places, self.num_layers + 1, self.num_neurons)
         kind = np.float64 if self.model.dtype == torch.float64 else np.float32
         log_probabilities = np.empty((len(interventions), 2))
         gradients, values = np.empty((len(interventions), 2, *shape), kind), np.empty((len(interventions), *shape), kind)
         alike = {}
         for index, intervention in enumerate(interventions):
-            intervention.check_for_neurons()
-            alike.setdefault((len(intervention.prompts[0].tokens), intervention.position, str(intervention.candidates_tok)), []).append(index)
-        for (_, position, _), members in alike.items():
-            candidates = [ids[0] for ids in interventions[members[0]].candidates_tok]
-            for some in batch(members, PROMPTS_AT_ONCE):
-                prompts = torch.stack([interventions[index].base_strings_tok[prompt] for index in some]).to(self.device)
-                found = neuron_gradients(self.model, self.parts, prompts, position, candidates)
+            self.check_for_neurons(intervention)
+            tokens, several = intervention.prompts[prompt].tokens, any(len(ids) > 1 for ids in intervention.candidates_tok)
+            alike.setdefault((tokens if several else len(tokens), str(intervention.places[prompt]), str(intervention.candidates_tok)), []).append(index)
+        for members in alike.values():
+            one = interventions[members[0]]
+            tree = pack([one.prompts[prompt].tokens], one.candidates_tok, self.device)
+            several = len(tree.tokens) > len(one.prompts[prompt].tokens)  # then members are the same prompt
+            for some in [members] if several else batch(members, PROMPTS_AT_ONCE):
+                prompts = [tree.tokens] if several else [interventions[index].base_strings_tok[prompt] for index in some]
+                found = neuron_gradients(self.model, self.parts, torch.stack(prompts).to(self.device), one.places[prompt], tree.predictions,
+                                         tree if several else None)
                 log_probabilities[some], gradients[some], values[some] = (part.to(torch.float64).cpu().numpy() for part in found)
         return log_probabilities, gradients, values
 
@@ -440,7 +434,8 @@ class Model:
         Returns: Interpolants of D functions with 2 x stimuli values: log-probabilities of both candidates, stimulus by stimulus.
         """
         run_on, _, _ = INTERVENTION_TYPES[intervention_type]
-        ((_, tree, position),) = self._trees(interventions, run_on)
+        ((_, tree),) = self._trees(interventions, run_on)
+        (position,) = interventions[0].places[run_on]
         base = run_base(self.model, self.parts, tree.tokens, tree)
 
         def run(neurons, points):
@@ -452,8 +447,8 @@ class Model:
 
         return fit(run, values.min(axis=0), values.max(axis=0), INTERPOLATION_TOLERANCE[self.model.dtype])
 
-    def _edits(self, values, position, add, layers_to_adj, neurons_to_adj, intervention_loc):
-        """The interventions of one experiment from `values` [L + 1, D]; layers of the arguments count from -1."""
+    def _edits(self, values, places, add, layers_to_adj, neurons_to_adj, intervention_loc):
+        """The interventions of one experiment from `values` [P, L + 1, D] at P places; layers of the arguments count from -1."""
         if intervention_loc == "layer":
             layer = layers_to_adj if isinstance(layers_to_adj, int) else layers_to_adj[0]
             layers_to_adj, varied = [layer] * len(neurons_to_adj), [layer]
@@ -468,22 +463,22 @@ class Model:
         if not varied and not neurons_to_adj:
             raise InputError("intervention_loc 'neuron' needs layers_to_adj and neurons_to_adj: the set to change")
         rows = torch.arange(len(varied) * self.num_neurons if varied else 1, device=self.device)
-        everywhere = single_neuron_edits(values, position)
         chosen = [(layer + 1) * self.num_neurons + neuron for layer, neuron in zip(layers_to_adj, neurons_to_adj)]
         columns = [torch.full_like(rows, unit) for unit in chosen]
         if varied:
             columns.insert(0, rows + (varied[0] + 1) * self.num_neurons)
         units = torch.stack(columns, dim=1)  # [B, K], index of a neuron in layer-by-layer order
-        return NeuronEdits(everywhere.layers[units, 0], everywhere.neurons[units, 0], everywhere.values[units, 0], position, add)
+        return single_neuron_edits(values, places, add).sets(units)
 
     @torch.no_grad()
     def continuation_probabilities(self, intervention):
         """p(candidate) after each prompt of a stimulus, candidates of any length: exp of the mean token log-probability; lists [prompts][C]."""
         probabilities = []
         for tokens in intervention.base_strings_tok:
-            packed = pack(tokens.to(self.device), intervention.candidates_tok)
-            residual = run_base(self.model, self.parts, packed.tokens, packed).residuals[-1]
-            probabilities.append(ReadOut(self.parts, packed.predictions)(residual.unsqueeze(0))[0].exp().tolist())
+            if self.masking:
+                probabilities.append(self.get_probabilities_for_examples_multitoken(tokens, intervention.candidates_tok))
+            else:
+                probabilities.append(self._read_out(self._run(tokens, intervention.candidates_tok), tokens, intervention).exp().tolist())
         return probabilities
 
     @torch.no_grad()
@@ -500,6 +495,8 @@ class Model:
         Raises:
             InputError: a layer outside the model, or weights that do not fit the context.
         """
+        if self.masking:
+            raise InputError(f"{self.name} is a masked model, each of whose sequences has weights of its own: use attention_intervention_experiment")
         context = context.reshape(-1).to(self.device)
         shape = (self.num_layers, self.num_heads, len(context), len(context))
         weights = torch.zeros(shape, dtype=self.model.dtype, device=self.device)
@@ -522,12 +519,23 @@ class Model:
 
     def _head_edits(self, intervention, effect, chosen):
         """(context that is intervened upon, HeadEdits for the sets of heads `chosen` bool [B, L, H]) of a stimulus and effect."""
+        first = intervention.check_for_attention()
+        run_on, source = self._contexts(intervention, effect)
+        return run_on, HeadEdits(chosen.to(self.device), attention_weights(self.model, self.parts, source), first)
+
+    def _masked_heads(self, intervention, effect, chosen, bsize=None, progress=None, full_passes=False):
+        """`attention_intervention_for_sets` of a masked model."""
+        intervention.check_for_attention()
+        run_on, source = self._contexts(intervention, effect)
+        return masked.sweep_masked_heads(self.model, self.parts, run_on, source, intervention.candidates_tok, chosen.to(self.device), self.masking, bsize,
+                                         full_passes or self.full_passes, progress, self.fast_rows)
+
+    def _contexts(self, intervention, effect):
+        """(context that is run, context whose attention weights are put in), int64 [T]."""
         if effect not in ("indirect", "direct"):
             raise InputError(f"effect {effect!r} is unknown: choose indirect or direct")
-        first = intervention.check_for_attention()
         contexts = [tokens.to(self.device) for tokens in intervention.base_strings_tok]
-        run_on, source = contexts if effect == "indirect" else reversed(contexts)
-        return run_on, HeadEdits(chosen.to(self.device), attention_weights(self.model, self.parts, source), first)
+        return tuple(contexts) if effect == "indirect" else tuple(reversed(contexts))
 
     @torch.no_grad()
     def attention_intervention_for_sets(self, intervention, effect, chosen, bsize=None, progress=None):
@@ -536,6 +544,8 @@ class Model:
         Args:
             chosen: bool [B, L, H], the heads of each set; heads that all sets have are run once for all.
         """
+        if self.masking:
+            return self._masked_heads(intervention, effect, chosen, bsize, progress)
         context, edits = self._head_edits(intervention, effect, chosen)
         return sweep_heads(self.model, self.parts, context, intervention.candidates_tok, edits, bsize, self.full_passes, progress, self.fast_rows)
 
@@ -562,8 +572,11 @@ class Model:
     @torch.no_grad()
     def attention_gradients(self, intervention, effect):
         """Log-probabilities of both candidates under every single-head intervention to first order, float64 [L, H, 2], see `mediation.gradients`."""
+        if self.masking:
+            raise InputError(f"{self.name} is a masked model: its heads are all run, use --method exact")
         context, edits = self._head_edits(intervention, effect, torch.zeros(0, self.num_layers, self.num_heads, dtype=torch.bool))
-        log_probabilities, gradients, own = head_gradients(self.model, self.parts, pack(context, intervention.candidates_tok))
+        tree = pack([context.tolist()], intervention.candidates_tok, self.device)
+        log_probabilities, gradients, own = head_gradients(self.model, self.parts, tree)
         length = len(context)  # a tree's first nodes are the context's
         step = (edits.weights - own[..., :length, :length])[:, :, edits.first:]  # [L, H, R, T]
         heads = (gradients[..., edits.first:length, :length] * step).double().sum(dim=(-2, -1)).cpu()  # [2, L, H]
@@ -581,8 +594,12 @@ class Model:
         """
         units = np.random.default_rng(seed).choice(self.num_layers * self.num_heads if among is None else among, size=sample, replace=False)
         swept = np.log(np.stack([np.asarray(p).reshape(-1)[units] for p in probabilities], axis=1))  # [sample, C]
-        context, edits = self._head_edits(intervention, effect, heads_layers_model(self.num_layers, self.num_heads)[units])
-        reference = heads_by_full_passes(self.model, self.parts, context, intervention.candidates_tok, edits)
+        chosen = heads_layers_model(self.num_layers, self.num_heads)[units]
+        if self.masking:
+            reference = self._masked_heads(intervention, effect, chosen, full_passes=True)
+        else:
+            context, edits = self._head_edits(intervention, effect, chosen)
+            reference = heads_by_full_passes(self.model, self.parts, context, intervention.candidates_tok, edits)
         return float(np.abs(reference.numpy() - swept).max())
 
     @torch.no_grad()

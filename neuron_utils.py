@@ -13,7 +13,7 @@ import numpy as np
 from experiment import INTERVENTION_TYPES, MAN, NULL, WOMAN
 from mediation.errors import InputError
 from mediation.interpolation import Interpolants
-from mediation.statistics import Screening, agreement, misses, strongest_in_any
+from mediation.statistics import Screening, agreement, misses, screened_units
 from mediation.stimuli import template_file_stem
 from mediation.tables import table_writer
 from utils import base_columns, batch
@@ -145,8 +145,8 @@ class InterpolatedWords:
 class Gradients:
     """Log-probabilities, gradients and values of every prompt of a study, taken once for all types and kept on disk until `forget`.
 
-    Called with a template, a word and a prompt (0 null, 1 man's, 2 woman's) it gives {"log_probabilities" [2], "gradients" [2, L + 1, D], "values"
-    [L + 1, D]}. The alternatives' prompts are the same for all words.
+    Called with a template, a word and a prompt (0 null, 1 man's, 2 woman's) it gives {"log_probabilities" [2], "gradients" [2, P, L + 1, D],
+    "values" [P, L + 1, D]}, at the P tokens where a neuron is changed. The alternatives' prompts are the same for all words.
     """
 
     def __init__(self, model, run_folder, interventions):
@@ -179,15 +179,14 @@ class Gradients:
     def first_order(self, template, word, kind, alpha):
         """Log-probabilities [2, L + 1, D] of every neuron under one type of intervention to first order, and those without intervention [3, 2].
 
-        Where the two probabilities would sum to more than 1, both are scaled so that they sum to 1: the odds stay as they are.
         """
         run_on, source, minus = INTERVENTION_TYPES[kind]
         prompts = [self(template, word, prompt) for prompt in (NULL, MAN, WOMAN)]
         values = [prompt["values"].astype(float) for prompt in prompts]
         step = alpha * values[source] - (values[run_on] if minus is None else alpha * values[minus])
         base = np.stack([prompt["log_probabilities"] for prompt in prompts])
-        moved = base[run_on][:, None, None] + prompts[run_on]["gradients"] * step
-        return moved - np.maximum(np.logaddexp(*moved), 0), base
+        moved = base[run_on][:, None, None] + (prompts[run_on]["gradients"] * step).sum(axis=1)
+        return capped(moved, self.interventions[template][word].candidates_tok), base
 
     def forget(self):
         """Remove what was kept on the way."""
@@ -235,12 +234,8 @@ class Screened(WordByWord):
         estimates = swept[:, 0] - swept[:, 1] - (without[:, 0] - without[:, 1])[:, None]
         silent = np.zeros(swept.shape[2], bool)  # the last layer, where it cannot reach the output: exactly no effect as it is
         silent[-width:] = all(stimulus.position < len(stimulus.prompts[0].tokens) - 1 for stimulus in stimuli.values())
-        candidates = np.flatnonzero(~silent)[2 * width:]
-        picked = candidates[strongest_in_any(np.abs(estimates[:, candidates]), max(0, int(options.screen_share * len(silent)) - 2 * width))]
-        chosen = np.concatenate([np.arange(2 * width), np.sort(picked)])
-        rest = np.setdiff1d(candidates, picked)
         rng = np.random.default_rng([options.seed, hash_of(word), list(INTERVENTION_TYPES).index(self.kind)])
-        drawn = np.sort(rng.choice(rest, min(options.screen_sample, len(rest)), replace=False))
+        chosen, drawn, rest = screened_units(np.abs(estimates), silent, 2 * width, int(options.screen_share * len(silent)), options.screen_sample, rng)
         units = np.concatenate([chosen, drawn])
         swept[:, :, units] = self.model.neuron_intervention_in_templates(list(stimuli.values()), self.kind, options.alpha, options.batch_size,
                                                                          options.odds_only, units=units).movedim(-1, 1).numpy()
@@ -255,7 +250,17 @@ class Screened(WordByWord):
         deviation = check(self.model, list(stimuli.values())[checked], self.kind, swept[checked], options, units)
         for number, template in enumerate(stimuli):
             self.run_folder.save_shard(self.names[template], word, log_probabilities=swept[number], base=base[number], seconds=seconds, deviation=deviation,
-                                       exact=exact.reshape(-1, width), chosen=chosen, drawn=drawn, estimates=estimates[number, drawn], rest=len(rest))
+                                       exact=exact.reshape(-1, width), chosen=chosen, drawn=drawn, estimates=estimates[number, drawn], rest=rest)
+
+
+def capped(log_probabilities, candidates):
+    """Estimates of two candidates' log-probabilities [2, ...], both lowered alike where they would be none: the odds stay as they are.
+
+    Two single tokens' sum to at most 1; means over several tokens (`candidates`: lists of ids) are at most 1 each.
+    """
+    if all(len(ids) == 1 for ids in candidates):
+        return log_probabilities - np.maximum(np.logaddexp(*log_probabilities), 0)
+    return log_probabilities - np.maximum(log_probabilities.max(axis=0), 0)
 
 
 def hash_of(word):

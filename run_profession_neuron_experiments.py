@@ -22,7 +22,7 @@ from pathlib import Path
 
 from mediation import professions, stimuli
 from mediation.errors import InputError
-from mediation.options import Parser, add_method, add_model_options, exit_on_bad_input, positive, refuse_full_passes, share
+from mediation.options import Parser, add_method, add_model_options, add_multi_token, add_screening, check_screen_share, exit_on_bad_input, refuse_full_passes
 from mediation.storage import RunFolder, check_writable
 from mediation.tables import FORMATS, table_writer
 
@@ -49,12 +49,9 @@ def parse_options(arguments=None):
                         help="leave out the sum over the vocabulary, a tenth faster: a column log_odds, probabilities under interventions empty")
     parser.add_argument("--format", choices=FORMATS, default="csv", help="csv, or parquet: a tenth of the size, faster to read (default: csv)")
     parser.add_argument("--full_passes", action="store_true", help="every intervention as a full forward pass under plain hooks: slow, the reference")
+    add_multi_token(parser)
     add_method(parser)
-    parser.add_argument("--screen_share", type=share, default=0.1, metavar="S",
-                        help="part of a prompt's neurons that screening runs exactly, word embedding and first block included (default: 0.1)")
-    parser.add_argument("--screen_sample", type=positive, default=64, metavar="N",
-                        help="random others, a profession and type, run exactly too: they tell what screening missed (default: 64)")
-    parser.add_argument("--screen_top", type=positive, default=50, metavar="N", help="the strongest neurons of a prompt that are to be found (default: 50)")
+    add_screening(parser)
     options = parser.parse_args(arguments)
     refuse_full_passes(parser, options)
     if options.method != "exact" and options.total_effects_only:
@@ -73,10 +70,8 @@ def main(options):
     types = [NO_INTERVENTION] if options.total_effects_only else list(dict.fromkeys(options.intervention_types))
 
     model = load_model(options)
-    if options.method == "screen" and options.screen_share * (model.num_layers + 1) < 2:
-        raise InputError(f"--screen_share {options.screen_share:g}: the word embedding and the first block, run exactly, are "
-                         f"{2 / (model.num_layers + 1):.3f} of this model's neurons already: name a larger share")
-    interventions, dropped = build_interventions(model, templates, chosen, options.candidates)
+    check_screen_share(options, model.num_layers)
+    interventions, dropped = build_interventions(model, templates, chosen, options.candidates, options.multi_token)
     report_stimuli(model, templates, chosen, interventions, dropped)
 
     files = {f"{stimuli.template_file_stem(templates[number])}_{kind}_{model.name}.{options.format}":
@@ -96,23 +91,24 @@ def main(options):
     print(f"finished: {len(files)} tables and manifest.json in {run_folder.folder}")
 
 
-def build_interventions(model, templates, chosen, candidates):
+def build_interventions(model, templates, chosen, candidates, multi_token=None):
     """({template: {word: Intervention}}, {template: {dropped word: reason}}).
 
     Raises:
-        InputError: candidates that are not two different single tokens, or no word left.
+        InputError: candidates that are not two different ones (single tokens, without `multi_token`), or no word left.
     """
     from experiment import Intervention
 
-    stimuli.check_candidates(candidates, [stimuli.tokenize_candidate(model.tokenizer, candidate)[1] for candidate in candidates])
+    stimuli.check_candidates(candidates, [stimuli.tokenize_candidate(model.tokenizer, candidate)[1] for candidate in candidates], multi_token is None)
     interventions, dropped = {}, {}
     for template in templates.values():
-        kept, dropped[template] = professions.usable(model.tokenizer, template, chosen)
-        interventions[template] = {p.word: Intervention(model.tokenizer, template, [p.word, "man", "woman"], candidates, model.device) for p in kept}
+        kept, dropped[template] = professions.usable(model.tokenizer, template, chosen, multi_token=multi_token)
+        interventions[template] = {p.word: Intervention(model.tokenizer, template, [p.text if multi_token else p.word, "man", "woman"], candidates,
+                                                        model.device, multi_token) for p in kept}
         if not kept:
             word, reason = next(iter(dropped[template].items()))
             raise InputError(f"no usable profession in {template!r}: {len(chosen)} dropped, such as {word!r}: {reason}; "
-                             "name single-token words with --professions")
+                             "name single-token words with --professions, or take words of several tokens with --multi_token last")
     return interventions, dropped
 
 
@@ -130,6 +126,7 @@ def report_stimuli(model, templates, chosen, interventions, dropped):
     if where:
         names = [f"{word}: {reason}" + ("" if len(found) == len(templates) else f" in {', '.join(found)}") for (word, reason), found in where.items()]
         print(textwrap.fill(f"dropped, {len(names)} professions that do not fill the slot with a single token: {'; '.join(names)}", 120))
+        print("--multi_token last takes words of several tokens, too")
 
 
 def describe_settings(model, options, interventions):
@@ -142,7 +139,13 @@ def describe_settings(model, options, interventions):
         "alpha": options.alpha,
         "dtype": options.dtype,
         "seed": options.seed if options.randomize else None,
-    } | ({"odds_only": True} if options.odds_only else {}) | ({"precision": "fast"} if options.precision == "fast" else {}) | describe_method(options)
+    } | describe_defaults_left(options) | describe_method(options)
+
+
+def describe_defaults_left(options):
+    """Settings that are not the default, so that runs of before these options were there are taken up."""
+    return {name: getattr(options, name) for name, default in (("multi_token", None), ("odds_only", False), ("precision", "exact"))
+            if getattr(options, name) != default}
 
 
 def describe_method(options):

@@ -39,7 +39,7 @@ def load_model(options):
 
     return Model(device=device(options.device), gpt2_version=options.model, random_weights=options.randomize, seed=options.seed,
                  dtype=getattr(torch, options.dtype), full_passes=options.full_passes,
-                 precision=getattr(options, "precision", "exact"))  # only the studies have the option
+                 precision=getattr(options, "precision", "exact"), masking_approach=getattr(options, "masking_approach", 1))  # not all scripts have these
 
 
 def describe_machine(model):
@@ -173,6 +173,7 @@ def read_probabilities(folder, model):
                              "keep them in separate folders")
     rows = rows.drop_duplicates("base_string").reset_index(drop=True)
     rows[["template", "word"]] = [split_base_string(base_string) for base_string in rows["base_string"]]
+    rows["word"] = rows["word"].str.replace(" ", "_")  # as the ratings write words of several parts
     return rows
 
 

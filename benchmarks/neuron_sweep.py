@@ -32,7 +32,8 @@ def main(options):
         edits = edits[drawn.sort().values.to(model.device)]
 
         def ours(**settings):
-            return sweep(model.parts, runs[run_on], model._predictions(tokens, intervention.candidates_tok), edits, options.batch_size, **settings)
+            predictions = tuple(([len(tokens) - 1], [candidate]) for candidate in candidates)
+            return sweep(model.parts, runs[run_on], predictions, edits, options.batch_size, **settings)
 
         print(f"{model.name}, {model.device}, {intervention.base_strings[run_on]!r}, {torch.get_num_threads()} threads, {options.rounds} rounds")
         fast = FastRows()

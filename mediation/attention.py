@@ -60,7 +60,7 @@ def recorded_weights(parts):
 def attention_weights(model, parts, tokens):
     """Attention weights of one run of `tokens` (int64 [T]), [L, H, T, T]."""
     with recorded_weights(parts) as weights:
-        model(tokens.unsqueeze(0), use_cache=False, logits_to_keep=1)
+        model.base_model(tokens.unsqueeze(0), use_cache=False)
     return torch.cat(weights)
 
 

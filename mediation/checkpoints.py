@@ -9,8 +9,9 @@ from pathlib import Path
 
 import torch
 import transformers
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForMaskedLM, AutoTokenizer
 
+from .architectures import is_masked
 from .assets import MODELS, cache_folder, only_process, sha256_of, unpack_model_file
 from .attention import IMPLEMENTATION
 from .errors import InputError
@@ -88,13 +89,18 @@ def load_model(name, device, dtype=torch.float32, random_weights=False, seed=0):
     source = bundled_model(name) if name in MODELS else name
     try:
         with _quiet():
-            tokenizer = AutoTokenizer.from_pretrained(source)
+            tokenizer, config = AutoTokenizer.from_pretrained(source), AutoConfig.from_pretrained(source)
+            kind = AutoModelForMaskedLM if is_masked(config.model_type) else AutoModelForCausalLM
             if random_weights:
                 with torch.random.fork_rng(devices=[]):
                     torch.manual_seed(seed)
-                    model = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(source), dtype=dtype, attn_implementation=IMPLEMENTATION)
+                    model = kind.from_config(config, dtype=dtype, attn_implementation=IMPLEMENTATION)
             else:
-                model = AutoModelForCausalLM.from_pretrained(source, dtype=dtype, attn_implementation=IMPLEMENTATION)
+                model, loading = kind.from_pretrained(source, dtype=dtype, attn_implementation=IMPLEMENTATION, output_loading_info=True)
+                if loading["missing_keys"]:  # the library would draw them at random and say so in a warning
+                    missing = ", ".join(sorted(loading["missing_keys"])[:3])
+                    raise InputError(f"model {name!r} has no weights for {missing}: it is no language model, or not whole; "
+                                     "name a checkpoint with its language-model head")
     except (OSError, ValueError) as error:
         raise InputError(f"cannot load model {name!r}: name a bundled one ({', '.join(MODELS)}), a local directory with config, weights and "
                          f"tokenizer, or a hub id that can be reached ({str(error).strip().splitlines()[0]})") from error

@@ -56,6 +56,10 @@ class BaseRun:
     cache: RecordingCache
     linear_layers: dict
 
+    def outputs(self, layer):
+        """What a layer of neurons gave at every position, [T, D]; 0 the word embedding, i the MLP of block i - 1."""
+        return self.mlp_outputs[layer - 1] if layer else self.embedding
+
     def representations(self, position):
         """Values of all neurons at one position, [L + 1, D]; row 0 the word embedding, row i the MLP of block i - 1."""
         return torch.stack([self.embedding[position], *(output[position] for output in self.mlp_outputs)])
@@ -65,7 +69,7 @@ class BaseRun:
 class Tree:
     """Sequences of tokens that share their beginnings, as one sequence of T nodes: each node sees itself and what leads to it.
 
-    `tokens`, `position_ids` int64 [T]; `visible` bool [T, T]: row sees column.
+    `tokens`, `position_ids` int64 [T]; `visible` bool [T, T]: row sees column; both None where the model's own are meant.
     `predictions`: tuple of (nodes, tokens), which tokens are predicted at which nodes.
     """
 
@@ -88,20 +92,14 @@ def _grow(sequences, device):
     return (tokens, depths, visible.to(device)), paths
 
 
-def pack(context, candidates):
-    """Tree of a context (int64 [T]) and its continuations by `candidates` (lists of token ids, none empty): one prediction each.
+def pack(prompts, candidates, device):
+    """Tree of prompts (lists of token ids) and their continuations by `candidates` (lists of token ids, none empty).
 
-    A candidate's last token predicts nothing that is asked for, and is left out.
+    Predictions come prompt by prompt, candidate by candidate. A candidate's last token predicts nothing that is asked for, and is left out.
     """
-    before = context.tolist()
-    tree, paths = _grow([before + list(candidate[:-1]) for candidate in candidates], context.device)
-    return Tree(*tree, tuple((path[len(before) - 1:], list(candidate)) for path, candidate in zip(paths, candidates)))
-
-
-def pack_prompts(prompts, candidates, device):
-    """Tree of prompts (lists of token ids) with single-token candidates: predictions prompt by prompt, candidate by candidate."""
-    tree, paths = _grow(prompts, device)
-    return Tree(*tree, tuple((path[-1:], [candidate]) for path in paths for candidate in candidates))
+    paired = [(list(prompt), list(candidate)) for prompt in prompts for candidate in candidates]
+    tree, paths = _grow([prompt + candidate[:-1] for prompt, candidate in paired], device)
+    return Tree(*tree, tuple((path[len(prompt) - 1:], candidate) for path, (prompt, candidate) in zip(paths, paired)))
 
 
 def run_base(model, parts, tokens, tree=None, linear_layers=False):
@@ -117,18 +115,19 @@ def run_base(model, parts, tokens, tree=None, linear_layers=False):
         call = inspect.signature(block.forward).bind(*positional, **named).arguments
         call.update(call.pop("kwargs", {}))
         hidden = call.pop("hidden_states")
-        call["past_key_values"] = cache
+        if parts.cache_name:
+            call[parts.cache_name] = cache
         residuals.append(hidden[0])
         arguments.append(call)
         return (hidden,), call
 
     handles = [block.register_forward_pre_hook(at_block, with_kwargs=True) for block in parts.blocks]
     handles.append(parts.embedding.register_forward_hook(lambda _, __, output: embedding.append(output[0])))
-    handles += [mlp.register_forward_hook(lambda _, __, output: mlp_outputs.append(output[0])) for mlp in parts.mlps]
-    handles.append(parts.final_norm.register_forward_pre_hook(lambda _, inputs: residuals.append(inputs[0][0])))
+    handles += [mlp.register_forward_hook(lambda _, __, output: mlp_outputs.append(output.reshape(-1, output.shape[-1]))) for mlp in parts.mlps]
+    handles.append(parts.blocks[-1].register_forward_hook(lambda _, __, output: residuals.append(output[0])))
     try:
         with recorded(parts.blocks if linear_layers else ()) as of_linear_layers:
-            model(tokens.unsqueeze(0), use_cache=False, logits_to_keep=1, **as_arguments(model, tree))
+            model.base_model(tokens.unsqueeze(0), use_cache=False, **as_arguments(model, tree))
     finally:
         for handle in handles:
             handle.remove()
@@ -136,12 +135,21 @@ def run_base(model, parts, tokens, tree=None, linear_layers=False):
 
 
 def as_arguments(model, tree):
-    """Mask and positions of a tree, as the library's models take them."""
-    if tree is None:
+    """Mask and positions of a tree, as the library's models take them: one mask, or one for each type of layer."""
+    if tree is None or tree.visible is None:
         return {}
-    mask = torch.zeros(tree.visible.shape, dtype=model.dtype, device=tree.visible.device)
-    mask = mask.masked_fill(~tree.visible, torch.finfo(model.dtype).min)[None, None]  # [1, 1, T, T]
+    window, types = getattr(model.config, "sliding_window", None), getattr(model.config, "layer_types", None) or ()
+    masks = {"full_attention": _additive(tree.visible, model.dtype)}
+    if window:
+        apart = tree.position_ids[:, None] - tree.position_ids
+        masks["sliding_attention"] = _additive(tree.visible & (apart < window), model.dtype)
+    mask = masks if "sliding_attention" in types else masks.get("sliding_attention" if not types else "full_attention", masks["full_attention"])
     return {"attention_mask": mask, "position_ids": tree.position_ids.unsqueeze(0)}
+
+
+def _additive(visible, dtype):
+    """bool [T, T] -> [1, 1, T, T], 0 where it is true and the smallest number elsewhere."""
+    return torch.zeros(visible.shape, dtype=dtype, device=visible.device).masked_fill(~visible, torch.finfo(dtype).min)[None, None]
 
 
 class Resumption:
@@ -155,13 +163,14 @@ class Resumption:
         self.parts = parts
         self.base = base
         self.position = position
-        cache = PrefixCache(base.cache, position)
-        self.arguments = [self._cut(call) | {"past_key_values": cache} for call in base.arguments]
+        cache = {parts.cache_name: PrefixCache(base.cache, position)} if parts.cache_name else {}
+        self.arguments = [self._cut(call) | cache for call in base.arguments]
 
     def _cut(self, call):
         """A block's arguments for the positions from `self.position` on."""
         cut = dict(call)
-        cut["attention_mask"] = call["attention_mask"][:, :, self.position:]  # [1, 1, S, T]
+        if call.get("attention_mask") is not None:
+            cut["attention_mask"] = call["attention_mask"][:, :, self.position:]  # [1, 1, S, T]
         for name in ("position_ids", "cache_position"):
             if call.get(name) is not None:
                 cut[name] = call[name][..., self.position:]

@@ -14,29 +14,33 @@ from .forward import as_arguments
 from .readout import ReadOut
 
 
-def neuron_gradients(model, parts, prompts, position, candidates):
-    """Gradients of candidates' log-probabilities with respect to every neuron at one position.
+def neuron_gradients(model, parts, prompts, places, predictions, tree=None):
+    """Gradients of predictions with respect to every neuron at P positions.
 
     Args:
-        prompts: int64 [B, T], of equal length; candidates: C token ids.
+        prompts: int64 [B, T], of equal length; places: P positions; predictions: C (positions, tokens) pairs, as a ReadOut takes them.
+        tree: the Tree whose tokens the one prompt is, for candidates of several tokens.
 
-    Returns: log-probabilities float64 [B, C], gradients [B, C, L + 1, D], values [B, L + 1, D] of the neurons.
+    Returns: log-probabilities float64 [B, C], gradients [B, C, P, L + 1, D], values [B, P, L + 1, D] of the neurons.
     """
     outputs, residual = [], []
     handles = [parts.embedding.register_forward_hook(_leaf(outputs))]
     handles += [mlp.register_forward_hook(lambda _, __, output: outputs.append(output)) for mlp in parts.mlps]
-    handles.append(parts.final_norm.register_forward_pre_hook(lambda _, inputs: residual.append(inputs[0])))
-    predictions = tuple(([prompts.shape[1] - 1], [candidate]) for candidate in candidates)
+    handles.append(parts.blocks[-1].register_forward_hook(lambda _, __, output: residual.append(output)))
     try:
         with torch.enable_grad():
-            model(prompts, use_cache=False, logits_to_keep=1)
+            model.base_model(prompts, use_cache=False, **as_arguments(model, tree))
             log_probabilities = ReadOut(parts, predictions)(residual[0])  # [B, C]
             gradients = [torch.autograd.grad(column.sum(), outputs, retain_graph=True) for column in log_probabilities.unbind(dim=1)]
     finally:
         for handle in handles:
             handle.remove()
-    at_position = torch.stack([torch.stack([of_layer[:, position] for of_layer in of_candidate], dim=1) for of_candidate in gradients], dim=1)
-    return log_probabilities.detach(), at_position, torch.stack([output[:, position].detach() for output in outputs], dim=1)
+
+    def at_places(of_layers):
+        """Outputs or gradients of the layers -> [B, P, L + 1, D]."""
+        return torch.stack([of_layer.reshape(*prompts.shape, -1)[:, places] for of_layer in of_layers], dim=2)
+
+    return log_probabilities.detach(), torch.stack([at_places(of_candidate) for of_candidate in gradients], dim=1), at_places(outputs).detach()
 
 
 def head_gradients(model, parts, tree):
@@ -46,10 +50,10 @@ def head_gradients(model, parts, tree):
     """
     residual, outputs = [], []
     handles = [parts.embedding.register_forward_hook(_leaf(outputs)),
-               parts.final_norm.register_forward_pre_hook(lambda _, inputs: residual.append(inputs[0]))]
+               parts.blocks[-1].register_forward_hook(lambda _, __, output: residual.append(output))]
     try:
         with torch.enable_grad(), recorded_weights(parts) as weights:
-            model(tree.tokens.unsqueeze(0), use_cache=False, logits_to_keep=1, **as_arguments(model, tree))
+            model.base_model(tree.tokens.unsqueeze(0), use_cache=False, **as_arguments(model, tree))
             log_probabilities = ReadOut(parts, tree.predictions)(residual[0])[0]
             gradients = [torch.cat(torch.autograd.grad(value, weights, retain_graph=True)) for value in log_probabilities]
     finally:

@@ -11,9 +11,10 @@ import torch
 
 @dataclass(frozen=True)
 class NeuronEdits:
-    """B interventions, each on a set of K neurons at one token position.
+    """B interventions, each on a set of K neurons.
 
-    `layers`, `neurons`: int64 [B, K]; `values` [B, K]: what each neuron is set to, or with `add` what is added to it.
+    `layers`, `neurons`: int64 [B, K]; `values` [B, K]: what each neuron is set to, or with `add` what is added to it; `position`: the token
+    where that is done, or with `offsets` (int64 [B, K], from 0 on) the first one: each neuron is changed at position + offset.
     A neuron named twice in a row is changed once.
     """
 
@@ -22,29 +23,60 @@ class NeuronEdits:
     values: torch.Tensor
     position: int
     add: bool = False
+    offsets: torch.Tensor = None
 
     def __len__(self):
         return len(self.layers)
 
     def __getitem__(self, rows):
-        return NeuronEdits(self.layers[rows], self.neurons[rows], self.values[rows], self.position, self.add)
+        return NeuronEdits(self.layers[rows], self.neurons[rows], self.values[rows], self.position, self.add,
+                           None if self.offsets is None else self.offsets[rows])
+
+    @property
+    def width(self):
+        """Positions from the first changed one to one past the last."""
+        return 1 if self.offsets is None else int(self.offsets.max()) + 1
 
     def at(self, layer):
-        """(rows, neurons, values) of the edits in one layer, three vectors of equal length."""
+        """(rows, offsets, neurons, values) of the edits in one layer, vectors of equal length."""
         rows, members = (self.layers == layer).nonzero(as_tuple=True)
-        return rows, self.neurons[rows, members], self.values[rows, members]
+        offsets = torch.zeros_like(rows) if self.offsets is None else self.offsets[rows, members]
+        return rows, offsets, self.neurons[rows, members], self.values[rows, members]
+
+    def sets(self, units):
+        """Interventions on sets of these rows together: units int64 [B, K] -> NeuronEdits of B rows."""
+        layers, neurons, values = (part[units].flatten(1) for part in (self.layers, self.neurons, self.values))
+        return NeuronEdits(layers, neurons, values, self.position, self.add, None if self.offsets is None else self.offsets[units].flatten(1))
 
 
 def single_neuron_edits(values, position, add=False):
-    """One intervention a neuron of the whole model: `values` [L + 1, D] -> NeuronEdits of (L + 1) x D rows, layer by layer."""
-    layers, neurons = torch.meshgrid(*(torch.arange(n, device=values.device) for n in values.shape), indexing="ij")
-    return NeuronEdits(layers.reshape(-1, 1), neurons.reshape(-1, 1), values.reshape(-1, 1), position, add)
+    """One intervention a neuron of the whole model, layer by layer: NeuronEdits of (L + 1) x D rows.
+
+    Args:
+        values: [L + 1, D] at one position (a number), or [P, L + 1, D] at P positions (a list, ascending) that are changed together.
+    """
+    positions = [position] if isinstance(position, int) else list(position)
+    values = values.reshape(len(positions), *values.shape[-2:])
+    layers, neurons = torch.meshgrid(*(torch.arange(n, device=values.device) for n in values.shape[1:]), indexing="ij")
+    offsets = None
+    if len(positions) > 1:
+        offsets = torch.tensor([place - positions[0] for place in positions], device=values.device).expand(layers.numel(), -1)
+    return NeuronEdits(*(part.reshape(-1, 1).expand(-1, len(positions)) for part in (layers, neurons)), values.flatten(1).T, positions[0], add, offsets)
 
 
 def change(outputs, position, edits, layer):
-    """Write the edits of one layer into a module's outputs [B, tokens, D], in place, at index `position` of the token axis."""
-    rows, neurons, values = edits.at(layer)
-    outputs[rows, position, neurons] = outputs[rows, position, neurons] + values if edits.add else values
+    """Write the edits of one layer into a module's outputs [B, tokens, D], in place; the edits' first position has index `position` there."""
+    rows, offsets, neurons, values = edits.at(layer)
+    outputs[rows, position + offsets, neurons] = outputs[rows, position + offsets, neurons] + values if edits.add else values
+
+
+def writing(position, edits, layer):
+    """Forward hook that writes the edits of one layer into the output of its module, on a copy; as `change`."""
+    def write(_module, _inputs, output):
+        changed = output.clone()
+        change(changed.view(len(edits), -1, changed.shape[-1]), position, edits, layer)  # some blocks give their MLP rows and tokens in one
+        return changed
+    return write
 
 
 @contextmanager
@@ -54,16 +86,8 @@ def edited(parts, edits):
     >>> with edited(parts, edits):
     ...     logits = model(tokens.expand(len(edits), -1)).logits
     """
-
-    def hook(layer):
-        def write(_module, _inputs, output):
-            output = output.clone()
-            change(output, edits.position, edits, layer)
-            return output
-        return write
-
     modules = {0: parts.embedding} | {i + 1: mlp for i, mlp in enumerate(parts.mlps)}
-    handles = [modules[layer].register_forward_hook(hook(layer)) for layer in edits.layers.unique().tolist()]
+    handles = [modules[layer].register_forward_hook(writing(edits.position, edits, layer)) for layer in edits.layers.unique().tolist()]
     try:
         yield
     finally:

@@ -107,6 +107,29 @@ def add_method(parser):
                              "both ways say so; within 1e-3 in a random sample, or the run stops (default: exact)")
 
 
+def add_screening(parser):
+    """How --method screen goes about neurons."""
+    parser.add_argument("--screen_share", type=share, default=0.1, metavar="S",
+                        help="part of a prompt's neurons that screening runs exactly, word embedding and first block included (default: 0.1)")
+    parser.add_argument("--screen_sample", type=positive, default=64, metavar="N",
+                        help="random others, a word and type, run exactly too: they tell what screening missed (default: 64)")
+    parser.add_argument("--screen_top", type=positive, default=50, metavar="N", help="the strongest neurons of a prompt that are to be found (default: 50)")
+
+
+def check_screen_share(options, layers):
+    """Raises InputError when screening could not even run the word embedding and the first block."""
+    if options.method == "screen" and options.screen_share * (layers + 1) < 2:
+        raise InputError(f"--screen_share {options.screen_share:g}: the word embedding and the first block, run exactly, are "
+                         f"{2 / (layers + 1):.3f} of this model's neurons already: name a larger share")
+
+
+def add_multi_token(parser):
+    """--multi_token: what becomes of words and candidates of several tokens in neuron interventions."""
+    parser.add_argument("--multi_token", choices=("last", "all"), metavar="last|all",
+                        help="take words and candidates of several tokens: neurons are changed at the slot's last token, or at all its tokens pairwise, "
+                             "where the prompts have as many (default: such words are dropped, the rule of the 2020 study)")
+
+
 def refuse_full_passes(parser, options):
     """The slow reference runs every unit exactly: with estimates it means nothing."""
     for option in ("method", "precision"):
@@ -132,7 +155,15 @@ def add_attention_options(parser):
                         help="examples are kept whose odds ratio lies above this quantile of all above 1 (default: 0.25)")
     parser.add_argument("--max_examples", type=positive, metavar="N", help="only the first N examples, taken before filtering")
     parser.add_argument("--out_dir", default=".", metavar="D", help="where winobias_data and winogender_data are (default: here)")
+    add_masking_approach(parser)
     parser.add_argument("--full_passes", action="store_true", help="every intervention as a full forward pass of its own: slow, the reference")
+
+
+def add_masking_approach(parser):
+    """--masking_approach of masked models."""
+    parser.add_argument("--masking_approach", type=int, choices=range(1, 7), default=1, metavar="1-6",
+                        help="how a masked model (bert, distilbert, roberta) scores a candidate, token by token at a mask: 1 nothing after the mask, 2 the "
+                             "candidate's later tokens, 3 masks for these; 4 to 6 the same between begin and separator tokens (default: 1)")
 
 
 def choices(*allowed):

@@ -83,6 +83,21 @@ def _finish_layer_axes(figure, axes, path):
     return _save(figure, path)
 
 
+def layer_profiles(profiles, kind, title, path, label):
+    """A line a group over the layers. `profiles`: {group: effects [layers]}; `label`: of the layers' axis."""
+    with plt.rc_context(STYLE):
+        figure, axes = plt.subplots(figsize=(1.5 * COLUMN_WIDTH, 2.4 + 0.08 * len(profiles)))
+        lines = [axes.plot(np.arange(len(effects)), effects, marker="o", markersize=2.5, linewidth=1, color=f"C{index % 10}",
+                           linestyle=("-", "--", ":")[index // 10 % 3])[0] for index, effects in enumerate(profiles.values())]
+        axes.axhline(0, color="0.6", linewidth=0.6, zorder=0)
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+        axes.set_yscale("symlog", linthresh=1)  # the first layers can be ten times the others
+        axes.yaxis.set_major_formatter("{x:g}")
+        axes.set(xlabel=label, ylabel=f"{EFFECT_LABELS[kind]}\n(log odds ratio)", title=title)
+        figure.legend(lines, [group.replace("$", r"\$") for group in profiles], loc="outside lower center", ncols=2, frameon=False)
+        return _save(figure, path)
+
+
 EFFECT_LABELS = {"indirect": "natural indirect effect", "direct": "natural direct effect"}
 COLOURS = {"indirect": "C0", "direct": "C1"}
 
@@ -136,14 +151,14 @@ def head_heat_map_with_bar(effects, layer_effects, kind, title, path, sort=False
         return _save(figure, path)
 
 
-def layer_bars(effects, deviations, kind, title, path):
-    """Mean effect of overriding all heads of a layer, with the standard error over examples. `effects`, `deviations` [L]."""
+def layer_bars(effects, deviations, kind, title, path, label="layer (all its heads overridden)"):
+    """Mean effect of overriding all heads of a layer, with the standard error over examples. `effects`, `deviations` [L]; `label`: of its axis."""
     with plt.rc_context(STYLE):
         figure, axes = plt.subplots(figsize=(COLUMN_WIDTH, 2.3))
         axes.bar(np.arange(len(effects)), effects, yerr=deviations, color=COLOURS[kind], error_kw={"linewidth": 0.7, "ecolor": "0.3"})
         axes.axhline(0, color="0.4", linewidth=0.6)
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-        axes.set(xlabel="layer (all its heads overridden)", ylabel=f"{EFFECT_LABELS[kind]}\n(bar: standard error)", title=title)
+        axes.set(xlabel=label, ylabel=f"{EFFECT_LABELS[kind]}\n(bar: standard error)", title=title)
         return _save(figure, path)
 
 
@@ -232,3 +247,37 @@ def sparsity(found, k, label, all_units, shape, title, path):
         where.yaxis.set_major_locator(MaxNLocator(6, integer=True))
         figure.legend(loc="outside lower center", ncols=4, frameon=False)
         return _save(figure, path)
+
+
+MEDIATOR_LABELS = {"neurons": "layer (0 = word embedding), one neuron changed", "mlps": "layer (0 = word embedding), all neurons at the slot",
+                   "layers": "layer (all its heads overridden)"}
+
+
+def mediator(name, means, model, folder):
+    """Figures of one mediator from its table of means; returns the paths written.
+
+    Args:
+        name: neurons, mlps, heads or layers; means: table with group, layer, and for both effects {effect}_effect_mean, _std, and the same of log effects.
+    """
+    means = means[means["layer"] != "all"].assign(layer=lambda table: table["layer"].astype(int))
+    whole, groups = means[means["group"] == "all"], [group for group in means["group"].unique() if group != "all"]
+    paths = []
+    for kind in ("indirect", "direct"):
+        column, path = f"{kind}_effect_mean", folder / f"{name}_{kind}_{model}.pdf"
+        title = f"{model}, {whole['comparisons'].iloc[0]} comparisons"
+        if name == "heads":
+            paths.append(head_heat_map(whole.pivot(index="layer", columns="head", values=column).to_numpy(), kind, title, path))
+        elif name != "neurons":
+            errors = whole[f"{kind}_effect_std"] / np.sqrt(whole["comparisons"])
+            paths.append(layer_bars(whole[column].to_numpy(), errors.to_numpy(), kind, title, path, MEDIATOR_LABELS[name]))
+        elif kind == "indirect":
+            strongest = whole.groupby("layer")["indirect_log_effect_mean"].apply(lambda values: values.abs().nlargest(max(1, len(values) // 100)).mean())
+            paths.append(layer_profiles({"strongest 1% of each layer": strongest.to_numpy()}, kind, title, path, MEDIATOR_LABELS[name]))
+    if name in MEDIATOR_LABELS and 1 < len(groups) <= 12:
+        def profile(rows):
+            values = rows.groupby("layer")["indirect_log_effect_mean"]
+            return (values.apply(lambda each: each.abs().nlargest(max(1, len(each) // 100)).mean()) if name == "neurons" else values.first()).to_numpy()
+        profiles = {group: profile(means[means["group"] == group]) for group in groups}
+        title = f"{model}, by group" + (": strongest 1% of each layer" if name == "neurons" else "")
+        paths.append(layer_profiles(profiles, "indirect", title, folder / f"{name}_by_group_{model}.pdf", MEDIATOR_LABELS[name]))
+    return paths

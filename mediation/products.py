@@ -90,7 +90,7 @@ def recorded(blocks):
     record = {}
 
     def keep(layer, inputs, output):
-        record[layer] = inputs[0][0], output[0]
+        record[layer] = inputs[0].reshape(-1, inputs[0].shape[-1]), output.reshape(-1, output.shape[-1])
 
     handles = [layer.register_forward_hook(keep) for layer in _layers(blocks, nn.Linear, Conv1D)]
     try:
@@ -109,8 +109,8 @@ def on_differences(blocks, record, first):
 
         def forward(x):
             if x is not last[0]:
-                last[:] = x, (x - inputs).bfloat16()
-            return multiply(last[1]).to(outputs.dtype).add_(outputs)
+                last[:] = x, (x.view(-1, *inputs.shape) - inputs).bfloat16()  # some blocks give their layers rows and positions in one
+            return multiply(last[1]).to(outputs.dtype).add_(outputs).view(*x.shape[:-1], -1)
         return forward
 
     forwards = {layer: forward_of(layer, inputs[first:], outputs[first:]) for layer, (inputs, outputs) in record.items()}

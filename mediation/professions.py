@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from .errors import InputError
-from .stimuli import why_not_single_token
+from .stimuli import why_not_pairwise, why_not_single_token
 
 RATINGS = Path(__file__).parent.parent / "experiment_data" / "professions.csv"
 DEFINITIONAL = 0.75  # at or beyond it, on either side, a word has its gender by definition (king, waitress)
@@ -18,6 +18,11 @@ class Profession:
     word: str
     definitional: float
     stereotypical: float
+
+    @property
+    def text(self):
+        """The word as it is written in a sentence: the ratings join words by an underscore."""
+        return self.word.replace("_", " ")
 
     @property
     def bias(self):
@@ -66,7 +71,10 @@ def select(words=None, max_examples=None):
     return list(rated.values())[:max_examples]
 
 
-def usable(tokenizer, template, professions, alternatives=("man", "woman")):
-    """(kept professions, {word: reason}) after the single-token rule of the 2020 study in one template."""
-    reasons = {p.word: why_not_single_token(tokenizer, template, p.word, alternatives) for p in professions}
+def usable(tokenizer, template, professions, alternatives=("man", "woman"), multi_token=None):
+    """(kept professions, {word: reason}) in one template, after the single-token rule of the 2020 study, or what `multi_token` asks for."""
+    if multi_token == "last":
+        return list(professions), {}
+    why_not = why_not_single_token if multi_token is None else why_not_pairwise
+    reasons = {p.word: why_not(tokenizer, template, p.text if multi_token else p.word, alternatives) for p in professions}
     return [p for p in professions if reasons[p.word] is None], {word: why for word, why in reasons.items() if why}

@@ -103,9 +103,10 @@ class ReadOut:
         normed = self.parts.final_norm(hidden[:, [position - first for position in self.positions]])
         rows = dict(zip(self.positions, normed.unbind(dim=1)))
         sums = {}
-        if not self.odds_only:
-            sums = {position: self.normalisers[position](row) if position in self.normalisers else log_sum_exp(self.parts.head, row)
-                    for position, row in rows.items()}
+        if self.normalisers:
+            sums = {position: self.normalisers[position](row) for position, row in rows.items()}
+        elif not self.odds_only:  # all positions at once: with few rows, reading the unembedding is most of the time
+            sums = dict(zip(self.positions, log_sum_exp(self.parts.head, normed.flatten(0, 1)).reshape(normed.shape[:2]).unbind(dim=1)))
         columns = []
         for positions, tokens in self.predictions:
             each = [self._logit(rows[position], token) - sums.get(position, 0.0) for position, token in zip(positions, tokens)]

@@ -1,7 +1,9 @@
 """What the analysis scripts print, as text: tables that a researcher reads, each number with its formula and filter."""
 
 import textwrap
+from dataclasses import dataclass
 
+import numpy as np
 import pandas as pd
 
 from .selection import smallest_reaching
@@ -136,6 +138,68 @@ def how_sure(runs, swept):
     return " ".join(lines)
 
 
+@dataclass(frozen=True)
+class Mediator:
+    """What is known of one mediator: table of means, name of the whole table, its entry in the manifest and its run's, statistics.Screening or None."""
+
+    means: pd.DataFrame
+    file: str
+    entry: dict
+    run: dict
+    screening: object = None
+
+
+def mediation(model, stimuli, totals, mediators, figures):
+    """The report of mediate.py, Markdown: total effects by group, the strongest units of every mediator, how sure it is, where everything is.
+
+    Args:
+        stimuli: the file; totals: table of total effects; mediators: {mediator: Mediator}; figures: paths.
+    """
+    lines = [f"# Mediation analysis of {stimuli}, {model}", "",
+             f"{_count(totals['id'].nunique(), 'stimulus', 'stimuli')}, {_count(len(totals), 'comparison')} of a null prompt with an alternative. "
+             "Effects are odds ratios minus 1 of the second candidate over the first, relative to the null prompt; 0 is no effect.", "",
+             "## Total effects", "", "| group | comparisons | mean of logs | median | mean | share above 0 |", "|" + 6 * " --- |"]
+    groups = {"all": totals} | {group: rows for group, rows in totals.groupby("group", sort=False) if group and totals["group"].nunique() > 1}
+    for group, rows in groups.items():
+        effects = rows["total_effect"]
+        lines += [f"| {group} | {len(rows)} | {np.log1p(effects).mean():.4g} | {effects.median():.4g} | {effects.mean():.4g} | {(effects > 0).mean():.2f} |"]
+    lines += ["", "Means of odds ratios are driven by few strong comparisons: see the mean of their logarithms and the median beside them."]
+    for name, mediator in mediators.items():
+        lines += _mediator(name, mediator)
+    lines += ["", "## How it was made", ""]
+    for name, mediator in mediators.items():
+        settings, machine = mediator.run["settings"], mediator.run["machine"]
+        lines += [f"{name}: method {settings['method']}, precision {settings['precision']}, {settings['dtype']}, seed {settings['seed']}; "
+                  f"multi-token words: {settings['multi_token'] or 'left out'}; "
+                  f"{', '.join(f'{part} {version}' for part, version in machine.items())}. Command: `{mediator.run['command']}`", ""]
+    lines += ["Figures and tables: " + ", ".join([*(path.name for path in figures), *(mediator.file for mediator in mediators.values())]), ""]
+    return "\n".join(lines)
+
+
+def _mediator(name, mediator):
+    """Lines of a report on one mediator."""
+    whole = mediator.means[mediator.means["group"] == "all"]
+    unit = {"neurons": "neuron", "heads": "head"}.get(name)
+    lines = ["", f"## {'MLPs' if name == 'mlps' else name.capitalize()}", "", f"{_count(int(whole['comparisons'].iloc[0]), 'comparison')}. "
+             + ("The strongest by the size of the mean log indirect effect:" if unit else "By layer:"), "",
+             f"| {'layer-' + unit if unit else 'layer'} | indirect effect, mean of logs | mean | (std) | direct effect, mean of logs | mean | (std) |",
+             "|" + 7 * " --- |"]
+    ranked = whole["indirect_log_effect_mean"].abs().sort_values(ascending=False, kind="stable").index
+    for _, row in (whole.loc[ranked[:10]] if unit else whole).iterrows():
+        effects = [f"{row[f'{kind}_log_effect_mean']:.4g} | {row[f'{kind}_effect_mean']:.4g} | ({row[f'{kind}_effect_std']:.2g})"
+                   for kind in ("indirect", "direct")]
+        lines += [f"| {row['layer']}{'-' + str(row[unit]) if unit else ''} | {' | '.join(effects)} |"]
+    lines += [f"\nleft out: {_count(number, 'comparison')}: {reason}" for reason, number in mediator.run["left_out"].get(name, {}).items()]
+    deviation, method = mediator.entry["largest_deviation_from_full_passes"], mediator.run["settings"]["method"]
+    if name == "layers":
+        lines += ["", "Every layer and the whole model were run."]
+    elif method == "gradient" and unit:
+        lines += ["", f"First-order estimates: those of a random sample differ from full passes by at most {deviation:.1e} in a log-probability."]
+    else:
+        lines += ["", f"Checked against full passes: a random sample differs by at most {deviation:.1e} in a log-probability."]
+    return lines + ([describe_screening(mediator.screening, [mediator.entry["screen"]])] if mediator.screening else [])
+
+
 def selection(found, k, label, all_units):
     """Effect against number of units, as a table, and what it says.
 
@@ -164,8 +228,8 @@ def selection(found, k, label, all_units):
     return "\n".join(lines)
 
 
-def _count(number, noun):
-    return f"{number} {noun}{'' if number == 1 else 's'}"
+def _count(number, noun, plural=None):
+    return f"{number} {noun if number == 1 else plural or noun + 's'}"
 
 
 def _strongest(table, mean, deviation, count, shift=0):

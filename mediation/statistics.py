@@ -258,6 +258,23 @@ def strongest_in_any(strength, count):
     return chosen[np.isfinite(strength[:, chosen]).any(axis=0)]
 
 
+def screened_units(strength, silent, always, count, sampled, rng):
+    """Which units of several prompts screening runs exactly.
+
+    Args:
+        strength: [prompts, units], what the units are ranked by; silent: bool [units], those without effect as they are.
+        always: the first so many units are run whatever their strength (word embedding and first block); count: units run in all, these
+            included; sampled: others, drawn by `rng`.
+
+    Returns: chosen units (sorted), drawn units (sorted), number of units left out.
+    """
+    candidates = np.flatnonzero(~silent)[always:]
+    picked = candidates[strongest_in_any(strength[:, candidates], max(0, count - always))]
+    rest = np.setdiff1d(candidates, picked)
+    drawn = np.sort(rng.choice(rest, min(sampled, len(rest)), replace=False))
+    return np.concatenate([np.arange(always), np.sort(picked)]), drawn, len(rest)
+
+
 def upper_share(found, drawn, confidence=0.95):
     """Clopper and Pearson's (1934) one-sided upper bound on a share of which `found` of `drawn` random members are known; 1 where none was drawn."""
     return float(stats.beta.ppf(confidence, found + 1, drawn - found)) if found < drawn else 1.0

@@ -73,8 +73,8 @@ class PronounStimulus:
 def fill(tokenizer, base_string, substitute):
     """Tokenize `base_string` with `substitute` in its slot, and find the slot's tokens by the tokenizer's character offsets.
 
-    No special tokens are added. The 2020 code counted the slot's position in blanks, which names a wrong token after any
-    word of several tokens.
+    No special tokens are added but the begin token of models that always have one, see `begin_tokens`. The 2020 code counted the slot's
+    position in blanks, which names a wrong token after any word of several tokens.
 
     Raises:
         InputError: not exactly one `{}`, nothing in the slot, or a tokenizer without offsets.
@@ -91,28 +91,44 @@ def fill(tokenizer, base_string, substitute):
     encoded = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
     # a token lies in the slot when they share more than white space: offsets may include the blank before a word
     inside = [i for i, (a, b) in enumerate(encoded["offset_mapping"]) if text[max(a, start):min(b, end)].strip()]
-    return Prompt(text, tuple(encoded["input_ids"]), (inside[0], inside[-1] + 1))
+    begin = begin_tokens(tokenizer)
+    if not inside:
+        raise InputError(f"the model's tokens know nothing of {substitute!r}, for the slot of {base_string!r}: give another word")
+    return Prompt(text, (*begin, *encoded["input_ids"]), (len(begin) + inside[0], len(begin) + inside[-1] + 1))
+
+
+def begin_tokens(tokenizer):
+    """[id] of the begin token where the tokenizer puts one before every text, and nothing behind it, as those of Gemma and Llama do; else [].
+
+    Such a model was trained with it always there: without, its probabilities are far off. Masked models have their own rules, see `masked`.
+    """
+    plain, usual = (tokenizer("a", add_special_tokens=added)["input_ids"] for added in (False, True))
+    return [tokenizer.bos_token_id] if usual == [tokenizer.bos_token_id, *plain] else []
 
 
 def tokenize_candidate(tokenizer, candidate):
     """(tokens, ids) of a candidate as it stands after a blank: "he" -> (["Ġhe"], [339]) in GPT-2's vocabulary.
 
     Raises:
-        InputError: an empty candidate.
+        InputError: an empty candidate, or one of characters that the tokenizer drops.
     """
     if not candidate.strip():
         raise InputError("an empty candidate: give a word")
     ids = tokenizer("a " + candidate.strip(), add_special_tokens=False)["input_ids"][1:]
+    if not ids:
+        raise InputError(f"the model's tokens know nothing of the candidate {candidate!r}: give another word")
     return tokenizer.convert_ids_to_tokens(ids), ids
 
 
-def check_candidates(names, ids):
-    """Raises InputError when the two candidates of a neuron stimulus are not two different single tokens."""
+def check_candidates(names, ids, single=True):
+    """Raises InputError when the two candidates of a neuron stimulus are not two different ones, of one token each where `single`."""
     for name, tokens in zip(names, ids):
-        if len(tokens) != 1:
-            raise InputError(f"candidate {name!r} is {len(tokens)} tokens, the neuron study needs one: choose another word")
+        if single and len(tokens) != 1:
+            raise InputError(f"candidate {name!r} is {len(tokens)} tokens, the neuron study needs one: choose another word, or allow --multi_token")
+    if len(ids) != 2:
+        raise InputError(f"a stimulus has two candidates, this one has {len(ids)}")
     if ids[0] == ids[1]:
-        raise InputError(f"candidates {names[0]!r} and {names[1]!r} are the same token: their odds are always 1, choose two words")
+        raise InputError(f"candidates {names[0]!r} and {names[1]!r} are the same token{'' if single else 's'}: their odds are always 1, choose two words")
 
 
 def why_not_single_token(tokenizer, template, word, alternatives):
@@ -129,6 +145,12 @@ def why_not_single_token(tokenizer, template, word, alternatives):
         if prompt.slot != prompts[0].slot or len(prompt.tokens) != len(prompts[0].tokens):
             return f"tokenized unlike the prompt with {substitute!r}"
     return None
+
+
+def why_not_pairwise(tokenizer, template, word, alternatives):
+    """None when `word` and the alternatives fill the slot with equally many tokens; else the reason in words."""
+    counts = [last - first for first, last in (fill(tokenizer, template, substitute).slot for substitute in (word, *alternatives))]
+    return None if len(set(counts)) == 1 else f"{counts[0]} tokens, and {', '.join(map(repr, alternatives))} {' and '.join(map(str, counts[1:]))}"
 
 
 def to_tensor(prompt, device):

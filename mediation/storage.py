@@ -166,8 +166,11 @@ class RunFolder:
 
     def is_finished(self, file_name):
         """True for a file that is there and that its run in the manifest calls complete."""
-        complete = any("rows" in run["files"].get(file_name, {}) for run in self.read()["runs"])
-        return complete and (self.folder / file_name).exists()
+        return bool(self.entry_of(file_name)) and (self.folder / file_name).exists()
+
+    def entry_of(self, file_name):
+        """What the manifest says of a finished file; {} for others."""
+        return next((run["files"][file_name] for run in self.read()["runs"] if "rows" in run["files"].get(file_name, {})), {})
 
     def claim(self, files, settings):
         """Make sure that a run with these settings may write these files, before it writes anything.

@@ -10,7 +10,7 @@ import torch
 from .attention import HeadEdits, attention_weights, overriding, replacement, shift
 from .batches import in_batches, in_two_precisions
 from .forward import Resumption, pack, run_base
-from .neurons import change, edited
+from .neurons import change, edited, writing
 from .products import exchanged, on_differences, packed
 from .readout import ReadOut
 
@@ -27,16 +27,23 @@ def automatic_batch_size(parts, device, positions):
 
 
 def by_full_passes(model, parts, tokens, edits, candidates):
-    """Reference: one full forward pass a row under plain hooks, and a softmax over the vocabulary.
+    """Reference: full forward passes under plain hooks, one a row and different beginning of the candidates, and a softmax over the vocabulary.
 
     Args:
-        tokens: the prompt, int64 [T]; edits: NeuronEdits of B rows; candidates: C token ids.
+        tokens: the prompt, int64 [T]; edits: NeuronEdits of B rows; candidates: C lists of token ids.
 
-    Returns: float64 [B, C].
+    Returns: float64 [B, C], mean token log-probabilities.
     """
-    with edited(parts, edits):
-        logits = model(tokens.expand(len(edits), -1), use_cache=False, logits_to_keep=1).logits[:, -1]
-    return logits.double().log_softmax(dim=-1)[:, candidates].cpu()
+    def after(beginning):
+        """Log-probabilities [B, beginning + 1, vocabulary] from the prompt's last token on."""
+        sequence = torch.cat([tokens, torch.tensor(beginning, dtype=tokens.dtype, device=tokens.device)])
+        with edited(parts, edits):
+            logits = model(sequence.expand(len(edits), -1), use_cache=False, logits_to_keep=len(beginning) + 1).logits
+        return logits.double().log_softmax(dim=-1).cpu()
+
+    of_beginning = {beginning: after(beginning) for beginning in {tuple(candidate[:-1]) for candidate in candidates}}
+    columns = [of_beginning[tuple(candidate[:-1])][:, range(len(candidate)), candidate].mean(dim=1) for candidate in candidates]
+    return torch.stack(columns, dim=1)
 
 
 def by_descent(parts, base, edits, read_out):
@@ -73,12 +80,7 @@ def _through_block(resumption, index, hidden, edits):
     if not (edits.layers == index + 1).any():
         return resumption.block(index, hidden)
 
-    def write(_module, _inputs, output):
-        output = output.clone()
-        change(output, 0, edits, index + 1)
-        return output
-
-    handle = resumption.parts.mlps[index].register_forward_hook(write)
+    handle = resumption.parts.mlps[index].register_forward_hook(writing(0, edits, index + 1))
     try:
         return resumption.block(index, hidden)
     finally:
@@ -88,14 +90,15 @@ def _through_block(resumption, index, hidden, edits):
 def _changed_residual(resumption, layer, edits):
     """The residual stream [B, S, D] before block `layer` when the MLP (or embedding) that it was last given is changed.
 
-    Both add their output to the stream as it is, so a changed neuron shifts one number of it; a value replaced by
-    itself shifts it by exactly 0.
+    What that module, and the norm behind it where there is one, gave the stream is replaced; a value replaced by itself moves it by exactly 0.
     """
-    rows, neurons, values = edits.at(layer)
-    if not edits.add:
-        values = values - resumption.base.representations(edits.position)[layer, neurons]
+    own = resumption.base.outputs(layer)[edits.position:][: edits.width]  # [positions that are changed, D]
+    new = own.expand(len(edits), -1, -1).clone()
+    change(new, 0, edits, layer)
+    norm = resumption.parts.mlp_norms[layer - 1] if layer else None
+    moved = new - own if norm is None else norm(new) - norm(own.expand_as(new))
     hidden = resumption.rows(layer, len(edits))
-    hidden[rows, 0, neurons] = hidden[rows, 0, neurons] + values
+    hidden[:, : edits.width] += moved
     return hidden
 
 
@@ -116,7 +119,8 @@ def sweep(parts, base, predictions, edits, batch_size=None, odds_only=False, pro
     residual = base.residuals[-1]  # [T, D]
     result = ReadOut(parts, predictions, odds_only=odds_only)(residual.unsqueeze(0)).repeat(len(edits), 1)
     reaches_output = torch.ones(len(edits), dtype=torch.bool)
-    if all(edits.position not in positions for positions, _ in predictions):
+    changed = range(edits.position, edits.position + edits.width)
+    if not any(position in changed for positions, _ in predictions for position in positions):
         reaches_output = (edits.layers.amin(dim=1) < len(parts.blocks)).cpu()
         if progress:
             progress(int((~reaches_output).sum()))
@@ -158,7 +162,7 @@ def _run(descend, todo, layers, size, result, parts, base, predictions, first, o
 
 
 def sweep_by_full_passes(model, parts, tokens, edits, candidates, batch_size=None, progress=None):
-    """The plain reference of `sweep` on one prompt (int64 [T]) with single-token candidates: every intervention in a full pass."""
+    """The plain reference of `sweep` on one prompt (int64 [T]), as `by_full_passes`."""
     result = torch.empty(len(edits), len(candidates), dtype=torch.float64)
     size = batch_size or automatic_batch_size(parts, tokens.device, len(tokens))
     in_batches(lambda rows: by_full_passes(model, parts, tokens, edits[rows.to(tokens.device)], candidates), torch.arange(len(edits)), size, result, progress)
@@ -220,8 +224,6 @@ def heads_by_full_passes(model, parts, context, candidates, edits):
 def sweep_heads(model, parts, context, candidates, edits, batch_size=None, full_passes=False, progress=None, fast=None):
     """Log-probabilities of the candidates after `context` under B attention interventions.
 
-    Heads whose weights are the run's own anyway are not touched: an intervention on none but these has exactly no effect.
-
     Args:
         context: int64 [T]; candidates: lists of token ids.
         full_passes: True runs the plain reference, every intervention and candidate in a full pass of its own.
@@ -230,26 +232,41 @@ def sweep_heads(model, parts, context, candidates, edits, batch_size=None, full_
 
     Returns: float64 [B, C].
     """
+    def reference(rows):
+        return heads_by_full_passes(model, parts, context, candidates, edits[rows.to(context.device)])
+
+    continuations = pack([context.tolist()], candidates, context.device)
+    return sweep_heads_in(model, parts, continuations, context, edits, batch_size, reference if full_passes else None, progress, fast)
+
+
+def sweep_heads_in(model, parts, tree, context, edits, batch_size=None, reference=None, progress=None, fast=None):
+    """Log-probabilities of a tree's predictions under B attention interventions on `context`, the sequence it begins with.
+
+    Heads whose weights are the run's own anyway are not touched: an intervention on none but these has exactly no effect.
+
+    Args:
+        reference: None, or a function of rows that is called with one row at a time instead.
+
+    Returns: float64 [B, predictions]; the others as in `sweep_heads`.
+    """
     own = attention_weights(model, parts, context)
     differs = (own != edits.weights)[:, :, edits.first:].any(dim=3).any(dim=2)  # [L, H]
     edits = HeadEdits(edits.chosen & differs, edits.weights, edits.first)
-    continuations = pack(context, candidates)
-    base = run_base(model, parts, continuations.tokens, continuations, linear_layers=fast is not None)
+    base = run_base(model, parts, tree.tokens, tree, linear_layers=fast is not None)
     residual = base.residuals[-1]
-    result = ReadOut(parts, continuations.predictions)(residual.unsqueeze(0)).repeat(len(edits), 1)
+    result = ReadOut(parts, tree.predictions)(residual.unsqueeze(0)).repeat(len(edits), 1)
     changed = edits.chosen.any(dim=2).any(dim=1).cpu()
     if progress:
         progress(int((~changed).sum()))
-    size = 1 if full_passes else batch_size or automatic_batch_size(parts, context.device, len(continuations.tokens) - edits.first)
-
     todo = changed.nonzero().squeeze(1)
-    if full_passes:
-        in_batches(lambda rows: heads_by_full_passes(model, parts, context, candidates, edits[rows.to(context.device)]), todo, size, result, progress)
+    if reference:
+        in_batches(reference, todo, 1, result, progress)
         return result
 
     def descend(rows, read_out):
         return heads_by_descent(parts, base, edits[rows.to(context.device)], read_out)
 
+    size = batch_size or automatic_batch_size(parts, context.device, len(tree.tokens) - edits.first)
     layers = edits.chosen.any(dim=2).int().argmax(dim=1).cpu()
-    _run(descend, todo, layers, size, result, parts, base, continuations.predictions, edits.first, False, progress, fast)
+    _run(descend, todo, layers, size, result, parts, base, tree.predictions, edits.first, False, progress, fast)
     return result

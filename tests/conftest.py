@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
-from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFast
+from torch.overrides import TorchFunctionMode
+from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForMaskedLM, PreTrainedTokenizerFast
 
 PROJECT = Path(__file__).parent.parent
 SHARED = Path(os.environ.get("MEDIATION_SHARED", PROJECT.parent / "shared"))
@@ -36,6 +37,19 @@ SINGLE_TOKEN_WORDS = ("nurse", "teacher", "doctor", "captain", "maid", "king", "
 TINY = {"vocab_size": 420, "hidden_size": 16, "num_hidden_layers": 3, "num_attention_heads": 4, "num_key_value_heads": 2,
         "intermediate_size": 24, "head_dim": 4, "max_position_embeddings": 64}
 TINY_GPT2 = {"vocab_size": 420, "n_embd": 16, "n_layer": 3, "n_head": 4, "n_positions": 64}
+SPECIAL = {"pad_token_id": 0, "bos_token_id": 0, "eos_token_id": 0}
+TINY_ONES = {  # where the names or the defaults of an architecture do not fit
+    "gpt2": TINY_GPT2,
+    "gpt_neox": {key: value for key, value in TINY.items() if key != "num_key_value_heads"},
+    "opt": {**{key: value for key, value in TINY.items() if key != "num_key_value_heads"}, **SPECIAL, "word_embed_proj_dim": 16, "ffn_dim": 24},
+    "phi3": {**TINY, **SPECIAL},
+    "gemma3_text": {**TINY, **SPECIAL, "sliding_window": 4, "layer_types": ["sliding_attention", "full_attention", "sliding_attention"]},
+    "mistral": {**TINY, "sliding_window": 4},
+    "distilbert": {"vocab_size": 420, "dim": 16, "n_layers": 3, "n_heads": 4, "hidden_dim": 24, "max_position_embeddings": 64},
+    "roberta": {**TINY, "pad_token_id": 1, "max_position_embeddings": 80},
+}
+MASKED = sorted(kind for kind, where in ARCHITECTURES.items() if where.masked)
+CAUSAL = sorted(set(ARCHITECTURES) - set(MASKED))
 
 
 @pytest.fixture(autouse=True, scope="session")
@@ -92,10 +106,10 @@ def toy_checkpoint(toy_tokenizer, tmp_path_factory):
 
     def make(kind):
         if kind not in made:
-            config = AutoConfig.for_model(kind, **(TINY_GPT2 if kind == "gpt2" else TINY), tie_word_embeddings=kind == "gpt2")
+            config = AutoConfig.for_model(kind, **TINY_ONES.get(kind, TINY), tie_word_embeddings=kind == "gpt2" or kind in MASKED)
             with torch.random.fork_rng(devices=[]):
                 torch.manual_seed(1)
-                model = AutoModelForCausalLM.from_config(config)
+                model = (AutoModelForMaskedLM if kind in MASKED else AutoModelForCausalLM).from_config(config)
                 for parameter in model.parameters():
                     parameter.data += 0.3 * torch.randn_like(parameter)
             made[kind] = tmp_path_factory.mktemp("toys") / f"toy-{kind}"
@@ -119,7 +133,29 @@ def toy_model(toy_checkpoint):
     return load
 
 
-@pytest.fixture(params=sorted(ARCHITECTURES))
+class InDouble(TorchFunctionMode):
+    """Norms and softmax, which the library computes in float32 whatever the model is, in float64 for a float64 model.
+
+    Their float32 depends on what is summed with what, so two ways to run a model could only be compared to 1e-6.
+    """
+
+    def __torch_function__(self, function, _types, args=(), kwargs=None):
+        kwargs = dict(kwargs or {})
+        if args and isinstance(args[0], torch.Tensor) and args[0].dtype == torch.float64:
+            if function is torch.Tensor.float or (function is torch.Tensor.to and torch.float32 in (*args[1:], kwargs.get("dtype"))):
+                return args[0]
+            if kwargs.get("dtype") == torch.float32:
+                kwargs["dtype"] = torch.float64
+        return function(*args, **kwargs)
+
+
+@pytest.fixture
+def in_double():
+    with InDouble():
+        yield
+
+
+@pytest.fixture(params=CAUSAL)
 def architecture(request):
     return request.param
 

@@ -11,8 +11,12 @@ from mediation.errors import InputError
 from mediation.forward import Resumption, run_base
 from mediation.neurons import NeuronEdits, edited, single_neuron_edits
 from mediation.readout import ReadOut
+from tests.conftest import CAUSAL
 
-TOLERANCE = {torch.float64: 1e-10, torch.float32: 1e-4}  # relative, on probabilities
+TOLERANCE = {torch.float64: 1e-10, torch.float32: 1e-5}  # relative, on probabilities
+
+
+KINDS = list(INTERVENTION_TYPES)[:6]  # the others are the same for stimuli with one alternative (tests/test_mediate.py)
 
 
 def stimulus(model, template="The {} went home because", word="nurse"):
@@ -26,11 +30,11 @@ def after(tokens, *candidates):
 
 def probabilities_by_hooks(model, tokens, layer, neuron, value, position, candidates):
     """One intervention, one full eager pass, one hook written here: shares no code with the sweeps."""
-    modules = [model.get_input_embeddings(), *(module for name, module in model.named_modules() if name.endswith(".mlp"))]
+    modules = [model.get_input_embeddings(), *(module for name, module in model.named_modules() if name.endswith((".mlp", ".fc2")))]
 
     def hook(_module, _inputs, output):
         output = output.clone()
-        output[0, position, neuron] = value
+        output.view(-1, output.shape[-1])[position, neuron] = value
         return output
 
     handle = modules[layer].register_forward_hook(hook)
@@ -42,7 +46,7 @@ def probabilities_by_hooks(model, tokens, layer, neuron, value, position, candid
 
 @pytest.mark.parametrize("dtype", TOLERANCE, ids=str)
 @pytest.mark.parametrize("kind", ["man_indirect", "woman_direct"])
-def test_every_neuron_equals_a_full_pass_under_a_hook(toy_model, architecture, dtype, kind):
+def test_every_neuron_equals_a_full_pass_under_a_hook(toy_model, architecture, in_double, dtype, kind):
     model = toy_model(architecture, dtype)
     intervention = stimulus(model)
     run_on, source, _ = INTERVENTION_TYPES[kind]
@@ -60,12 +64,15 @@ def test_every_neuron_equals_a_full_pass_under_a_hook(toy_model, architecture, d
     assert float((swept[0] / swept[-1] - 1).abs().max()) > 0.01  # the interventions did something
 
 
+KINDS_OF_ALL = [("llama", kind) for kind in KINDS] + [(architecture, "woman_minus_man") for architecture in CAUSAL]
+
+
 @pytest.mark.parametrize("dtype", TOLERANCE, ids=str)
-@pytest.mark.parametrize("kind", INTERVENTION_TYPES)
-def test_descent_equals_full_passes_for_sets_of_neurons(toy_model, dtype, kind):
-    model = toy_model("llama", dtype)
+@pytest.mark.parametrize("architecture, kind", KINDS_OF_ALL)
+def test_descent_equals_full_passes_for_sets_of_neurons(toy_model, in_double, architecture, dtype, kind):
+    model = toy_model(architecture, dtype)
     arguments = {"layers_to_adj": [1, -1, 2, 0], "neurons_to_adj": [3, 7, 0, 15], "alpha": 1.5}
-    slow = toy_model("llama", dtype)
+    slow = toy_model(architecture, dtype)
     fast = model.neuron_intervention_single_experiment(stimulus(model), kind, **arguments)
     slow.full_passes = True
     try:
@@ -100,7 +107,7 @@ def test_a_value_replaced_by_itself_changes_nothing(toy_model, architecture):
     assert torch.equal(result[-model.num_neurons:], expected[-model.num_neurons:])  # last layer: exactly
 
 
-@pytest.mark.parametrize("kind", INTERVENTION_TYPES)
+@pytest.mark.parametrize("kind", KINDS)
 def test_last_layer_before_the_last_position_has_exactly_no_effect(toy_model, architecture, kind):
     model = toy_model(architecture)
     result = model.neuron_intervention_single_experiment(stimulus(model), kind)
@@ -157,7 +164,7 @@ def test_a_neuron_named_twice_is_changed_once(toy_model):
             once, twice = (NeuronEdits(torch.full((1, k), layer), torch.full((1, k), 5), value.expand(1, k), 1, add=True) for k in (1, 2))
             results = [sweeps.by_descent(model.parts, base, edits, ReadOut(model.parts, after(tokens, 1))) for edits in (once, twice)]
             assert torch.equal(*results)
-            torch.testing.assert_close(sweeps.by_full_passes(model.model, model.parts, tokens, twice, [1]), results[0], rtol=1e-10, atol=0)
+            torch.testing.assert_close(sweeps.by_full_passes(model.model, model.parts, tokens, twice, [[1]]), results[0], rtol=1e-10, atol=0)
 
 
 def test_rows_come_back_in_the_callers_order(toy_model):
@@ -193,7 +200,7 @@ def test_random_weights_have_their_seed(toy_checkpoint):
 def test_architectures_without_a_line_are_refused_by_name():
     from transformers import AutoConfig, AutoModelForCausalLM
     model = AutoModelForCausalLM.from_config(AutoConfig.for_model("bloom", hidden_size=8, n_layer=1, n_head=1, vocab_size=10))
-    with pytest.raises(InputError, match=r"'bloom' is not supported.*gpt2, llama"):
+    with pytest.raises(InputError, match=r"'bloom' is not supported.*gpt2, gpt_neox, llama"):
         find_parts(model)
 
 
@@ -218,19 +225,17 @@ TEMPLATES = ("The {} said that", "The {} yelled that", "The {} yelled because", 
 
 
 @pytest.mark.parametrize("dtype", TOLERANCE, ids=str)
-@pytest.mark.parametrize("kind", INTERVENTION_TYPES)
-def test_a_tree_of_prompts_equals_each_prompt_alone(toy_model, architecture, dtype, kind):
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_tree_of_prompts_equals_each_prompt_alone(toy_model, architecture, in_double, dtype, kind):
     model = toy_model(architecture, dtype)
     stimuli = [stimulus(model, template) for template in TEMPLATES]
     together = model.neuron_intervention_in_templates(stimuli, kind, alpha=1.5)
     base = model.log_probabilities_in_templates(stimuli)
     for number, one in enumerate(stimuli):
         alone = model.neuron_intervention_single_experiment(one, kind, alpha=1.5)
-        # llama's norms and softmax are float32 even in a float64 model, and depend on what is summed with what
-        relative = 1e-6 if dtype == torch.float64 and architecture != "gpt2" else TOLERANCE[dtype]
         for candidate in (0, 1):
-            torch.testing.assert_close(together[number, ..., candidate].exp(), alone[6 + candidate], rtol=relative, atol=0)
-        assert base[number].exp().flatten().tolist() == pytest.approx(alone[:6], rel=relative)
+            torch.testing.assert_close(together[number, ..., candidate].exp(), alone[6 + candidate], rtol=TOLERANCE[dtype], atol=0)
+        assert base[number].exp().flatten().tolist() == pytest.approx(alone[:6], rel=TOLERANCE[dtype])
         run_on = INTERVENTION_TYPES[kind][0]
         assert (together[number, -1] == base[number, run_on]).all()  # last layer before the last position: exactly no effect
 
@@ -238,7 +243,7 @@ def test_a_tree_of_prompts_equals_each_prompt_alone(toy_model, architecture, dty
 def test_prompts_that_do_not_begin_alike_are_trees_of_their_own(toy_model):
     model = toy_model("gpt2", torch.float64)
     stimuli = [stimulus(model, "The {} said that"), stimulus(model, "Then the {} said that"), stimulus(model, "The {} ran because")]
-    assert [members for members, *_ in model._trees(stimuli, 0)] == [[0, 2], [1]]
+    assert [members for members, _ in model._trees(stimuli, 0)] == [[0, 2], [1]]
     together = model.neuron_intervention_in_templates(stimuli, "man_indirect")
     for number, one in enumerate(stimuli):
         torch.testing.assert_close(together[number, ..., 0].exp(), model.neuron_intervention_single_experiment(one, "man_indirect")[6], rtol=1e-10, atol=0)

@@ -9,11 +9,11 @@ PROJECT = Path(__file__).parent.parent
 FLOORS = [  # from the ground up
     {"errors"},
     {"storage", "effects", "options", "interpolation"},
-    {"stimuli", "assets", "architectures", "attention", "tables", "products", "batches"},
-    {"professions", "forward", "readout", "checkpoints", "winobias", "winogender"},
+    {"stimuli", "assets", "architectures", "attention", "tables", "products", "batches", "stimulus_files"},
+    {"professions", "forward", "readout", "checkpoints", "winobias", "winogender", "interventions", "agreement"},
     {"neurons", "gradients"},
     {"sweeps"},
-    {"selection"},
+    {"selection", "masked"},
     {"statistics", "plots", "report"},
 ]
 

@@ -4,9 +4,9 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from attention_utils import get_odds_ratio, perform_intervention
+from attention_utils import build_interventions, get_odds_ratio, perform_intervention
 from experiment import Intervention, Model
-from mediation import winobias
+from mediation import assets, winobias
 from mediation.effects import effect, log_odds
 from mediation.errors import InputError
 from mediation.statistics import strong_examples
@@ -80,3 +80,20 @@ def test_single_examples_of_winobias(model, winobias_dev, number, total, indirec
 def test_heads_by_descent_equal_full_passes(model, winobias_dev, kind):
     swept = model.attention_intervention_experiment(winobias_dev[0], kind)
     assert model.check_heads_against_full_passes(winobias_dev[0], kind, swept[:2], sample=12) < 1e-4
+
+
+def test_gemma_gives_the_base_probabilities_of_the_contract():
+    """Gemma 3 270M with its begin token on WinoBias test: which examples are filtered, and their total effect."""
+    if not (assets.cache_folder() / "models" / "gemma3-270m").is_dir():
+        pytest.skip("gemma3-270m comes under terms of use: fetch it by name, python -m mediation.assets gemma3-270m")
+    model = Model(gpt2_version="gemma3-270m")
+    try:
+        examples = winobias.load("test")
+    except InputError as error:
+        pytest.skip(str(error))
+    interventions = build_interventions(model, examples)
+    assert interventions[0].base_strings_tok[0][0] == model.tokenizer.bos_token_id
+    ratios = [get_odds_ratio(intervention, model) for intervention in interventions]
+    kept, aligned, threshold = strong_examples(ratios, 0.25)
+    assert (len(kept), aligned) == (57, 76) and threshold == pytest.approx(1.045438, abs=1e-4)
+    assert np.mean([ratios[index] - 1 for index in kept]) == pytest.approx(0.298722, abs=1e-4)

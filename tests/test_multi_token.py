@@ -1,0 +1,151 @@
+"""Words and candidates of several tokens, begin tokens, slots anywhere: against one full pass under plain hooks each."""
+
+import json
+import shutil
+
+import numpy as np
+import pytest
+import torch
+from transformers import PreTrainedTokenizerFast
+
+from experiment import INTERVENTION_TYPES, Intervention, Model
+from mediation.errors import InputError
+from mediation.neurons import single_neuron_edits
+from mediation.stimuli import begin_tokens, fill
+from mediation.sweeps import by_full_passes
+from tests.test_engine import TOLERANCE
+
+CANDIDATES = (["he", "she"], ["he was", "she said that"], ["was fired", "he"])
+
+
+def by_hooks(model, intervention, kind, layer, neuron):
+    """Log-probabilities of both candidates when one neuron is changed at all places, one full pass a candidate: shares no code with the sweeps."""
+    run_on, source, minus = INTERVENTION_TYPES[kind]
+    modules = [model.parts.embedding, *model.parts.mlps]
+    outputs = {}
+    for prompt in {run_on, source, minus} - {None}:
+        handle = modules[layer].register_forward_hook(lambda _m, _i, output, prompt=prompt: outputs.__setitem__(prompt, output))
+        model.model(intervention.base_strings_tok[prompt][None])
+        handle.remove()
+
+    def change(_module, _inputs, output):
+        output = output.clone()
+        rows = output.view(-1, output.shape[-1])
+        for place, other in zip(intervention.places[run_on], intervention.places[source]):
+            value = outputs[source].view(-1, output.shape[-1])[other, neuron]
+            if minus is not None:
+                third = intervention.places[minus][intervention.places[run_on].index(place)]
+                value = rows[place, neuron] + value - outputs[minus].view(-1, output.shape[-1])[third, neuron]
+            rows[place, neuron] = value
+        return output
+
+    handle = modules[layer].register_forward_hook(change)
+    found = []
+    try:
+        for ids in intervention.candidates_tok:
+            tokens = torch.cat([intervention.base_strings_tok[run_on], torch.tensor(ids[:-1], dtype=torch.long)])
+            logits = model.model(tokens[None]).logits[0, len(intervention.base_strings_tok[run_on]) - 1:]
+            found.append(float(logits.double().log_softmax(-1)[range(len(ids)), ids].mean()))
+    finally:
+        handle.remove()
+    return found
+
+
+def make(model, template="The {} went home because", words=("electrician", "man", "woman"), candidates=CANDIDATES[1], multi_token="last"):
+    return Intervention(model.tokenizer, template, list(words), candidates, multi_token=multi_token)
+
+
+@pytest.mark.parametrize("kind", ["man_indirect", "woman_direct", "man_minus_woman"])
+@pytest.mark.parametrize("multi_token, words", [("last", ("electrician", "man", "woman")), ("all", ("xqz", "zqx", "qzx")),
+                                                ("last", ("nurse", "electrician", "school principal"))], ids=["last", "all", "longer alternative"])
+@torch.no_grad()
+def test_several_tokens_equal_hooks(toy_model, in_double, kind, multi_token, words):
+    for dtype in TOLERANCE:
+        for architecture, candidates in (("gpt2", CANDIDATES[1]), ("llama", CANDIDATES[0]), ("gemma3_text", CANDIDATES[2]), ("opt", CANDIDATES[1])):
+            model = toy_model(architecture, dtype)
+            one = make(model, words=words, candidates=candidates, multi_token=multi_token)
+            assert (len(one.places[0]) > 1) == (multi_token == "all")
+            swept = model.neuron_intervention_single_experiment(one, kind)
+            together = model.neuron_intervention_in_templates([one], kind)[0]
+            for layer, neuron in ((0, 0), (0, 7), (1, 3), (2, 15), (3, 2)):
+                expected = by_hooks(model, one, kind, layer, neuron)
+                np.testing.assert_allclose(np.log([swept[6][layer, neuron], swept[7][layer, neuron]]), expected, rtol=TOLERANCE[dtype])
+                np.testing.assert_allclose(together[layer, neuron], expected, rtol=TOLERANCE[dtype])
+            assert model.check_against_full_passes(one, kind, together.movedim(-1, 0).numpy(), sample=8) < 10 * TOLERANCE[dtype]
+            assert np.ptp(together[1].numpy(), axis=0).min() > 1e-5  # the interventions did something
+
+
+@torch.no_grad()
+def test_whole_mlps_are_all_neurons_of_a_layer(toy_model, in_double):
+    model = toy_model("gemma3_text", torch.float64)
+    one, width = make(model), model.num_neurons
+    sets = torch.arange(4 * width).reshape(4, width)
+    swept = model.neuron_intervention_in_templates([one], "man_indirect", units=sets)[0]  # [L + 1, 2]
+    for layer in range(4):
+        alone = model.neuron_intervention_single_experiment(one, "man_indirect", [layer - 1] * width, list(range(width)), intervention_loc="neuron")
+        np.testing.assert_allclose(swept[layer].exp(), [alone[6].item(), alone[7].item()], rtol=1e-10)
+    assert model.check_against_full_passes(one, "man_indirect", swept.T.numpy(), sets=sets) < 1e-10
+
+
+def test_first_order_of_several_tokens_is_the_slope(toy_model):
+    model = toy_model("gpt2", torch.float64)
+    one = make(model, words=("xqz", "zqx"), multi_token="all")
+    null, alternative = (model.neuron_gradients([one], prompt) for prompt in (0, 1))
+    step = alternative[2][0] - null[2][0]  # [P, L + 1, D]
+    slope = (null[1][0] * step).sum(axis=1)  # [2, L + 1, D]
+    small = 1e-4
+    with torch.no_grad():
+        edits = single_neuron_edits(torch.tensor(null[2][0] + small * step), one.places[0])
+        moved = by_full_passes(model.model, model.parts, one.base_strings_tok[0], edits, one.candidates_tok).numpy()
+    np.testing.assert_allclose((moved.T.reshape(slope.shape) - null[0][0][:, None, None]) / small, slope, rtol=1e-2, atol=1e-4)
+
+
+def test_the_default_is_the_rule_of_2020(toy_model):
+    model = toy_model()
+    with pytest.raises(InputError, match=r"differ in a single token.*multi_token"):
+        model.neuron_intervention_single_experiment(make(model, candidates=CANDIDATES[0], multi_token=None), "man_indirect")
+    with pytest.raises(InputError, match=r"is 2 tokens.*--multi_token"):
+        model.neuron_intervention_single_experiment(make(model, words=("nurse", "man", "woman"), multi_token=None), "man_indirect")
+    with pytest.raises(InputError, match="not as many: use multi_token last"):
+        model.neuron_intervention_single_experiment(make(model, multi_token="all"), "man_indirect")
+
+
+@pytest.mark.parametrize("template", ["{} said that", "Who is the {}", "\"The {},\" said the man, and"])
+@torch.no_grad()
+def test_slots_anywhere(toy_model, template):
+    model = toy_model("llama", torch.float64)
+    one = make(model, template)
+    swept = model.neuron_intervention_in_templates([one], "man_indirect")[0]
+    for layer in (0, 3):
+        np.testing.assert_allclose(swept[layer, 5], by_hooks(model, one, "man_indirect", layer, 5), rtol=1e-6)
+
+
+# begin tokens
+
+
+@pytest.fixture(scope="module")
+def with_begin_token(toy_checkpoint, toy_tokenizer, tmp_path_factory):
+    """A toy Llama whose tokenizer puts a begin token before every text."""
+    folder = tmp_path_factory.mktemp("begin") / "toy-begin"
+    shutil.copytree(toy_checkpoint("llama"), folder)
+    begin = toy_tokenizer.convert_ids_to_tokens(9)
+    content = json.loads((folder / "tokenizer.json").read_text())
+    first, second = ({"Sequence": {"id": name, "type_id": 0}} for name in "AB")
+    content["post_processor"] = {"type": "TemplateProcessing", "single": [{"SpecialToken": {"id": begin, "type_id": 0}}, first], "pair": [first, second],
+                                 "special_tokens": {begin: {"id": begin, "ids": [9], "tokens": [begin]}}}
+    (folder / "tokenizer.json").write_text(json.dumps(content))
+    PreTrainedTokenizerFast(tokenizer_file=str(folder / "tokenizer.json"), bos_token=begin).save_pretrained(folder)
+    return folder
+
+
+def test_a_begin_token_stands_before_every_prompt(with_begin_token, toy_tokenizer):
+    model = Model(gpt2_version=str(with_begin_token))
+    assert begin_tokens(model.tokenizer) == [9] and begin_tokens(toy_tokenizer) == []
+    plain, begun = (fill(tokenizer, "The {} said that", "nurse") for tokenizer in (toy_tokenizer, model.tokenizer))
+    assert begun.tokens == (9, *plain.tokens) and begun.slot == (plain.slot[0] + 1, plain.slot[1] + 1)
+    one = Intervention(model.tokenizer, "The {} said that", ["nurse", "man", "woman"], ["he", "she"])
+    assert one.candidates_tok == [model.tokenizer(word, add_special_tokens=False)["input_ids"] for word in (" he", " she")]
+    with torch.no_grad():
+        expected = model.model(torch.tensor([[9, *plain.tokens]])).logits[0, -1].softmax(-1)[[ids[0] for ids in one.candidates_tok]]
+    found = model.neuron_intervention_single_experiment(one, "man_indirect")
+    np.testing.assert_allclose(found[:2], expected, rtol=1e-5)
