@@ -1,0 +1,194 @@
+"""Causal mediation analysis of your own stimuli: which neurons, MLPs, heads and layers carry the effect of a word.
+
+    python mediate.py stimuli.jsonl -model smollm2-135m -out_dir mine
+    python mediate.py stimuli.csv -model gpt2 -out_dir mine --mediators neurons,heads,layers,mlps --method screen --multi_token last
+
+A line of the file is one stimulus (docs/your_question.md tells more; export_stimuli.py writes examples):
+
+    {"id": "n1", "base": "The {} said that", "substitutes": ["nurse", "man"], "candidates": ["she", "he"], "group": "female"}
+
+The first substitute makes the null prompt; each other one is an alternative to it. Odds are p(second candidate) / p(first), and for every mediator
+the effect relative to the null prompt's odds is taken two ways: indirect (the null prompt is run, the mediator as in the alternative's run) and direct
+(the alternative is run, the mediator as in the null prompt's run).
+
+  neurons  every neuron (word embedding, MLP outputs) at the slot          mlps    all of a layer's neurons at the slot
+  heads    every attention head's weights, on prompts of equal length      layers  all heads of a layer, and of the model ("all")
+
+Writes OUT_DIR/total_effects_{M}.csv, and for each mediator {mediator}_{M}.csv (every comparison and unit), {mediator}_mean_{M}.csv (means by group) and
+figures, report_{M}.md (on all mediators that the folder has) and manifest.json. Finished tables are kept; an interrupted run goes on where it was.
+"""
+
+import argparse
+import shlex
+import sys
+from pathlib import Path
+
+from mediation import stimulus_files
+from mediation.errors import InputError
+from mediation.options import (
+    Parser,
+    add_masking_approach,
+    add_method,
+    add_model_options,
+    add_multi_token,
+    add_screening,
+    check_screen_share,
+    choices,
+    exit_on_bad_input,
+    refuse_full_passes,
+)
+from mediation.storage import RunFolder, check_writable, whole_file, write_csv
+from mediation.tables import FORMATS
+
+MEDIATORS = ("neurons", "mlps", "heads", "layers")
+
+
+GROUPS = (("neurons",), ("mlps",), ("heads", "layers"))  # heads and layers come from one sweep
+
+
+def main(options):
+    """Stimuli, model, total effects; then one mediator after the other; figures and a report of what the files say."""
+    import mediate_utils
+    from attention_utils import masking_suffix
+    from utils import load_model
+
+    found = stimulus_files.read(options.stimuli)
+    check_writable(options.out_dir)
+    model = load_model(options)
+    if "neurons" in options.mediators:
+        check_screen_share(options, model.num_layers)
+    if model.masking and options.method != "exact":
+        raise InputError(f"{model.name} is a masked model: its heads are all run, use --method exact")
+    comparisons = mediate_utils.build_comparisons(model, options.stimuli, found, options.multi_token)
+    fitting = {mediator: mediate_utils.applicable(model, comparisons, mediator) for mediator in options.mediators}
+    print(f"stimuli: {len(found)}, comparisons: {len(comparisons)}; model {model.name}: {model.num_layers} layers, {model.num_heads} heads and "
+          f"{model.num_neurons} neurons a layer, on {model.device}")
+    report_left_out(fitting, comparisons, options)
+
+    name, run_folder = model.name + masking_suffix(model), RunFolder(options.out_dir)
+    common = mediate_utils.describe_stimuli(model, found, options)
+    runs = [(("total_effects",), common)] + [(tuple(mediator for mediator in group if mediator in fitting and fitting[mediator][0]), settings)
+                                             for group, settings in ((group, mediate_utils.describe_settings(common, group, options)) for group in GROUPS)]
+    runs = [({part: f"{part}_{name}.{options.format if part in MEDIATORS else 'csv'}" for part in group}, settings) for group, settings in runs if group]
+    for files, settings in runs:
+        run_folder.claim(files.values(), settings)  # before anything is computed
+    for files, settings in runs:
+        run_folder.claim(files.values(), settings)
+        run = run_folder.begin(describe_run(model, files, settings, fitting, options))
+        if "total_effects" in files:
+            write_totals(model, comparisons, run_folder, run, files["total_effects"])
+        else:
+            write_mediators(model, {mediator: fitting[mediator][0] for mediator in files}, run_folder, run, files, name, options)
+    print(write_report(name, run_folder, common, options))
+
+
+def report_left_out(fitting, comparisons, options):
+    """Print which comparisons each mediator is not defined for, and why.
+
+    Raises:
+        InputError: nothing is left; file and line are named.
+    """
+    for mediator, (_, dropped) in fitting.items():
+        for reason, names in dropped.items():
+            print(f"{mediator}: {len(names)} of {len(comparisons)} comparisons left out: {reason} ({', '.join(dict.fromkeys(names[:5]))}"
+                  f"{' ...' if len(names) > 5 else ''})")
+    if not any(kept for kept, _ in fitting.values()):
+        reasons = {reason: names for _, dropped in fitting.values() for reason, names in dropped.items()}
+        reason, names = next(iter(reasons.items()))
+        raise InputError(f"{options.stimuli}, line {comparisons[0].stimulus.line}: no stimulus of the file fits {', '.join(fitting)}: "
+                         f"{len(names)} of {len(comparisons)} comparisons, such as {names[0]!r}: {reason}")
+
+
+def describe_run(model, files, settings, fitting, options):
+    """The entry of the manifest."""
+    from utils import describe_machine, now
+
+    left_out = {mediator: {reason: len(names) for reason, names in fitting[mediator][1].items()} for mediator in files if mediator in fitting}
+    return {"settings": settings, "files": {file: {} for file in files.values()}, "stimuli": str(options.stimuli), "left_out": left_out,
+            "command": shlex.join(sys.argv), "machine": describe_machine(model), "started": now(), "finished": None}
+
+
+def write_totals(model, comparisons, run_folder, run, file):
+    """The table without interventions, unless it is finished."""
+    import mediate_utils
+    from utils import now
+
+    if not run_folder.is_finished(file):
+        table = mediate_utils.write_total_effects(run_folder.folder / file, comparisons, mediate_utils.base_probabilities(model, comparisons))
+        run_folder.update_file(run, file, rows=len(table))
+        run_folder.update(run, finished=now())
+
+
+def write_mediators(model, comparisons, run_folder, run, files, name, options):
+    """Sweep, tables and means of one mediator, or of heads and layers together, unless they are there.
+
+    Args:
+        comparisons, files: {mediator: those that fit it}, {mediator: its table}.
+    """
+    from tqdm import tqdm
+
+    import mediate_utils
+    from utils import now
+
+    shards = f"{'attention' if 'neurons' not in files and 'mlps' not in files else next(iter(files))}_{name}"
+    for mediator, file in files.items():
+        means = run_folder.folder / f"{mediator}_mean_{name}.csv"
+        if run_folder.is_finished(file) and means.exists():
+            print(f"kept: {run_folder.folder / file} is finished")
+            run_folder.update_file(run, file, **run_folder.entry_of(file))
+            continue
+        some = comparisons[mediator]
+        bases = mediate_utils.base_probabilities(model, some)
+        with tqdm(total=2 * len(some) * mediate_utils.units_of(model, mediator), desc=mediator, unit=" interventions", unit_scale=True,
+                  smoothing=0.05) as progress:
+            sweep = mediate_utils.sweep_neurons if mediator in ("neurons", "mlps") else mediate_utils.sweep_attention
+            results = sweep(model, some, mediator, run_folder, shards, options, progress.update)
+            table, entry = mediate_utils.write_effects(run_folder.folder / file, mediator, model, some, bases, results)
+        write_csv(means, table)
+        run_folder.update_file(run, file, **entry)
+    if model.fast_rows and model.fast_rows.rows:
+        print(model.fast_rows)
+    run_folder.remove_shards(shards)
+    run_folder.update(run, finished=now())
+
+
+def write_report(name, run_folder, common, options):
+    """Figures of the means, and a report on all mediators of these stimuli that the folder holds; returns its text."""
+    import mediate_utils
+    from mediation import plots, report
+
+    totals = mediate_utils.read_table(run_folder.folder / f"total_effects_{name}.csv")
+    found, drawn = {}, []
+    for run in run_folder.read()["runs"]:
+        if common.items() <= run["settings"].items():
+            for file, entry in run["files"].items():
+                mediator = file.partition("_")[0]
+                if mediator in MEDIATORS and "rows" in entry:
+                    found[mediator] = report.Mediator(mediate_utils.read_table(run_folder.folder / f"{mediator}_mean_{name}.csv"), file, entry, run,
+                                                      mediate_utils.screening_of(entry, run["settings"].get("screen_top")))
+    for mediator in sorted(found, key=MEDIATORS.index):
+        drawn += plots.mediator(mediator, found[mediator].means, name, run_folder.folder)
+    text = report.mediation(name, options.stimuli, totals, {mediator: found[mediator] for mediator in sorted(found, key=MEDIATORS.index)}, drawn)
+    path = run_folder.folder / f"report_{name}.md"
+    with whole_file(path) as file:
+        file.write(text)
+    return f"{text}\nwrote {path}"
+
+
+if __name__ == "__main__":
+    parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("stimuli", metavar="STIMULI", type=Path, help="JSONL file, or CSV with the same columns")
+    add_model_options(parser)
+    parser.add_argument("--out_dir", required=True, metavar="D", help="where tables, figures and the report go")
+    parser.add_argument("--mediators", type=choices(*MEDIATORS), default=list(MEDIATORS), metavar="M,...",
+                        help=f"of {', '.join(MEDIATORS)}, separated by commas (default: all)")
+    parser.add_argument("--format", choices=FORMATS, default="csv", help="of the tables of every comparison and unit (default: csv)")
+    add_multi_token(parser)
+    add_masking_approach(parser)
+    add_method(parser)
+    add_screening(parser)
+    parser.set_defaults(full_passes=False)
+    chosen_options = parser.parse_args()
+    refuse_full_passes(parser, chosen_options)
+    with exit_on_bad_input():
+        main(chosen_options)
