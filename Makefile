@@ -1,5 +1,7 @@
 # make demo   sets up .venv and runs the neuron study on SmolLM2-135M; results and report in demo/
 # make test   sets up .venv-test and runs the tests
+# make soak   runs under SIGKILL at random moments, compared with undisturbed ones
+# make fuzz   2,000 damaged files for every reader
 # make bench  times everything against the 2020 algorithm and other libraries, in turns; report in bench/
 
 PYTHON ?= python3
@@ -8,7 +10,7 @@ SWEPT = -model smollm2-135m -out_dir $(DEMO)
 RESULTS = "$$(ls -d $(DEMO)/results/*_neuron_intervention | tail -n 1)"
 PIP = bin/python -m pip --disable-pip-version-check install
 
-.PHONY: demo test bench
+.PHONY: demo test bench fuzz soak
 
 demo: .venv/ready
 	.venv/bin/python -m mediation.assets smollm2-135m
@@ -22,7 +24,13 @@ demo: .venv/ready
 
 test: .venv-test/ready
 	.venv-test/bin/ruff check .
-	.venv-test/bin/python -m pytest
+	OMP_NUM_THREADS=1 .venv-test/bin/python -m pytest -n 2 --dist worksteal
+
+soak: .venv-test/ready
+	.venv-test/bin/python -m pytest -q tests/soak.py
+
+fuzz: .venv-test/ready
+	.venv-test/bin/python -m tests.fuzz
 
 bench: .venv/ready
 	.venv/bin/python -m mediation.assets smollm2-135m winobias

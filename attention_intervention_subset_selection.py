@@ -62,20 +62,20 @@ def select_heads(model, examples, data, options):
                 "filter_quantile": options.filter_quantile if options.do_filter else None, "max_examples": options.max_examples,
                 "dtype": options.dtype, "seed": options.seed}
     run_folder = RunFolder(options.out_dir)
-    run_folder.claim(names.values(), settings)
-    interventions = build_interventions(model, examples)
-    selected, counts = select_examples(model, interventions, options)
-    run = run_folder.begin({"settings": settings, "files": {name: {} for name in names.values()}, "command": shlex.join(sys.argv),
-                            "machine": describe_machine(model), "started": now(), "finished": None, **counts})
+    with run_folder.claimed(names.values(), settings):
+        interventions = build_interventions(model, examples)
+        selected, counts = select_examples(model, interventions, options)
+        run = run_folder.begin({"settings": settings, "files": {name: {} for name in names.values()}, "command": shlex.join(sys.argv),
+                                "machine": describe_machine(model), "started": now(), "finished": None, **counts})
 
-    def evaluate(index, sets):
-        return indirect_effects_of_sets(model, interventions[index], sets, options.batch_size)
+        def evaluate(index, sets):
+            return indirect_effects_of_sets(model, interventions[index], sets, options.batch_size)
 
-    files = selection.SelectionFiles(run_folder, run, names, evaluate, selected, lambda items, text: tqdm(items, desc=f"{data}, {text}", unit=" examples"),
-                                     (model.num_layers, model.num_heads), "head")
-    means = mean_effects(files)
-    found = selection.run(files, selection.best_first(means["mean_effect_head"]).tolist(), options)
-    run_folder.update(run, finished=now())
+        files = selection.SelectionFiles(run_folder, run, names, evaluate, selected, lambda items, text: tqdm(items, desc=f"{data}, {text}", unit=" examples"),
+                                         (model.num_layers, model.num_heads), "head")
+        means = mean_effects(files)
+        found = selection.run(files, selection.best_first(means["mean_effect_head"]).tolist(), options)
+        run_folder.update(run, finished=now())
 
     print(f"\n{len(files.examples)} examples")
     show(name, data, found, means, options)

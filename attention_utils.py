@@ -100,19 +100,19 @@ def run_study(model, examples, data, name, about, options):
                 "dtype": options.dtype, "seed": options.seed if options.randomize else None}
     method = {option: getattr(options, option) for option in ("method", "precision") if getattr(options, option) != "exact"}
     settings |= method | ({"masking_approach": model.masking.approach} if model.masking else {})
-    run_folder.claim([name], settings)
-    interventions = build_interventions(model, examples)
-    if run_folder.is_finished(name):
-        print(f"kept: {run_folder.folder / name} is finished")
-        return run_folder.folder / name
+    with run_folder.claimed([name], settings):
+        interventions = build_interventions(model, examples)
+        if run_folder.is_finished(name):
+            print(f"kept: {run_folder.folder / name} is finished")
+            return run_folder.folder / name
 
-    selected, counts = select_examples(model, interventions, options)
-    about = {**about, **method, **counts}
-    run = run_folder.begin({"settings": settings, "files": {name: {}}, "command": shlex.join(sys.argv), "machine": describe_machine(model),
-                            "started": now(), "finished": None})
-    sweep_examples(model, interventions, selected, run_folder, run, name, about, options)
-    run_folder.update(run, finished=now())
-    return run_folder.folder / name
+        selected, counts = select_examples(model, interventions, options)
+        about = {**about, **method, **counts}
+        run = run_folder.begin({"settings": settings, "files": {name: {}}, "command": shlex.join(sys.argv), "machine": describe_machine(model),
+                                "started": now(), "finished": None})
+        sweep_examples(model, interventions, selected, run_folder, run, name, about, options)
+        run_folder.update(run, finished=now())
+        return run_folder.folder / name
 
 
 def masking_suffix(model):

@@ -73,12 +73,12 @@ def main(options):
     for files, settings in runs:
         run_folder.claim(files.values(), settings)  # before anything is computed
     for files, settings in runs:
-        run_folder.claim(files.values(), settings)
-        run = run_folder.begin(describe_run(model, files, settings, fitting, options))
-        if "total_effects" in files:
-            write_totals(model, comparisons, run_folder, run, files["total_effects"])
-        else:
-            write_mediators(model, {mediator: fitting[mediator][0] for mediator in files}, run_folder, run, files, name, options)
+        with run_folder.claimed(files.values(), settings):
+            run = run_folder.begin(describe_run(model, files, settings, fitting, options))
+            if "total_effects" in files:
+                write_totals(model, comparisons, run_folder, run, files["total_effects"])
+            else:
+                write_mediators(model, {mediator: fitting[mediator][0] for mediator in files}, run_folder, run, files, name, options)
     print(write_report(name, run_folder, common, options))
 
 

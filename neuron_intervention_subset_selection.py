@@ -46,20 +46,20 @@ def main(options):
     names = {"marg_contrib": "marg_contrib.pickle", **{kind: f"{kind}_{name}.pickle" for kind in selection.KINDS}}
     settings = {"model": model.name, "weights_sha256": model.weights_sha256(), "prompts": list(prompts), "dtype": options.dtype, "seed": options.seed}
     run_folder = RunFolder(options.out_dir)
-    run_folder.claim(names.values(), settings)
-    run = run_folder.begin({"settings": settings, "files": {file: {} for file in names.values()}, "command": shlex.join(sys.argv),
-                            "machine": describe_machine(model), "started": now(), "finished": None})
+    with run_folder.claimed(names.values(), settings):
+        run = run_folder.begin({"settings": settings, "files": {file: {} for file in names.values()}, "command": shlex.join(sys.argv),
+                                "machine": describe_machine(model), "started": now(), "finished": None})
 
-    def evaluate(prompt, sets):
-        return effects_of_sets(model, *prompts[prompt], [[first * width + unit for unit in units] for units in sets], options.batch_size)
+        def evaluate(prompt, sets):
+            return effects_of_sets(model, *prompts[prompt], [[first * width + unit for unit in units] for units in sets], options.batch_size)
 
-    files = selection.NeuronSelectionFiles(run_folder, run, names, evaluate, prompts, lambda items, text: tqdm(items, desc=text, unit=" prompts"),
-                                           shape, "neuron", first)
-    alone = marginal_contributions(files, lambda prompt, sets: effects_of_sets(model, *prompts[prompt], sets, options.batch_size), layers, width)
-    in_table = [(layer, neuron) for layer, neuron in zip(alone["layer"], alone["neuron"]) if options.layer in (-1, layer)]
-    found = selection.run(files, files.cells_of(in_table), options)
-    everything = float(sum(evaluate(prompt, [list(range(files.cells))])[0] for prompt in prompts) / len(prompts))
-    run_folder.update(run, finished=now())
+        files = selection.NeuronSelectionFiles(run_folder, run, names, evaluate, prompts, lambda items, text: tqdm(items, desc=text, unit=" prompts"),
+                                               shape, "neuron", first)
+        alone = marginal_contributions(files, lambda prompt, sets: effects_of_sets(model, *prompts[prompt], sets, options.batch_size), layers, width)
+        in_table = [(layer, neuron) for layer, neuron in zip(alone["layer"], alone["neuron"]) if options.layer in (-1, layer)]
+        found = selection.run(files, files.cells_of(in_table), options)
+        everything = float(sum(evaluate(prompt, [list(range(files.cells))])[0] for prompt in prompts) / len(prompts))
+        run_folder.update(run, finished=now())
 
     print(f"\n{name}: mean odds ratio - 1 over {len(prompts)} prompts")
     print(report.selection(found, options.k, "neuron", everything))

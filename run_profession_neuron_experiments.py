@@ -79,15 +79,15 @@ def main(options):
              for number in templates for kind in types}
     settings = describe_settings(model, options, interventions)
     run_folder = find_folder(Path(options.out_dir), options.randomize, settings, files)
-    run_folder.claim(files, settings)
-    run = run_folder.begin({"settings": settings, "files": files, "dropped_professions": dropped, "command": shlex.join(sys.argv),
-                            "machine": describe_machine(model), "started": now(), "finished": None, "wall_time_seconds": 0.0})
+    with run_folder.claimed(files, settings):
+        run = run_folder.begin({"settings": settings, "files": files, "dropped_professions": dropped, "command": shlex.join(sys.argv),
+                                "machine": describe_machine(model), "started": now(), "finished": None, "wall_time_seconds": 0.0})
 
-    write = write_probabilities if options.total_effects_only else write_interventions
-    write(model, run_folder, run, interventions, options)
+        write = write_probabilities if options.total_effects_only else write_interventions
+        write(model, run_folder, run, interventions, options)
 
-    seconds = run_folder.read()["runs"][run]["wall_time_seconds"] + time.time() - started
-    run_folder.update(run, finished=now(), wall_time_seconds=seconds)
+        seconds = run_folder.read()["runs"][run]["wall_time_seconds"] + time.time() - started
+        run_folder.update(run, finished=now(), wall_time_seconds=seconds)
     print(f"finished: {len(files)} tables and manifest.json in {run_folder.folder}")
 
 

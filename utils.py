@@ -5,6 +5,7 @@
 
 import datetime
 import importlib.metadata
+import os
 import platform
 import re
 from pathlib import Path
@@ -37,6 +38,9 @@ def load_model(options):
     from experiment import Model
     from mediation.options import device
 
+    if options.deterministic:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # what CUDA's products need for it
+        torch.use_deterministic_algorithms(True)
     return Model(device=device(options.device), gpt2_version=options.model, random_weights=options.randomize, seed=options.seed,
                  dtype=getattr(torch, options.dtype), full_passes=options.full_passes,
                  precision=getattr(options, "precision", "exact"), masking_approach=getattr(options, "masking_approach", 1))  # not all scripts have these
@@ -143,10 +147,16 @@ def read_table(path, columns, also_there=()):
         raise InputError(f"{path}: column {missing[0]!r} is missing: write the table again with run_profession_neuron_experiments.py")
     for chunk in read_columns(path, columns):
         for column in columns:
+            if column in ("word", "base_string") and chunk[column].isna().any():
+                raise InputError(f"{path}: row {chunk.index[chunk[column].isna()][0] + 1}, column {column!r} is empty: "
+                                 "write the table again with run_profession_neuron_experiments.py")
             if "prob" in column or column in ("layer", "neuron", "log_odds"):
                 chunk[column] = pd.to_numeric(chunk[column], errors="coerce")
                 low, high = (np.finfo(float).tiny, 1) if "prob" in column else (0 if column != "log_odds" else -np.finfo(float).max, np.finfo(float).max)
-                bad = chunk.index[~chunk[column].between(low, high)]
+                good = chunk[column].between(low, high)
+                if column in ("layer", "neuron"):
+                    good &= (chunk[column] % 1 == 0) & (chunk[column] < 2**31)
+                bad = chunk.index[~good]
                 if len(bad):
                     raise InputError(f"{path}: row {bad[0] + 1}, column {column!r} is not {'a probability above 0' if 'prob' in column else 'a number'}: "
                                      "write the table again with run_profession_neuron_experiments.py")
@@ -165,6 +175,8 @@ def read_probabilities(folder, model):
     columns = ["base_string", *PROBABILITIES]
     paths = [folder] if Path(folder).is_file() else find_tables(folder, model)
     rows = pd.concat([chunk.drop_duplicates() for path in paths for chunk in read_table(path, columns)]).drop_duplicates()
+    if rows.empty:
+        raise InputError(f"{folder}: the tables have no rows: write them again with run_profession_neuron_experiments.py")
     spread = rows.groupby("base_string")[PROBABILITIES].agg(["min", "max"])
     for column in PROBABILITIES:
         apart = spread.index[spread[column, "max"] > spread[column, "min"] * 1.001]

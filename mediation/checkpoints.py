@@ -89,19 +89,22 @@ def load_model(name, device, dtype=torch.float32, random_weights=False, seed=0):
     source = bundled_model(name) if name in MODELS else name
     try:
         with _quiet():
-            tokenizer, config = AutoTokenizer.from_pretrained(source), AutoConfig.from_pretrained(source)
+            tokenizer, config = (part.from_pretrained(source, trust_remote_code=False) for part in (AutoTokenizer, AutoConfig))
             kind = AutoModelForMaskedLM if is_masked(config.model_type) else AutoModelForCausalLM
             if random_weights:
                 with torch.random.fork_rng(devices=[]):
                     torch.manual_seed(seed)
                     model = kind.from_config(config, dtype=dtype, attn_implementation=IMPLEMENTATION)
             else:
-                model, loading = kind.from_pretrained(source, dtype=dtype, attn_implementation=IMPLEMENTATION, output_loading_info=True)
+                model, loading = kind.from_pretrained(source, dtype=dtype, attn_implementation=IMPLEMENTATION, trust_remote_code=False,
+                                                      output_loading_info=True)
                 if loading["missing_keys"]:  # the library would draw them at random and say so in a warning
                     missing = ", ".join(sorted(loading["missing_keys"])[:3])
                     raise InputError(f"model {name!r} has no weights for {missing}: it is no language model, or not whole; "
                                      "name a checkpoint with its language-model head")
-    except (OSError, ValueError) as error:
+    except InputError:
+        raise
+    except Exception as error:  # damaged files raise whatever their bytes happen to say
         raise InputError(f"cannot load model {name!r}: name a bundled one ({', '.join(MODELS)}), a local directory with config, weights and "
-                         f"tokenizer, or a hub id that can be reached ({str(error).strip().splitlines()[0]})") from error
+                         f"tokenizer, or a hub id that can be reached ({(str(error).strip() or type(error).__name__).splitlines()[0]})") from error
     return model.to(device).eval(), tokenizer

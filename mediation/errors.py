@@ -1,5 +1,10 @@
 """The one exception for input that the user can mend."""
 
+LONGEST = 1200  # characters of a text: a damaged file's cells can be of any length
+
 
 class InputError(ValueError):
     """Bad input. Its text is one line that names the offending value and the remedy; scripts print it and exit with 2."""
+
+    def __init__(self, text):
+        super().__init__(text if len(text) <= LONGEST else f"{text[:LONGEST - 300]} ... {text[-300:]}")

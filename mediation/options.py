@@ -47,9 +47,16 @@ def exit_on_bad_input():
     except KeyboardInterrupt:
         print("\ninterrupted: what was finished is kept; the same command goes on from there", file=sys.stderr)
         raise SystemExit(130) from None
+    except MemoryError:
+        print("error: out of memory: what was finished is kept; give a smaller --batch_size, or a machine with more", file=sys.stderr)
+        raise SystemExit(2) from None
     except BrokenPipeError:  # the reader of our output, head or less, has gone
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         raise SystemExit(141) from None
+    except OSError as error:  # no space left, a disk that fails, a folder that was taken away
+        print(f"error: {f'{error.filename}: ' if error.filename else ''}{error.strerror or error}: what was finished is kept; mend it, and give the same "
+              "command again", file=sys.stderr)
+        raise SystemExit(2) from None
     finally:
         signal.signal(signal.SIGTERM, before)
 
@@ -91,6 +98,8 @@ def add_model_options(parser):
     parser.add_argument("--device", default="auto", help="cpu, cuda, cuda:1 ...; auto takes CUDA where there is one (default)")
     parser.add_argument("--dtype", default="float32", choices=("float32", "float64", "bfloat16", "float16"),
                         help="of weights and activations (default: float32)")
+    parser.add_argument("--deterministic", action="store_true",
+                        help="on a GPU: only algorithms that give the same bits every time, slower (on a CPU they always do)")
     parser.add_argument("--batch_size", type=batch_size, default=None, metavar="N", help="interventions run at once (default: auto)")
     parser.add_argument("--seed", type=seed, default=0, help="of everything random (default: 0)")
 

@@ -42,15 +42,19 @@ def load(path=RATINGS):
         InputError: a file that is not a table of word, definitional, stereotypical in [-1, 1].
     """
     professions = {}
-    with open(path, newline="", encoding="utf-8") as file:
-        for row in csv.DictReader(file):
-            try:
-                profession = Profession(row["word"], float(row["definitional"]), float(row["stereotypical"]))
-            except (KeyError, TypeError, ValueError) as error:
-                raise InputError(f"{path}: row {row} is not word, definitional, stereotypical: restore the file ({error})") from error
-            if not (abs(profession.definitional) <= 1 and abs(profession.stereotypical) <= 1):
-                raise InputError(f"{path}: {profession.word}: ratings lie in [-1, 1]: restore the file")
-            professions[profession.word] = profession
+    try:
+        with open(path, newline="", encoding="utf-8") as file:
+            rows = list(csv.DictReader(file))
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise InputError(f"{path} cannot be read as a CSV ({error}): restore the file") from error
+    for row in rows:
+        try:
+            profession = Profession(row["word"], float(row["definitional"]), float(row["stereotypical"]))
+        except (KeyError, TypeError, ValueError) as error:
+            raise InputError(f"{path}: row {str(row)[:200]} is not word, definitional, stereotypical: restore the file ({error})") from error
+        if not (abs(profession.definitional) <= 1 and abs(profession.stereotypical) <= 1):
+            raise InputError(f"{path}: {profession.word}: ratings lie in [-1, 1]: restore the file")
+        professions[profession.word] = profession
     return professions
 
 

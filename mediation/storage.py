@@ -6,9 +6,10 @@ import json
 import os
 import pickle
 import shutil
+import socket
+import sys
 import tempfile
-import zipfile
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +18,7 @@ from .errors import InputError
 
 MANIFEST = "manifest.json"
 SHARDS = "unfinished"
+LOCKS = ".locks"
 
 
 @contextmanager
@@ -153,7 +155,11 @@ class RunFolder:
         path = self.folder / MANIFEST
         try:
             content = json.loads(path.read_text(encoding="utf-8"))
-            return {"runs": [dict(run) for run in content["runs"]]}
+            runs = [dict(run) for run in content["runs"]]
+            for run in runs:
+                if not (isinstance(run["settings"], dict) and isinstance(run["files"], dict) and all(isinstance(each, dict) for each in run["files"].values())):
+                    raise TypeError("a run without settings and files")
+            return {"runs": runs}
         except FileNotFoundError:
             return {"runs": []}
         except (ValueError, KeyError, TypeError) as error:
@@ -185,6 +191,47 @@ class RunFolder:
                 raise InputError(f"{self.folder / name} is already there and no manifest tells how it was made: choose another -out_dir or move it away")
             if before is not None and before != settings:
                 raise InputError(f"{self.folder / name} was made with other settings ({differences(before, settings)}): choose another -out_dir")
+
+    @contextmanager
+    def claimed(self, files, settings):
+        """`claim`, and while open no other process that asks for one of these files goes on: it waits, and says for whom.
+
+        The locks are the operating system's: they go with the process that holds them, however it ends.
+        """
+        self.claim(files, settings)
+        with ExitStack() as locks:
+            for name in sorted(files):  # always in the same order, so that two processes do not wait for each other
+                locks.enter_context(self._only_process(name))
+            self.claim(files, settings)  # the other process may have had other settings
+            yield
+
+    @contextmanager
+    def _only_process(self, file_name):
+        path = self.folder / LOCKS / f"{file_name}.lock"
+        while True:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            try:
+                handle = os.open(path, os.O_CREAT | os.O_RDWR)
+            except FileNotFoundError:  # the process before us has just tidied up
+                continue
+            try:
+                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                print(f"{self.folder / file_name} is being made by {os.read(handle, 200).decode(errors='replace') or 'another process'}: waiting for it",
+                      file=sys.stderr)
+                fcntl.flock(handle, fcntl.LOCK_EX)
+            if path.exists() and os.fstat(handle).st_ino == path.stat().st_ino:
+                break
+            os.close(handle)  # the lock of a file that its holder has removed
+        try:
+            os.ftruncate(handle, 0)
+            os.write(handle, f"process {os.getpid()} on {socket.gethostname()}".encode())
+            yield
+        finally:
+            path.unlink(missing_ok=True)
+            with suppress(OSError):  # locks of other files are there
+                path.parent.rmdir()
+            os.close(handle)
 
     def begin(self, run):
         """Add a run to the manifest, or go on with the one that has the same settings and files. Returns its index."""
@@ -219,7 +266,7 @@ class RunFolder:
         try:
             with np.load(self.shard_path(file_name, word), allow_pickle=False) as arrays:
                 return dict(arrays)
-        except (OSError, ValueError, EOFError, KeyError, zipfile.BadZipFile):
+        except Exception:  # a damaged archive raises whatever its bytes happen to say; its checksums let nothing else through
             return None
 
     def remove_shards(self, file_name):

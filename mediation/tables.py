@@ -14,7 +14,6 @@ from .storage import whole_file
 
 FORMATS = ("csv", "parquet")
 CHUNK = 500_000  # rows read at once
-UNREADABLE = (pa.ArrowException, pd.errors.ParserError, pd.errors.EmptyDataError, UnicodeDecodeError, OSError, ValueError)
 
 
 class _CsvRows:
@@ -105,7 +104,7 @@ def table_columns(path):
     """
     try:
         return pa.parquet.read_schema(path).names if Path(path).suffix == ".parquet" else list(pd.read_csv(path, nrows=0).columns)
-    except UNREADABLE as error:
+    except Exception as error:  # a damaged file raises whatever its bytes happen to say
         raise unreadable(path, error) from error
 
 
@@ -126,8 +125,11 @@ def read_columns(path, columns):
                     yield table[columns]
         else:
             with pd.read_csv(path, usecols=columns, chunksize=CHUNK) as chunks:
-                yield from chunks
-    except UNREADABLE as error:
+                for chunk in chunks:
+                    if not isinstance(chunk.index, pd.RangeIndex):  # pandas takes what is too much for an index
+                        raise ValueError("rows have more cells than there are columns")
+                    yield chunk
+    except Exception as error:  # a damaged file raises whatever its bytes happen to say
         raise unreadable(path, error) from error
 
 

@@ -53,8 +53,9 @@ CAUSAL = sorted(set(ARCHITECTURES) - set(MASKED))
 
 
 @pytest.fixture(autouse=True, scope="session")
-def two_threads():
-    torch.set_num_threads(2)
+def threads():
+    """One a worker where pytest runs several, else two: more only wait for each other."""
+    torch.set_num_threads(1 if "PYTEST_XDIST_WORKER" in os.environ else 2)
 
 
 @pytest.fixture(scope="session")

@@ -301,7 +301,7 @@ def test_head_selection_writes_what_the_contract_names(run_script, toy_checkpoin
     assert {step: table.shape for step, table in read_pickle(tmp_path / "greedy_intermediate_toy-gpt2_winobias.pickle").items()} == {0: (3, 3, 4), 1: (3, 3, 4)}
 
 
-def test_killed_ten_times_and_continued_equals_undisturbed(golden_model, golden, tmp_path):
+def test_killed_and_continued_equals_undisturbed(golden_model, golden, tmp_path):
     inputs = json.loads((golden / "neuron_selection" / "inputs.json").read_text())
     words = [word for word, *_ in inputs["female_list"] + inputs["male_list"]]
 
@@ -315,7 +315,7 @@ def test_killed_ten_times_and_continued_equals_undisturbed(golden_model, golden,
     assert start(tmp_path / "undisturbed").wait() == 0
     rng = random.Random(0)
     kills = 0
-    while kills < 10:
+    while kills < 4:  # `make soak` kills a hundred times
         process, before = start(tmp_path / "killed"), done(tmp_path / "killed")
         while done(tmp_path / "killed") == before and process.poll() is None:
             time.sleep(0.001)
@@ -324,7 +324,7 @@ def test_killed_ten_times_and_continued_equals_undisturbed(golden_model, golden,
         kills += 1
         if process.wait() != -signal.SIGKILL:
             break  # it was done before
-    assert kills >= 5 and start(tmp_path / "killed").wait() == 0
+    assert kills >= 3 and start(tmp_path / "killed").wait() == 0
     assert same(pickles(tmp_path / "killed"), pickles(tmp_path / "undisturbed"))
 
 

@@ -1,0 +1,199 @@
+"""Whatever happens to a run: what is on disk is right, the rest can be continued, nothing is let in (docs/reliability.md says what is promised)."""
+
+import json
+import os
+import pickle
+import resource
+import signal
+import subprocess
+import sys
+import textwrap
+import time
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from experiment import Model
+from mediation.errors import InputError
+from mediation.storage import RunFolder
+from tests import fuzz
+from tests.test_interruption import COMMAND, PROJECT, start, tables, undisturbed  # noqa: F401
+
+
+def run_limited(model, out_dir, limit=None, **environment):
+    """The command of `start`, with a limit on the size of a file: what exceeds it fails as a full disk does."""
+    def lower():
+        if limit:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
+
+    return subprocess.run([sys.executable, *COMMAND.split(), "-model", str(model), "-out_dir", str(out_dir)], cwd=PROJECT, capture_output=True, text=True,
+                          preexec_fn=lower, env={**os.environ, **environment})
+
+
+def test_damaged_files_end_in_one_line(tmp_path):
+    """2,000 cases a reader are run by `make fuzz`; these are the first."""
+    for name, (path, read) in fuzz.readers(tmp_path).items():
+        refused = fuzz.run(name, path, read, 60, seed=1)
+        assert refused > 10 or name in ("shard", "command line")  # damage that is seen
+
+
+@pytest.mark.parametrize("turn", range(2))
+def test_two_processes_at_once_make_each_file_once(toy_checkpoint, undisturbed, tmp_path, turn):  # noqa: F811
+    processes = [start(toy_checkpoint("llama"), tmp_path) for _ in range(2)]
+    printed = [process.communicate() for process in processes]
+    assert [process.returncode for process in processes] == [0, 0], printed
+    assert any("is being made by process" in errors and "waiting for it" in errors for _, errors in printed)
+    assert tables(tmp_path) == undisturbed
+    (folder,) = tmp_path.glob("results/*")
+    assert {path.name for path in folder.iterdir()} == {*undisturbed, "manifest.json"}  # no locks, no shards
+    assert len(json.loads((folder / "manifest.json").read_text())["runs"]) == 1
+
+
+def test_a_lock_goes_with_its_process(toy_checkpoint, undisturbed, tmp_path):  # noqa: F811
+    """A killed process holds nobody up."""
+    process = start(toy_checkpoint("llama"), tmp_path)
+    while not list(tmp_path.glob("results/*/unfinished/*/*.npz")) and process.poll() is None:
+        time.sleep(0.005)
+    process.kill()
+    process.communicate()
+    assert list(tmp_path.glob("results/*/.locks/*.lock"))
+    assert start(toy_checkpoint("llama"), tmp_path).wait(60) == 0
+    assert tables(tmp_path) == undisturbed and not list(tmp_path.glob("results/*/.locks"))
+
+
+def test_a_full_disk_loses_nothing(toy_checkpoint, undisturbed, tmp_path):  # noqa: F811
+    """Tables do not fit: one line, no part of a table; with room again the run goes on."""
+    process = run_limited(toy_checkpoint("llama"), tmp_path, limit=20_000)
+    assert process.returncode == 2 and "Traceback" not in process.stderr
+    assert "File too large: what was finished is kept" in process.stderr and not tables(tmp_path)
+    shards = len(list(tmp_path.glob("results/*/unfinished/*/*.npz")))
+    assert shards >= 4 and not [path for path in tmp_path.glob("results/*/.*") if path.name != ".locks"]
+    assert run_limited(toy_checkpoint("llama"), tmp_path).returncode == 0
+    assert tables(tmp_path) == undisturbed
+
+
+def test_a_flipped_bit_in_a_shard_is_seen(tmp_path):
+    run_folder = RunFolder(tmp_path)
+    run_folder.claim(["a.csv"], {})
+    values = np.random.default_rng(0).normal(size=(4, 100))
+    run_folder.save_shard("a.csv", "nurse", values=values)
+    path = run_folder.shard_path("a.csv", "nurse")
+    good = path.read_bytes()
+    for position in range(0, len(good), 37):
+        for bit in (0, 6):
+            damaged = bytearray(good)
+            damaged[position] ^= 1 << bit
+            path.write_bytes(damaged)
+            found = run_folder.load_shard("a.csv", "nurse")
+            assert found is None or np.array_equal(found.get("values", values), values)
+
+
+def damaged_checkpoint(folder, target, **changes):
+    """A copy of a checkpoint with some of its weights changed by functions."""
+    import shutil
+
+    shutil.copytree(folder, target)
+    weights = load_file(target / "model.safetensors")
+    for name, change in changes.items():
+        key = next(key for key in weights if key.endswith(name.replace("__", ".")))
+        weights[key] = change(weights[key])
+    save_file(weights, target / "model.safetensors", metadata={"format": "pt"})
+    return target
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_weights_that_are_no_numbers_are_told(toy_checkpoint, run_script, tmp_path, value):
+    folder = damaged_checkpoint(toy_checkpoint("llama"), tmp_path / "broken", down_proj__weight=lambda w: w.index_fill(0, torch.tensor([0]), value))
+    code, _, error = run_script(COMMAND, "-model", folder, "-out_dir", tmp_path / "out")
+    assert code == 2 and "zero or not numbers" in error and not tables(tmp_path / "out")
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "config.json", "tokenizer.json"])
+@pytest.mark.parametrize("how", ["cut", "changed", "empty"])
+def test_damaged_checkpoints_end_in_one_line(toy_checkpoint, run_script, tmp_path, name, how):
+    folder = damaged_checkpoint(toy_checkpoint("gpt2"), tmp_path / "broken")
+    content = (folder / name).read_bytes()
+    (folder / name).write_bytes({"cut": content[: len(content) // 2], "changed": b"\x00\xff" + content[2:], "empty": b""}[how])
+    code, _, error = run_script(COMMAND, "-model", folder, "-out_dir", tmp_path / "out")
+    assert code == 2 and "cannot load model" in error.splitlines()[-1] and not (tmp_path / "out").exists()
+
+
+# nobody let in
+
+
+class Payload:
+    """What a pickle would run."""
+
+    def __init__(self, marker):
+        self.marker = marker
+
+    def __reduce__(self):
+        return os.system, (f"touch {self.marker}",)
+
+
+def test_a_checkpoint_that_would_run_code_is_refused(toy_checkpoint, tmp_path):
+    folder, marker = damaged_checkpoint(toy_checkpoint("gpt2"), tmp_path / "evil"), tmp_path / "ran"
+    (folder / "model.safetensors").unlink()
+    (folder / "pytorch_model.bin").write_bytes(pickle.dumps(Payload(marker)))
+    with pytest.raises(InputError, match="cannot load model"):
+        Model(gpt2_version=str(folder))
+    assert not marker.exists()
+
+
+def test_code_that_comes_with_a_model_is_not_run(toy_checkpoint, tmp_path):
+    folder, marker = damaged_checkpoint(toy_checkpoint("gpt2"), tmp_path / "evil"), tmp_path / "ran"
+    config = json.loads((folder / "config.json").read_text())
+    config |= {"model_type": "evil", "auto_map": {"AutoConfig": "evil.Config", "AutoModelForCausalLM": "evil.Evil"}}
+    (folder / "config.json").write_text(json.dumps(config))
+    (folder / "evil.py").write_text(f"import pathlib\npathlib.Path({str(marker)!r}).touch()\n")
+    with pytest.raises(InputError, match="cannot load model"):
+        Model(gpt2_version=str(folder))
+    assert not marker.exists()
+
+
+def test_no_network_is_asked(toy_checkpoint, undisturbed, tmp_path):  # noqa: F811
+    """A whole run of a local model in a process whose every connection fails, and counts."""
+    (tmp_path / "sitecustomize.py").write_text(textwrap.dedent(f"""
+        import socket
+        def refuse(self, address, *_):
+            if self.family != socket.AF_UNIX:
+                open({str(tmp_path / "asked")!r}, "a").write(str(address) + "\\n")
+            raise OSError("no network")
+        socket.socket.connect = socket.socket.connect_ex = refuse
+        socket.getaddrinfo = lambda *arguments, **_: refuse(socket.socket(), arguments[:2])
+    """))
+    process = run_limited(toy_checkpoint("llama"), tmp_path / "out", PYTHONPATH=str(tmp_path))
+    assert process.returncode == 0 and not (tmp_path / "asked").exists(), process.stderr
+    assert tables(tmp_path / "out") == undisturbed
+
+
+def test_a_hub_name_offline_is_told(tmp_path):
+    process = run_limited("nobody/no-such-model", tmp_path / "out", HF_HUB_OFFLINE="1")
+    assert process.returncode == 2 and "cannot load model 'nobody/no-such-model'" in process.stderr and "Traceback" not in process.stderr
+
+
+# determinism
+
+
+def test_the_same_command_gives_the_same_bytes(toy_checkpoint, undisturbed, run_script, tmp_path):  # noqa: F811
+    assert start(toy_checkpoint("llama"), tmp_path / "again").wait() == 0
+    assert tables(tmp_path / "again") == undisturbed
+    assert run_script(COMMAND, "-model", toy_checkpoint("llama"), "-out_dir", tmp_path / "small", "--batch_size", 7)[0] == 0
+    import pandas as pd
+    for name in undisturbed:
+        (one,), (other,) = ((tmp_path / folder).glob(f"results/*/{name}") for folder in ("again", "small"))
+        columns = ["candidate1_prob", "candidate2_prob"]
+        np.testing.assert_allclose(pd.read_csv(one)[columns], pd.read_csv(other)[columns], rtol=1e-5)
+
+
+def test_a_termination_between_tables_keeps_them(toy_checkpoint, undisturbed, tmp_path):  # noqa: F811
+    process = start(toy_checkpoint("llama"), tmp_path)
+    while not list(tmp_path.glob("results/*/*.csv")) and process.poll() is None:
+        time.sleep(0.002)
+    process.send_signal(signal.SIGTERM)
+    process.communicate()
+    found = tables(tmp_path)
+    assert found and all(undisturbed[name] == content for name, content in found.items())
+    assert start(toy_checkpoint("llama"), tmp_path).wait() == 0 and tables(tmp_path) == undisturbed
