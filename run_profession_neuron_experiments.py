@@ -63,7 +63,7 @@ def main(options):
     """Stimuli, model, sweep, tables; bad input is found before anything is written."""
     from utils import describe_machine, load_model, now
 
-    started = time.time()
+    started = time.monotonic()  # the clock on the wall may jump
     templates = stimuli.select_templates(options.template_indices)
     chosen = professions.select(options.professions, options.max_examples)
     check_writable(options.out_dir)
@@ -86,7 +86,7 @@ def main(options):
         write = write_probabilities if options.total_effects_only else write_interventions
         write(model, run_folder, run, interventions, options)
 
-        seconds = run_folder.read()["runs"][run]["wall_time_seconds"] + time.time() - started
+        seconds = run_folder.read()["runs"][run]["wall_time_seconds"] + time.monotonic() - started
         run_folder.update(run, finished=now(), wall_time_seconds=seconds)
     print(f"finished: {len(files)} tables and manifest.json in {run_folder.folder}")
 

@@ -98,6 +98,7 @@ def add_model_options(parser):
     parser.add_argument("--device", default="auto", help="cpu, cuda, cuda:1 ...; auto takes CUDA where there is one (default)")
     parser.add_argument("--dtype", default="float32", choices=("float32", "float64", "bfloat16", "float16"),
                         help="of weights and activations (default: float32)")
+    parser.add_argument("--resume", action="store_true", help="go on with an unfinished run of the same settings in the same folder: always done, as told here")
     parser.add_argument("--deterministic", action="store_true",
                         help="on a GPU: only algorithms that give the same bits every time, slower (on a CPU they always do)")
     parser.add_argument("--batch_size", type=batch_size, default=None, metavar="N", help="interventions run at once (default: auto)")

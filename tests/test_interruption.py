@@ -43,14 +43,17 @@ def done(out_dir):
 
 
 def test_killed_and_continued_equals_undisturbed(toy_checkpoint, undisturbed, tmp_path):
-    rng = random.Random(0)
+    rng, kills = random.Random(0), 0
     for _ in range(4):
         process, before = start(toy_checkpoint("llama"), tmp_path), done(tmp_path)
         while done(tmp_path) == before and process.poll() is None:
             time.sleep(0.001)
         time.sleep(rng.uniform(0, 0.05))
         process.kill()
-        assert process.wait() == -signal.SIGKILL
+        if process.wait() != -signal.SIGKILL:
+            break  # it was done before
+        kills += 1
+    assert kills >= 2
     process = start(toy_checkpoint("llama"), tmp_path)
     _, errors = process.communicate()
     assert process.returncode == 0, errors
@@ -62,16 +65,20 @@ def test_killed_and_continued_equals_undisturbed(toy_checkpoint, undisturbed, tm
 
 @pytest.mark.parametrize("sent, code", [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_asked_to_stop_it_stops_in_one_line_and_can_go_on(toy_checkpoint, undisturbed, tmp_path, sent, code):
-    process = start(toy_checkpoint("llama"), tmp_path)
-    while not list(tmp_path.glob("results/*/unfinished/*/*.npz")) and process.poll() is None:
-        time.sleep(0.005)
-    process.send_signal(sent)
-    _, errors = process.communicate()
+    for attempt in range(5):
+        folder = tmp_path / str(attempt)
+        process = start(toy_checkpoint("llama"), folder)
+        while not list(folder.glob("results/*/unfinished/*/*.npz")) and process.poll() is None:
+            time.sleep(0.002)
+        process.send_signal(sent)
+        _, errors = process.communicate()
+        if process.returncode:  # else it had ended before the signal came
+            break
     assert process.returncode == code and "Traceback" not in errors
     if sent == signal.SIGINT:
         assert errors.rstrip().endswith("the same command goes on from there")
-    assert start(toy_checkpoint("llama"), tmp_path).wait() == 0
-    assert tables(tmp_path) == undisturbed
+    assert start(toy_checkpoint("llama"), folder).wait() == 0
+    assert tables(folder) == undisturbed
 
 
 def test_shards_are_used_again_and_damaged_ones_are_not(run_script, toy_checkpoint, undisturbed, tmp_path, monkeypatch):

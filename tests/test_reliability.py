@@ -16,10 +16,12 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from experiment import Model
+from mediation import professions
 from mediation.errors import InputError
 from mediation.storage import RunFolder
 from tests import fuzz
 from tests.test_interruption import COMMAND, PROJECT, start, tables, undisturbed  # noqa: F401
+from utils import read_interventions, read_probabilities
 
 
 def run_limited(model, out_dir, limit=None, **environment):
@@ -39,7 +41,7 @@ def test_damaged_files_end_in_one_line(tmp_path):
         assert refused > 10 or name in ("shard", "command line")  # damage that is seen
 
 
-@pytest.mark.parametrize("turn", range(2))
+@pytest.mark.parametrize("turn", range(int(os.environ.get("MEDIATION_TURNS", "2"))))
 def test_two_processes_at_once_make_each_file_once(toy_checkpoint, undisturbed, tmp_path, turn):  # noqa: F811
     processes = [start(toy_checkpoint("llama"), tmp_path) for _ in range(2)]
     printed = [process.communicate() for process in processes]
@@ -53,14 +55,18 @@ def test_two_processes_at_once_make_each_file_once(toy_checkpoint, undisturbed, 
 
 def test_a_lock_goes_with_its_process(toy_checkpoint, undisturbed, tmp_path):  # noqa: F811
     """A killed process holds nobody up."""
-    process = start(toy_checkpoint("llama"), tmp_path)
-    while not list(tmp_path.glob("results/*/unfinished/*/*.npz")) and process.poll() is None:
-        time.sleep(0.005)
-    process.kill()
-    process.communicate()
-    assert list(tmp_path.glob("results/*/.locks/*.lock"))
-    assert start(toy_checkpoint("llama"), tmp_path).wait(60) == 0
-    assert tables(tmp_path) == undisturbed and not list(tmp_path.glob("results/*/.locks"))
+    for attempt in range(5):
+        folder = tmp_path / str(attempt)
+        process = start(toy_checkpoint("llama"), folder)
+        while not list(folder.glob("results/*/unfinished/*/*.npz")) and process.poll() is None:
+            time.sleep(0.002)
+        process.kill()
+        process.communicate()
+        if process.returncode:  # else it had ended before it was killed
+            break
+    assert list(folder.glob("results/*/.locks/*.lock"))
+    assert start(toy_checkpoint("llama"), folder).wait(60) == 0
+    assert tables(folder) == undisturbed and not list(folder.glob("results/*/.locks"))
 
 
 def test_a_full_disk_loses_nothing(toy_checkpoint, undisturbed, tmp_path):  # noqa: F811
@@ -118,6 +124,66 @@ def test_damaged_checkpoints_end_in_one_line(toy_checkpoint, run_script, tmp_pat
     (folder / name).write_bytes({"cut": content[: len(content) // 2], "changed": b"\x00\xff" + content[2:], "empty": b""}[how])
     code, _, error = run_script(COMMAND, "-model", folder, "-out_dir", tmp_path / "out")
     assert code == 2 and "cannot load model" in error.splitlines()[-1] and not (tmp_path / "out").exists()
+
+
+def test_a_clock_that_jumps_changes_nothing(toy_checkpoint, undisturbed, tmp_path):  # noqa: F811
+    """The clock on the wall runs backwards, an hour a look."""
+    (tmp_path / "sitecustomize.py").write_text("import itertools, time\nhours = itertools.count()\ntime.time = lambda: 1.7e9 - 3600 * next(hours)\n")
+    process = run_limited(toy_checkpoint("llama"), tmp_path / "out", PYTHONPATH=str(tmp_path))
+    assert process.returncode == 0 and tables(tmp_path / "out") == undisturbed, process.stderr
+    (manifest,) = tmp_path.glob("out/results/*/manifest.json")
+    assert json.loads(manifest.read_text())["runs"][0]["wall_time_seconds"] > 0
+
+
+# what fuzzing found
+
+
+def test_ratings_that_are_no_text_are_told(tmp_path):
+    (tmp_path / "professions.csv").write_bytes(b"word,definitional,stereotypical\nnurse,\xff,0\n")
+    with pytest.raises(InputError, match="cannot be read as a CSV"):
+        professions.load(tmp_path / "professions.csv")
+
+
+@pytest.mark.parametrize("change, message", [
+    (lambda text: text.replace("\n0,nurse", "\n0,,,nurse"), "rows have more cells than there are columns"),
+    (lambda text: text.replace(",nurse,", ",,"), "column 'word' is empty"),
+    (lambda text: text.replace(",0,1\n", ",0.5,1\n"), "column 'layer' is not a number"),
+    (lambda text: text.replace(",0,1\n", ",1e999,1\n"), "column 'layer' is not a number"),
+    (lambda text: text.replace("0.1,0.2,0,1\n", f"{'A' * 5000},0.2,0,1\n"), "is not a probability above 0"),
+], ids=["cells", "word", "half a layer", "infinity", "long cell"])
+def test_damaged_tables_that_fuzzing_found(tmp_path, change, message):
+    path, _ = fuzz.readers(tmp_path)["neuron table"]
+    text = path.read_text()
+    assert change(text) != text
+    path.write_text(change(text))
+    with pytest.raises(InputError, match=message) as error:
+        read_interventions(path)
+    assert len(str(error.value)) < 1300
+
+
+@pytest.mark.parametrize("content", ['{"runs": [{"files": {}}]}', '{"runs": [{"settings": {}, "files": []}]}',
+                                     '{"runs": [{"settings": {}, "files": {"a": 1}}]}'])
+def test_manifests_without_settings_or_files_are_told(tmp_path, content):
+    (tmp_path / "manifest.json").write_text(content)
+    with pytest.raises(InputError, match="is not a manifest of this software"):
+        RunFolder(tmp_path).read()
+
+
+def test_tables_without_rows_are_told(tmp_path):
+    path, _ = fuzz.readers(tmp_path)["neuron table"]
+    path.write_text(path.read_text().partition("\n")[0] + "\n")
+    with pytest.raises(InputError, match="the tables have no rows"):
+        read_probabilities(path.parent, "m")
+
+
+def test_shards_of_unknown_zip_versions_are_computed_again(tmp_path):
+    path, _ = fuzz.readers(tmp_path)["shard"]
+    content = bytearray(path.read_bytes())
+    content[content.index(b"PK\x01\x02") + 6] = 113  # the version that reading it needs
+    path.write_bytes(content)
+    run_folder = RunFolder(tmp_path / "shards")
+    run_folder.claim(["a.csv"], {})
+    assert run_folder.load_shard("a.csv", "nurse") is None
 
 
 # nobody let in
