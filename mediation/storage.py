@@ -206,6 +206,11 @@ class RunFolder:
                 locks.enter_context(self._only_process(name))
             self.claim(files, settings)  # the other process may have had other settings
             yield
+            if all(self.is_finished(name) for name in files):  # what a process left that was killed between a table and its tidying up
+                for leftover in (self.folder / SHARDS).glob(f"*-{self._fingerprint}"):
+                    shutil.rmtree(leftover, ignore_errors=True)
+                with suppress(OSError):  # other runs are under way, or there is none
+                    (self.folder / SHARDS).rmdir()
 
     @contextmanager
     def _only_process(self, file_name):

@@ -23,7 +23,8 @@ COMMAND = "run_profession_neuron_experiments.py -template_indices 1 13 --profess
 
 def start(model, out_dir):
     return subprocess.Popen([sys.executable, *COMMAND.split(), "-model", str(model), "-out_dir", str(out_dir)], cwd=PROJECT,
-                            stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+                            stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+                            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL))  # a shell's background jobs ignore it
 
 
 def tables(out_dir):

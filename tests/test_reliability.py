@@ -1,5 +1,6 @@
 """Whatever happens to a run: what is on disk is right, the rest can be continued, nothing is let in (docs/reliability.md says what is promised)."""
 
+import datetime
 import json
 import os
 import pickle
@@ -46,11 +47,32 @@ def test_two_processes_at_once_make_each_file_once(toy_checkpoint, undisturbed, 
     processes = [start(toy_checkpoint("llama"), tmp_path) for _ in range(2)]
     printed = [process.communicate() for process in processes]
     assert [process.returncode for process in processes] == [0, 0], printed
-    assert any("is being made by process" in errors and "waiting for it" in errors for _, errors in printed)
     assert tables(tmp_path) == undisturbed
     (folder,) = tmp_path.glob("results/*")
     assert {path.name for path in folder.iterdir()} == {*undisturbed, "manifest.json"}  # no locks, no shards
     assert len(json.loads((folder / "manifest.json").read_text())["runs"]) == 1
+
+
+def test_a_second_process_says_for_whom_it_waits(toy_checkpoint, undisturbed, tmp_path):  # noqa: F811
+    folder = RunFolder(tmp_path / "results" / f"{datetime.date.today():%Y%m%d}_neuron_intervention")
+    with folder._only_process("The_X_said_that_man_direct_toy-llama.csv"):
+        process = start(toy_checkpoint("llama"), tmp_path)
+        said = next((line for line in process.stderr if "waiting for it" in line), "")
+        assert f"is being made by process {os.getpid()} on " in said and not tables(tmp_path)
+    process.communicate()
+    assert process.returncode == 0 and tables(tmp_path) == undisturbed
+
+
+def test_shards_that_were_left_behind_are_removed(tmp_path):
+    """A process that was killed when its table was written but its shards not yet removed."""
+    run_folder = RunFolder(tmp_path)
+    run_folder.claim(["a.csv"], {})
+    run_folder.begin({"settings": {}, "files": {"a.csv": {"rows": 1}}})
+    run_folder.save_shard("a.csv", "nurse", values=np.ones(3))
+    (tmp_path / "a.csv").touch()
+    with run_folder.claimed(["a.csv"], {}):
+        pass
+    assert {path.name for path in tmp_path.iterdir()} == {"a.csv", "manifest.json"}
 
 
 def test_a_lock_goes_with_its_process(toy_checkpoint, undisturbed, tmp_path):  # noqa: F811
