@@ -159,7 +159,6 @@ def sweep_examples(model, interventions, selected, run_folder, run, name, about,
     content = {**about, "num_examples_analyzed": len(entries), **means(entries), "results": entries}
     write_json(run_folder.folder / name, content, indent=None)
     run_folder.update_file(run, name, rows=len(entries), sweep_seconds=seconds, largest_deviation_from_full_passes=deviation)
-    run_folder.remove_shards(name)
     what = {"exact": "checked a random head", "gradient": "compared the estimate of a random head", "screen": "checked a random head among those run"}
     if model.fast_rows and model.fast_rows.rows:
         run_folder.update(run, fast=asdict(model.fast_rows))

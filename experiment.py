@@ -325,14 +325,14 @@ class Model:
         if self.masking:
             raise InputError(f"{self.name} is a masked model: it is for the attention study, neurons need a causal model")
 
-    def _trees(self, interventions, prompt):
+    def _trees(self, interventions, prompt, intervention_type=None):
         """The prompts (number `prompt` of each stimulus) that are alike up to the slot's end, in one tree each: [(indices of stimuli, Tree)].
 
         The other prompts of these stimuli are alike up to there, too, so that what is taken from one of them holds for all.
         """
         alike = {}
         for index, intervention in enumerate(interventions):
-            self.check_for_neurons(intervention)
+            self.check_for_neurons(intervention, intervention_type)
             alike.setdefault(intervention.beginning, []).append(index)
         return [(members, pack([interventions[index].prompts[prompt].tokens for index in members], interventions[members[0]].candidates_tok, self.device))
                 for members in alike.values()]
@@ -369,8 +369,6 @@ class Model:
         Returns: float64 [stimuli, L + 1, D, 2] (with units [stimuli, n, 2]), log-probabilities of both candidates.
         """
         run_on, source, minus = INTERVENTION_TYPES[intervention_type]
-        for intervention in interventions:
-            self.check_for_neurons(intervention, intervention_type)
         every = units is None
         units = torch.arange((self.num_layers + 1) * self.num_neurons) if every else torch.as_tensor(units)
         result = torch.empty(len(interventions), len(units), 2, dtype=torch.float64)
@@ -379,7 +377,7 @@ class Model:
             if progress:
                 progress(rows * len(members))
 
-        for members, tree in self._trees(interventions, run_on):
+        for members, tree in self._trees(interventions, run_on, intervention_type):
             places = interventions[members[0]].places[run_on]
             values = self._values(interventions[members[0]], source)
             if minus is not None:
@@ -434,7 +432,7 @@ class Model:
         Returns: Interpolants of D functions with 2 x stimuli values: log-probabilities of both candidates, stimulus by stimulus.
         """
         run_on, _, _ = INTERVENTION_TYPES[intervention_type]
-        ((_, tree),) = self._trees(interventions, run_on)
+        ((_, tree),) = self._trees(interventions, run_on, intervention_type)
         (position,) = interventions[0].places[run_on]
         base = run_base(self.model, self.parts, tree.tokens, tree)
 

@@ -40,10 +40,8 @@ from mediation.options import (
 from mediation.storage import RunFolder, check_writable, whole_file, write_csv
 from mediation.tables import FORMATS
 
-MEDIATORS = ("neurons", "mlps", "heads", "layers")
-
-
 GROUPS = (("neurons",), ("mlps",), ("heads", "layers"))  # heads and layers come from one sweep
+MEDIATORS = tuple(mediator for group in GROUPS for mediator in group)
 
 
 def main(options):
@@ -67,18 +65,21 @@ def main(options):
 
     name, run_folder = model.name + masking_suffix(model), RunFolder(options.out_dir)
     common = mediate_utils.describe_stimuli(model, found, options)
-    runs = [(("total_effects",), common)] + [(tuple(mediator for mediator in group if mediator in fitting and fitting[mediator][0]), settings)
-                                             for group, settings in ((group, mediate_utils.describe_settings(common, group, options)) for group in GROUPS)]
-    runs = [({part: f"{part}_{name}.{options.format if part in MEDIATORS else 'csv'}" for part in group}, settings) for group, settings in runs if group]
-    for files, settings in runs:
+    totals = {"total_effects": f"total_effects_{name}.csv"}
+    runs = []  # (files of a group of mediators, what decides their numbers)
+    for group in GROUPS:
+        files = {mediator: f"{mediator}_{name}.{options.format}" for mediator in group if mediator in fitting and fitting[mediator][0]}
+        if files:
+            runs.append((files, mediate_utils.describe_settings(common, group, options)))
+    for files, settings in [(totals, common), *runs]:
         run_folder.claim(files.values(), settings)  # before anything is computed
+    with run_folder.claimed(totals.values(), common):
+        run = run_folder.begin(describe_run(model, totals, common, fitting, options))
+        base_log_odds = write_totals(model, comparisons, run_folder, run, totals["total_effects"])
     for files, settings in runs:
         with run_folder.claimed(files.values(), settings):
             run = run_folder.begin(describe_run(model, files, settings, fitting, options))
-            if "total_effects" in files:
-                write_totals(model, comparisons, run_folder, run, files["total_effects"])
-            else:
-                write_mediators(model, {mediator: fitting[mediator][0] for mediator in files}, run_folder, run, files, name, options)
+            write_mediators(model, {mediator: fitting[mediator][0] for mediator in files}, base_log_odds, run_folder, run, files, name, options)
     print(write_report(name, run_folder, common, options))
 
 
@@ -109,28 +110,30 @@ def describe_run(model, files, settings, fitting, options):
 
 
 def write_totals(model, comparisons, run_folder, run, file):
-    """The table without interventions, unless it is finished."""
+    """The table without interventions, unless it is finished; returns {comparison: log odds of its null prompt}."""
     import mediate_utils
+    from mediation.effects import log_odds
     from utils import now
 
     if not run_folder.is_finished(file):
-        table = mediate_utils.write_total_effects(run_folder.folder / file, comparisons, mediate_utils.base_probabilities(model, comparisons))
-        run_folder.update_file(run, file, rows=len(table))
+        run_folder.update_file(run, file, rows=mediate_utils.write_total_effects(run_folder.folder / file, model, comparisons))
         run_folder.update(run, finished=now())
+    table = mediate_utils.read_table(run_folder.folder / file)
+    return dict(zip(comparisons, log_odds(table["candidate2_base_prob"], table["candidate1_base_prob"])))
 
 
-def write_mediators(model, comparisons, run_folder, run, files, name, options):
+def write_mediators(model, comparisons, base_log_odds, run_folder, run, files, name, options):
     """Sweep, tables and means of one mediator, or of heads and layers together, unless they are there.
 
     Args:
-        comparisons, files: {mediator: those that fit it}, {mediator: its table}.
+        comparisons, files: {mediator: those that fit it}, {mediator: its table}; base_log_odds: as `write_totals` gives it.
     """
     from tqdm import tqdm
 
     import mediate_utils
     from utils import now
 
-    shards = f"{'attention' if 'neurons' not in files and 'mlps' not in files else next(iter(files))}_{name}"
+    shards = f"{'_'.join(files)}_{name}"
     for mediator, file in files.items():
         means = run_folder.folder / f"{mediator}_mean_{name}.csv"
         if run_folder.is_finished(file) and means.exists():
@@ -138,17 +141,15 @@ def write_mediators(model, comparisons, run_folder, run, files, name, options):
             run_folder.update_file(run, file, **run_folder.entry_of(file))
             continue
         some = comparisons[mediator]
-        bases = mediate_utils.base_probabilities(model, some)
         with tqdm(total=2 * len(some) * mediate_utils.units_of(model, mediator), desc=mediator, unit=" interventions", unit_scale=True,
                   smoothing=0.05) as progress:
             sweep = mediate_utils.sweep_neurons if mediator in ("neurons", "mlps") else mediate_utils.sweep_attention
             results = sweep(model, some, mediator, run_folder, shards, options, progress.update)
-            table, entry = mediate_utils.write_effects(run_folder.folder / file, mediator, model, some, bases, results)
+            table, entry = mediate_utils.write_effects(run_folder.folder / file, mediator, model, some, base_log_odds, results)
         write_csv(means, table)
         run_folder.update_file(run, file, **entry)
     if model.fast_rows and model.fast_rows.rows:
         print(model.fast_rows)
-    run_folder.remove_shards(shards)
     run_folder.update(run, finished=now())
 
 
@@ -166,9 +167,10 @@ def write_report(name, run_folder, common, options):
                 if mediator in MEDIATORS and "rows" in entry:
                     found[mediator] = report.Mediator(mediate_utils.read_table(run_folder.folder / f"{mediator}_mean_{name}.csv"), file, entry, run,
                                                       mediate_utils.screening_of(entry, run["settings"].get("screen_top")))
-    for mediator in sorted(found, key=MEDIATORS.index):
-        drawn += plots.mediator(mediator, found[mediator].means, name, run_folder.folder)
-    text = report.mediation(name, options.stimuli, totals, {mediator: found[mediator] for mediator in sorted(found, key=MEDIATORS.index)}, drawn)
+    found = {mediator: found[mediator] for mediator in MEDIATORS if mediator in found}
+    for mediator, of_mediator in found.items():
+        drawn += plots.mediator(mediator, of_mediator.means, name, run_folder.folder)
+    text = report.mediation(name, options.stimuli, totals, found, drawn)
     path = run_folder.folder / f"report_{name}.md"
     with whole_file(path) as file:
         file.write(text)
@@ -187,7 +189,7 @@ if __name__ == "__main__":
     add_masking_approach(parser)
     add_method(parser)
     add_screening(parser)
-    parser.set_defaults(full_passes=False)
+    parser.set_defaults(full_passes=False, alpha=1, odds_only=False)  # what the profession study's check asks for
     chosen_options = parser.parse_args()
     refuse_full_passes(parser, chosen_options)
     with exit_on_bad_input():

@@ -7,7 +7,6 @@ Shapes: n comparisons, U units, L layers, D neurons a layer, H heads.
 """
 
 import time
-import zlib
 from dataclasses import dataclass
 from hashlib import sha256
 
@@ -15,7 +14,7 @@ import numpy as np
 import pandas as pd
 import torch
 
-from attention_utils import sweep_example
+from attention_utils import EFFECTS, sweep_example
 from experiment import INTERVENTION_TYPES
 from mediation.effects import effect, log_odds
 from mediation.errors import InputError
@@ -23,14 +22,9 @@ from mediation.interventions import Intervention
 from mediation.statistics import Moments, Screening, agreement, misses, screened_units
 from mediation.storage import write_csv
 from mediation.tables import table_writer
-from neuron_utils import capped
+from neuron_utils import COMPARED, capped, check, check_finite, hash_of, seed_of
 
-EFFECTS = ("indirect", "direct")
-MEDIATORS = ("neurons", "mlps", "heads", "layers")
 TOKENS_TOGETHER = 1024  # of prompts that begin alike and are run as one tree: its attention weights have to fit into memory
-CHECKED = 4  # interventions of a tree and effect that are run again as full passes
-COMPARED = 64  # first-order estimates that are
-TOLERANCE = 1e-3  # in a log-probability; float32 gives about 1e-5
 
 
 @dataclass(frozen=True)
@@ -108,17 +102,19 @@ def applicable(model, comparisons, mediator):
                 comparison.intervention.check_for_attention()
             kept.append(comparison)
         except InputError as error:
-            dropped.setdefault(reason_of(comparison.intervention, mediator, str(error)), []).append(comparison.stimulus.id)
+            dropped.setdefault(reason_of(model, comparison.intervention, mediator, error), []).append(comparison.stimulus.id)
     return kept, dropped
 
 
-def reason_of(intervention, mediator, error):
+def reason_of(model, intervention, mediator, error):
     """Why a comparison was left out, in words that several share."""
     if mediator in ("heads", "layers"):
         return "the two prompts are not of equal length in this model's tokens, so attention weights of one do not fit the other"
-    if intervention.multi_token is None and "masked" not in error:
+    if model.masking:
+        return str(error)
+    if intervention.multi_token is None:
         return "word or candidate of several tokens; --multi_token last takes it"
-    return error if "masked" in error else "slots of different numbers of tokens; --multi_token last takes them"
+    return "slots of different numbers of tokens; --multi_token last takes them"
 
 
 def families(comparisons):
@@ -137,11 +133,6 @@ def units_of(model, mediator):
     """Number of interventions of one comparison and effect. Heads come with their layers and the whole model."""
     return {"neurons": (model.num_layers + 1) * model.num_neurons, "mlps": model.num_layers + 1}.get(
         mediator, model.num_layers * (model.num_heads + 1) + 1)
-
-
-def base_probabilities(model, comparisons):
-    """Probabilities without intervention, float64 [n, 2 prompts, 2 candidates]."""
-    return np.array([model.continuation_probabilities(comparison.intervention) for comparison in comparisons])
 
 
 # neurons and whole MLPs
@@ -170,15 +161,13 @@ def sweep_family(model, comparisons, mediator, options, progress):
         else:
             swept = model.neuron_intervention_in_templates(interventions, kind, bsize=options.batch_size, progress=progress, units=sets)
             kept[kind], ran = swept.reshape(len(interventions), -1, 2).numpy(), None
-        number = zlib.crc32(comparisons[0].stimulus.id.encode()) % len(comparisons)
-        if not np.isfinite(kept[kind]).all():
-            raise InputError(f"{interventions[number].base_strings[0]!r}: the model gave probabilities that are zero or not numbers: "
-                             "try --dtype float32 or float64, or check the model's weights")
-        sample = COMPARED if estimating and options.method == "gradient" else CHECKED
-        apart = model.check_against_full_passes(interventions[number], kind, kept[kind][number].T, sample=sample, seed=options.seed, among=ran, sets=sets)
-        if apart > TOLERANCE and options.dtype in ("float32", "float64") and not (estimating and options.method == "gradient"):
-            raise InputError(f"{interventions[number].base_strings[0]!r}: the sweep and full passes differ by {apart:.1e} in a log-probability: "
-                             + ("use --precision exact" if model.fast_rows else "please report the model"))
+        number = hash_of(comparisons[0].stimulus.id) % len(comparisons)
+        checked, swept = interventions[number], kept[kind][number].T  # [2, U]
+        check_finite(checked, kind, kept[kind], kept["base"])
+        if estimating and options.method == "gradient":
+            apart = model.check_against_full_passes(checked, kind, swept, sample=COMPARED, seed=seed_of(checked, kind, options))
+        else:
+            apart = check(model, checked, kind, swept, options, ran, sets, "please report the model")
         deviation = max(deviation, apart)
     return {**kept, "seconds": time.perf_counter() - started, "deviation": deviation}
 
@@ -195,8 +184,7 @@ def estimated_neurons(model, interventions, kind, gradients, base, options, prog
         estimates = moved[:, :, 1] - moved[:, :, 0] - (base[:, run_on, 1] - base[:, run_on, 0])[:, None]
         silent = np.zeros(len(exact), bool)  # the last layer, where it cannot reach the output: exactly no effect as it is
         silent[-model.num_neurons:] = all(one.places[run_on][-1] < len(one.prompts[run_on].tokens) - 1 for one in interventions)
-        seed = int.from_bytes(sha256(interventions[0].base_strings[0].encode()).digest()[:8], "big")
-        rng = np.random.default_rng([options.seed, seed, EFFECTS.index(kind)])
+        rng = np.random.default_rng([options.seed, hash_of(interventions[0].base_strings[0]), EFFECTS.index(kind)])
         count = int(options.screen_share * len(exact))
         chosen, drawn, rest = screened_units(np.abs(estimates), silent, 2 * model.num_neurons, count, options.screen_sample, rng)
         units = np.concatenate([chosen, drawn])
@@ -209,27 +197,27 @@ def estimated_neurons(model, interventions, kind, gradients, base, options, prog
 
 
 def sweep_neurons(model, comparisons, mediator, run_folder, name, options, progress):
-    """Function of a comparison's index to {effect: log odds [U]} and the like; what is swept is kept at once."""
+    """Function of a comparison's index to its {"probabilities", "exact", "sample", "seconds", "deviation"}; what is swept is kept at once."""
     trees = families(comparisons)
-    where = {index: (f"tree_{number}", position) for number, members in enumerate(trees) for position, index in enumerate(members)}
-    members_of = {f"tree_{number}": members for number, members in enumerate(trees)}
+    where = {index: (number, position) for number, members in enumerate(trees) for position, index in enumerate(members)}
     last, told = {}, set()  # the tree that was read last; trees whose progress was told
 
     def results(index):
-        key, position = where[index]
-        if key not in last:
-            kept = run_folder.load_shard(name, key)
+        """Probabilities of both candidates {effect: [U, 2]}, which units were run {effect: [U]}, and what a screening's sample says."""
+        tree, position = where[index]
+        if tree not in last:
+            kept = run_folder.load_shard(name, f"tree_{tree}")
             if kept is None:
-                run_folder.save_shard(name, key, **sweep_family(model, [comparisons[one] for one in members_of[key]], mediator, options, progress))
-                kept = run_folder.load_shard(name, key)
-            elif key not in told:
-                progress(2 * len(members_of[key]) * units_of(model, mediator))
-            told.add(key)
+                run_folder.save_shard(name, f"tree_{tree}", **sweep_family(model, [comparisons[one] for one in trees[tree]], mediator, options, progress))
+                kept = run_folder.load_shard(name, f"tree_{tree}")
+            elif tree not in told:
+                progress(2 * len(trees[tree]) * units_of(model, mediator))
+            told.add(tree)
             last.clear()
-            last[key] = kept
-        kept = last[key]
+            last[tree] = kept
+        kept = last[tree]
         probabilities = {kind: np.exp(kept[kind][position]) for kind in EFFECTS}
-        share = {"seconds": float(kept["seconds"]) / len(members_of[key]), "deviation": float(kept["deviation"])}
+        share = {"seconds": float(kept["seconds"]) / len(trees[tree]), "deviation": float(kept["deviation"])}
         exact = {kind: kept[f"{kind}_exact"] for kind in EFFECTS if f"{kind}_exact" in kept}
         sample = {kind: sample_of(kept, kind, position, options.screen_top) for kind in EFFECTS if f"{kind}_drawn" in kept}
         return {"probabilities": probabilities, "exact": exact, "sample": sample, **share}
@@ -252,6 +240,7 @@ def sample_of(kept, kind, position, top):
 def sweep_attention(model, comparisons, mediator, run_folder, name, options, progress):
     """The same for attention: a function of a comparison's index, arrays for heads [L x H], layers [L] and the model in a row."""
     def results(index):
+        """As those of `sweep_neurons`; nothing is sampled."""
         kept = run_folder.load_shard(name, f"comparison_{index}")
         if kept is None:
             kept = sweep_example(model, comparisons[index].intervention, options, progress)
@@ -282,36 +271,36 @@ def unit_columns(model, mediator):
     return slice(layers * heads, None), {"layer": np.array([*map(str, range(layers)), "all"])}
 
 
-def write_total_effects(path, comparisons, probabilities):
-    """One row a comparison, without interventions; returns the table."""
+def write_total_effects(path, model, comparisons):
+    """One row a comparison, without interventions; returns the number of rows."""
     rows = []
-    for comparison, ((c1, c2), (alt1, alt2)) in zip(comparisons, probabilities):
+    for comparison in comparisons:
+        (c1, c2), (alt1, alt2) = model.continuation_probabilities(comparison.intervention)
         texts, candidates = comparison.intervention.base_strings, comparison.stimulus.candidates
         rows.append({**comparison.columns(), "base_string": texts[0], "alt_string": texts[1], "candidate1": candidates[0], "candidate2": candidates[1],
                      "candidate1_base_prob": c1, "candidate2_base_prob": c2, "candidate1_alt_prob": alt1, "candidate2_alt_prob": alt2,
                      "odds_base": np.exp(log_odds(c2, c1)), "odds_alt": np.exp(log_odds(alt2, alt1)),
                      "total_effect": effect(log_odds(alt2, alt1), log_odds(c2, c1))})
-    table = pd.DataFrame(rows)
-    write_csv(path, table)
-    return table
+    write_csv(path, pd.DataFrame(rows))
+    return len(rows)
 
 
-def write_effects(path, mediator, model, comparisons, bases, results):
+def write_effects(path, mediator, model, comparisons, base_log_odds, results):
     """The table of one mediator, comparison by comparison, and its means.
 
     Args:
-        bases: [n, 2, 2] probabilities without intervention; results: function of an index, as `sweep_neurons` gives it.
+        base_log_odds: {comparison: those of its null prompt}; results: function of an index, as `sweep_neurons` gives it.
 
     Returns: (table of means, what the manifest says of the file).
     """
     where, names = unit_columns(model, mediator)
     groups = dict.fromkeys(["", *(comparison.stimulus.group for comparison in comparisons)])
     moments = {group: {f"{kind}{scale}": Moments() for kind in EFFECTS for scale in ("_effect", "_log_effect")} for group in groups}
-    counts, samples, seconds, deviation, rows = dict.fromkeys(groups, 0), [], 0.0, 0.0, 0
+    samples, seconds, deviation, rows = [], 0.0, 0.0, 0
     with table_writer(path) as append:
         for index, comparison in enumerate(comparisons):
             found = results(index)
-            base = log_odds(bases[index, 0, 1], bases[index, 0, 0])
+            base = base_log_odds[comparison]
             columns = {**comparison.columns(), **names}
             for kind in EFFECTS:
                 c1, c2 = found["probabilities"][kind][where].T
@@ -321,14 +310,12 @@ def write_effects(path, mediator, model, comparisons, bases, results):
                     moments[group][f"{kind}_log_effect"].add(log_odds(c2, c1) - base)
             columns |= {f"{kind}_method": np.where(exact[where], "exact", "gradient") for kind, exact in found["exact"].items()}
             rows = append(columns)
-            for group in {"", comparison.stimulus.group}:
-                counts[group] += 1
-            samples += [(index, kind, sample) for kind, sample in found["sample"].items()]
+            samples += found["sample"].values()
             seconds, deviation = seconds + found["seconds"], max(deviation, found["deviation"])
     tables = []
     for group in groups:
         values = {f"{name}_{part}": value for name, moment in moments[group].items() for part, value in (("mean", moment.mean), ("std", moment.deviation))}
-        tables.append(pd.DataFrame({"group": group or "all", **names, **values, "comparisons": counts[group]}))
+        tables.append(pd.DataFrame({"group": group or "all", **names, **values, "comparisons": moments[group]["indirect_effect"].count}))
     entry = {"rows": rows, "sweep_seconds": seconds, "largest_deviation_from_full_passes": deviation}
     return pd.concat(tables, ignore_index=True), entry | ({"screen": describe_samples(samples)} if samples else {})
 
@@ -341,7 +328,7 @@ def read_table(path):
 
 def describe_samples(samples):
     """What a manifest says of the random samples of a screened table."""
-    missed, rest, estimates, exact = zip(*(sample for _, _, sample in samples))
+    missed, rest, estimates, exact = zip(*samples)
     return {"drawn": sum(map(len, exact)), "missed": sum(map(len, missed)), "rest": max(rest), **agreement(np.concatenate(estimates), np.concatenate(exact))}
 
 

@@ -177,9 +177,7 @@ class Gradients:
         return [dict(zip(names, found)) for found in zip(*self.model.neuron_gradients(list(stimuli), prompt))]
 
     def first_order(self, template, word, kind, alpha):
-        """Log-probabilities [2, L + 1, D] of every neuron under one type of intervention to first order, and those without intervention [3, 2].
-
-        """
+        """Log-probabilities [2, L + 1, D] of every neuron under one type of intervention to first order, and those without intervention [3, 2]."""
         run_on, source, minus = INTERVENTION_TYPES[kind]
         prompts = [self(template, word, prompt) for prompt in (NULL, MAN, WOMAN)]
         values = [prompt["values"].astype(float) for prompt in prompts]
@@ -280,17 +278,20 @@ def check_finite(stimulus, kind, log_probabilities, base):
                          "try --dtype float32 or float64, or check the model's weights")
 
 
-def check(model, stimulus, kind, log_probabilities, options, units=None):
+def check(model, stimulus, kind, log_probabilities, options, units=None, sets=None, remedy="use --full_passes, and please report the model"):
     """Largest deviation of a few random interventions (of the neurons `units`) from full passes under plain hooks, and of what was run fast so far.
+
+    Args:
+        sets: as in `Model.check_against_full_passes`; remedy: what to do where no fast row is to blame.
 
     Raises:
         InputError: it is above TOLERANCE.
     """
     deviation = model.check_against_full_passes(stimulus, kind, log_probabilities, options.alpha, CHECKED, seed_of(stimulus, kind, options),
-                                                options.odds_only, units)
+                                                options.odds_only, units, sets)
     if deviation > TOLERANCE and options.dtype in ("float32", "float64"):
         raise InputError(f"{stimulus.base_strings[0]!r}, {kind}: the sweep and full passes differ by {deviation:.1e} in a log-probability: "
-                         + ("use --precision exact" if model.fast_rows else "use --full_passes, and please report the model"))
+                         + ("use --precision exact" if model.fast_rows else remedy))
     return max(deviation, model.fast_rows.largest_deviation) if model.fast_rows else deviation
 
 

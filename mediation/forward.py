@@ -138,12 +138,12 @@ def as_arguments(model, tree):
     """Mask and positions of a tree, as the library's models take them: one mask, or one for each type of layer."""
     if tree is None or tree.visible is None:
         return {}
-    window, types = getattr(model.config, "sliding_window", None), getattr(model.config, "layer_types", None) or ()
-    masks = {"full_attention": _additive(tree.visible, model.dtype)}
-    if window:
+    window, types = getattr(model.config, "sliding_window", None), getattr(model.config, "layer_types", None)
+    mask = _additive(tree.visible, model.dtype)
+    if window and (not types or "sliding_attention" in types):
         apart = tree.position_ids[:, None] - tree.position_ids
-        masks["sliding_attention"] = _additive(tree.visible & (apart < window), model.dtype)
-    mask = masks if "sliding_attention" in types else masks.get("sliding_attention" if not types else "full_attention", masks["full_attention"])
+        sliding = _additive(tree.visible & (apart < window), model.dtype)
+        mask = {"full_attention": mask, "sliding_attention": sliding} if types else sliding
     return {"attention_mask": mask, "position_ids": tree.position_ids.unsqueeze(0)}
 
 

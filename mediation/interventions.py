@@ -3,8 +3,6 @@
 from . import stimuli
 from .errors import InputError
 
-MULTI_TOKEN = ("last", "all")
-
 
 class Intervention:
     """A stimulus: one base string, the substitutes for its slot `{}`, and the candidates that may follow.

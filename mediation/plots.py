@@ -271,13 +271,15 @@ def mediator(name, means, model, folder):
             errors = whole[f"{kind}_effect_std"] / np.sqrt(whole["comparisons"])
             paths.append(layer_bars(whole[column].to_numpy(), errors.to_numpy(), kind, title, path, MEDIATOR_LABELS[name]))
         elif kind == "indirect":
-            strongest = whole.groupby("layer")["indirect_log_effect_mean"].apply(lambda values: values.abs().nlargest(max(1, len(values) // 100)).mean())
-            paths.append(layer_profiles({"strongest 1% of each layer": strongest.to_numpy()}, kind, title, path, MEDIATOR_LABELS[name]))
+            paths.append(layer_profiles({"strongest 1% of each layer": _profile(name, whole)}, kind, title, path, MEDIATOR_LABELS[name]))
     if name in MEDIATOR_LABELS and 1 < len(groups) <= 12:
-        def profile(rows):
-            values = rows.groupby("layer")["indirect_log_effect_mean"]
-            return (values.apply(lambda each: each.abs().nlargest(max(1, len(each) // 100)).mean()) if name == "neurons" else values.first()).to_numpy()
-        profiles = {group: profile(means[means["group"] == group]) for group in groups}
+        profiles = {group: _profile(name, means[means["group"] == group]) for group in groups}
         title = f"{model}, by group" + (": strongest 1% of each layer" if name == "neurons" else "")
         paths.append(layer_profiles(profiles, "indirect", title, folder / f"{name}_by_group_{model}.pdf", MEDIATOR_LABELS[name]))
     return paths
+
+
+def _profile(name, rows):
+    """Mean log indirect effect of each layer, [layers]; of its strongest 1% of neurons, by size, where these are the mediator."""
+    values = rows.groupby("layer")["indirect_log_effect_mean"]
+    return (values.apply(lambda each: each.abs().nlargest(max(1, len(each) // 100)).mean()) if name == "neurons" else values.first()).to_numpy()

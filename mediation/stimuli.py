@@ -1,6 +1,7 @@
 """What is asked of the model: templates with one slot, the substitutes that fill it, the candidates that may follow."""
 
 from dataclasses import dataclass
+from functools import lru_cache
 
 import torch
 
@@ -97,6 +98,7 @@ def fill(tokenizer, base_string, substitute):
     return Prompt(text, (*begin, *encoded["input_ids"]), (len(begin) + inside[0], len(begin) + inside[-1] + 1))
 
 
+@lru_cache(maxsize=8)  # it is asked for every prompt
 def begin_tokens(tokenizer):
     """[id] of the begin token where the tokenizer puts one before every text, and nothing behind it, as those of Gemma and Llama do; else [].
 

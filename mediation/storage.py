@@ -198,6 +198,8 @@ class RunFolder:
     def claimed(self, files, settings):
         """`claim`, and while open no other process that asks for one of these files goes on: it waits, and says for whom.
 
+        What was kept on the way goes when the block has ended and all files are finished.
+
         The locks are the operating system's: they go with the process that holds them, however it ends.
         """
         self.claim(files, settings)
@@ -206,7 +208,7 @@ class RunFolder:
                 locks.enter_context(self._only_process(name))
             self.claim(files, settings)  # the other process may have had other settings
             yield
-            if all(self.is_finished(name) for name in files):  # what a process left that was killed between a table and its tidying up
+            if all(self.is_finished(name) for name in files):
                 for leftover in (self.folder / SHARDS).glob(f"*-{self._fingerprint}"):
                     shutil.rmtree(leftover, ignore_errors=True)
                 with suppress(OSError):  # other runs are under way, or there is none

@@ -39,11 +39,11 @@ def by_full_passes(model, parts, tokens, edits, candidates):
         sequence = torch.cat([tokens, torch.tensor(beginning, dtype=tokens.dtype, device=tokens.device)])
         with edited(parts, edits):
             logits = model(sequence.expand(len(edits), -1), use_cache=False, logits_to_keep=len(beginning) + 1).logits
-        return logits.double().log_softmax(dim=-1).cpu()
+        return logits.double().log_softmax(dim=-1)
 
     of_beginning = {beginning: after(beginning) for beginning in {tuple(candidate[:-1]) for candidate in candidates}}
     columns = [of_beginning[tuple(candidate[:-1])][:, range(len(candidate)), candidate].mean(dim=1) for candidate in candidates]
-    return torch.stack(columns, dim=1)
+    return torch.stack(columns, dim=1).cpu()
 
 
 def by_descent(parts, base, edits, read_out):

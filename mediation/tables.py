@@ -24,6 +24,7 @@ class _CsvRows:
         self.file, self.rows = file, 0
 
     def write(self, table):
+        """Append the rows of a pyarrow table."""
         index = pa.array(np.arange(self.rows, self.rows + len(table)))
         plain = [column.combine_chunks().dictionary_decode() if pa.types.is_dictionary(column.type) else column for column in table.columns]
         whole = pa.table([index, *plain], names=["", *table.column_names])
@@ -51,6 +52,7 @@ class _ParquetRows:
         self.rows = 0
 
     def write(self, table):
+        """Append the rows of a pyarrow table, as one row group."""
         self.writer.write_table(table)
         self.rows += len(table)
 
