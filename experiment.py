@@ -12,6 +12,7 @@ Symbols in shapes: B batch, T tokens, L layers (blocks), D hidden size.
 """
 
 import hashlib
+from contextlib import contextmanager
 
 import numpy as np
 import torch
@@ -21,6 +22,7 @@ from mediation import checkpoints, masked
 from mediation.architectures import find_parts
 from mediation.attention import HeadEdits, attention_weights, heads_layers_model
 from mediation.batches import FastRows
+from mediation.error_budget import CHECKED, Check, units_to_check
 from mediation.errors import InputError
 from mediation.forward import pack, run_base
 from mediation.gradients import head_gradients, neuron_gradients
@@ -96,6 +98,15 @@ class Model:
         self.output_attentions = output_attentions
         self.masking_approach = masking_approach
         self.masking = masked.Masking.of(self.tokenizer, masking_approach) if self.parts.masked else None
+
+    @contextmanager
+    def exactly(self):
+        """While open, sweeps are exact, whatever precision the model was made for."""
+        fast, self.fast_rows = self.fast_rows, None
+        try:
+            yield
+        finally:
+            self.fast_rows = fast
 
     def weights_sha256(self):
         """Hash of every parameter's name, dtype, shape and bytes: the same for the same weights, wherever they were loaded from."""
@@ -278,27 +289,28 @@ class Model:
         return ReadOut(self.parts, predictions)(run.residuals[-1].unsqueeze(0))[0]
 
     @torch.no_grad()
-    def check_against_full_passes(self, intervention, intervention_type, log_probabilities, alpha=1, sample=4, seed=0, odds_only=False,
+    def check_against_full_passes(self, intervention, intervention_type, log_probabilities, alpha=1, sample=CHECKED, seed=0, odds_only=False,
                                   among=None, sets=None):
-        """Run a random sample of single-neuron interventions again, each as a full pass under plain hooks.
+        """Run single-neuron interventions again, each as a full pass under plain hooks: a random sample, and some where an error is likely.
 
         Args:
             log_probabilities: array [2, L + 1, D] of both candidates, as a sweep gave them.
             among: indices of the neurons that the sample is drawn from, layer by layer; None takes all.
-            sets: int64 [n, K], where the log-probabilities are those of n sets of neurons, [2, n].
+            sets: int64 [n, K], where the log-probabilities are those of n sets of neurons, a layer each, [2, n].
 
-        Returns: the largest absolute difference in a candidate's log-probability; with `odds_only` in the log odds.
+        Returns: Check; its deviation is the largest absolute difference in a candidate's log-probability; with `odds_only` in the log odds.
         """
         swept = log_probabilities.reshape(2, -1)
         among = np.arange(swept.shape[1]) if among is None else among
-        units = np.random.default_rng(seed).choice(among, size=min(sample, len(among)), replace=False)
+        drawn, likely = units_to_check(swept, among, 2 * swept.shape[1] // (self.num_layers + 1), sample, seed)
+        units = np.concatenate([drawn, likely])
         run_on, edits = self._experiment(intervention, intervention_type, alpha)[1:]
         tokens = intervention.base_strings_tok[run_on].to(self.device)
         rows = torch.from_numpy(units)
         edits = edits[rows.to(self.device)] if sets is None else edits.sets(sets[rows].to(self.device))
         reference = by_full_passes(self.model, self.parts, tokens, edits, intervention.candidates_tok).numpy()
         difference = reference.T - swept[:, units]  # [C, sample]
-        return float(np.abs(difference[0] - difference[1] if odds_only else difference).max())
+        return Check(float(np.abs(difference[0] - difference[1] if odds_only else difference).max()), len(drawn), len(likely))
 
     def _experiment(self, intervention, intervention_type, alpha, layers_to_adj=(), neurons_to_adj=(), intervention_loc="all"):
         """(base runs of the three prompts, index of the one that is intervened upon, NeuronEdits) of a stimulus and intervention type."""
@@ -582,23 +594,25 @@ class Model:
 
     @torch.no_grad()
     def check_heads_against_full_passes(self, intervention, effect, probabilities, sample=1, seed=0, among=None):
-        """Run a random sample of single-head interventions again, each as full passes with the weights replaced.
+        """Run single-head interventions again, each as full passes with the weights replaced: a random sample, and the one with the largest effect.
 
         Args:
             probabilities: (c1_head, c2_head), [L, H], as `attention_intervention_experiment` gave them.
             among: indices of the heads that the sample is drawn from, layer x H + head; None takes all.
 
-        Returns: the largest absolute difference in a candidate's log-probability.
+        Returns: Check; its deviation is the largest absolute difference in a candidate's log-probability.
         """
-        units = np.random.default_rng(seed).choice(self.num_layers * self.num_heads if among is None else among, size=sample, replace=False)
-        swept = np.log(np.stack([np.asarray(p).reshape(-1)[units] for p in probabilities], axis=1))  # [sample, C]
+        swept = np.log([np.asarray(of_candidate).reshape(-1) for of_candidate in probabilities])  # [C, L x H]
+        drawn, likely = units_to_check(swept, np.arange(swept.shape[1]) if among is None else among, 0, sample, seed, largest=1)
+        units = np.concatenate([drawn, likely])
+        swept = swept[:, units].T
         chosen = heads_layers_model(self.num_layers, self.num_heads)[units]
         if self.masking:
             reference = self._masked_heads(intervention, effect, chosen, full_passes=True)
         else:
             context, edits = self._head_edits(intervention, effect, chosen)
             reference = heads_by_full_passes(self.model, self.parts, context, intervention.candidates_tok, edits)
-        return float(np.abs(reference.numpy() - swept).max())
+        return Check(float(np.abs(reference.numpy() - swept).max()), len(drawn), len(likely))
 
     @torch.no_grad()
     def attention_intervention_single_experiment(self, intervention, effect, layers_to_adj, heads_to_adj, search):
