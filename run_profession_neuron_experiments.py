@@ -199,6 +199,9 @@ def write_interventions(model, run_folder, run, interventions, options):
                 if name in todo:
                     made = write_table(run_folder.folder / name, partial(results, template), interventions[template], kind, options)
                     run_folder.update_file(run, name, **made)
+            if hasattr(results, "interpolation"):
+                before = run_folder.read()["runs"][run].get("interpolation", {})
+                run_folder.update(run, interpolation=before | {kind: results.interpolation})
             results.forget()
     if gradients:
         gradients.forget()
@@ -207,6 +210,9 @@ def write_interventions(model, run_folder, run, interventions, options):
     if found:
         run_folder.update(run, screening=screening_entry(found))
     report_checks(files, options, found)
+    for kind, counts in run_folder.read()["runs"][run].get("interpolation", {}).items():
+        print(f"{kind}: {counts['interpolated']} neurons interpolated between professions ({counts['evaluations_a_neuron']:.1f} runs a neuron, errors "
+              f"up to {counts['largest_error']:.1e}), {counts['run_for_every_word']} run for every profession")
     if model.fast_rows and model.fast_rows.rows:
         run_folder.update(run, fast=asdict(model.fast_rows))
         print(model.fast_rows)
