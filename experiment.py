@@ -28,7 +28,7 @@ from mediation.interpolation import fit
 from mediation.interventions import Intervention
 from mediation.neurons import NeuronEdits, single_neuron_edits
 from mediation.products import check_bfloat16
-from mediation.readout import ReadOut
+from mediation.readout import ReadOut, widen
 from mediation.sweeps import by_full_passes, heads_by_full_passes, sweep, sweep_by_full_passes, sweep_heads
 from utils import batch
 
@@ -91,6 +91,8 @@ class Model:
             raise InputError(f"precision {precision!r} is unknown: choose exact or fast")
         self.model, self.tokenizer = checkpoints.load_model(gpt2_version, self.device, dtype, random_weights, seed)
         self.parts = find_parts(self.model)
+        if dtype in (torch.bfloat16, torch.float16):
+            widen(self.parts.head)
         self.num_layers = len(self.parts.blocks)
         self.num_neurons = self.model.config.hidden_size
         self.num_heads = self.model.config.num_attention_heads

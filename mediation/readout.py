@@ -7,6 +7,7 @@ Shapes: B rows, P positions, D hidden size, V vocabulary.
 """
 
 import weakref
+from functools import partial
 
 import torch
 from torch import nn
@@ -86,6 +87,16 @@ class Normaliser:
         for some in (~(error < TOLERANCE)).nonzero().flatten().split(ROWS):
             total[some] = log_sum_exp(self.head, rows[some])
         return total
+
+
+def widen(head):
+    """Make the unembedding of a half-precision model give float32 logits, which it would round to two or three digits on their way out."""
+    head.forward = partial(_float32_logits, head)
+
+
+def _float32_logits(head, hidden):
+    """[..., D] -> [..., V]; the unembedding is copied in parts."""
+    return torch.cat([hidden.float() @ some.float().T for some in head.weight.split(AT_ONCE)], dim=-1) + (0 if head.bias is None else head.bias.float())
 
 
 def log_sum_exp(head, rows):

@@ -55,8 +55,8 @@ CAUSAL = sorted(set(ARCHITECTURES) - set(MASKED))
 
 @pytest.fixture(autouse=True, scope="session")
 def threads():
-    """One a worker where pytest runs several, else two: more only wait for each other."""
-    torch.set_num_threads(1 if "PYTEST_XDIST_WORKER" in os.environ else 2)
+    """As many as OMP_NUM_THREADS says, one a worker in `make test`; else two: more only wait for each other."""
+    torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", 2)))
 
 
 @pytest.fixture(autouse=True, scope="session")
