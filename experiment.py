@@ -24,21 +24,22 @@ from mediation.attention import HeadEdits, attention_weights, heads_layers_model
 from mediation.batches import FastRows
 from mediation.error_budget import CHECKED, Check, units_to_check
 from mediation.errors import InputError
-from mediation.forward import pack, run_base
+from mediation.forward import Narrowing, pack, run_base
 from mediation.gradients import head_gradients, neuron_gradients
 from mediation.interpolation import fit
 from mediation.interventions import Intervention
 from mediation.neurons import NeuronEdits, single_neuron_edits
 from mediation.products import check_bfloat16
-from mediation.readout import ReadOut
+from mediation.readout import ReadOut, widen
 from mediation.sweeps import by_full_passes, heads_by_full_passes, sweep, sweep_by_full_passes, sweep_heads
 from utils import batch
 
 __all__ = ["Intervention", "Model"]
 
 PROMPTS_AT_ONCE = 64
-# in a log-probability, estimated; float32 runs are as far from each other
+# in a log-probability, estimated and seen; float32 runs are as far from each other
 INTERPOLATION_TOLERANCE = {torch.float32: 2e-5, torch.float64: 1e-12}
+NARROWED_TOLERANCE = 1e-6  # of float64 models that compute in float32 on the way, as most norms of the library do: their rounding is 2e-7
 
 # context the model runs on, whose representations are put in (minus whose, for the differences); None: the null prompt's
 NULL, MAN, WOMAN = 0, 1, 2
@@ -92,6 +93,8 @@ class Model:
             raise InputError(f"precision {precision!r} is unknown: choose exact or fast")
         self.model, self.tokenizer = checkpoints.load_model(gpt2_version, self.device, dtype, random_weights, seed)
         self.parts = find_parts(self.model)
+        if dtype in (torch.bfloat16, torch.float16):
+            widen(self.parts.head)
         self.num_layers = len(self.parts.blocks)
         self.num_neurons = self.model.config.hidden_size
         self.num_heads = self.model.config.num_attention_heads
@@ -446,7 +449,9 @@ class Model:
         run_on, _, _ = INTERVENTION_TYPES[intervention_type]
         ((_, tree),) = self._trees(interventions, run_on, intervention_type)
         (position,) = interventions[0].places[run_on]
-        base = run_base(self.model, self.parts, tree.tokens, tree)
+        with Narrowing() as narrowing:
+            base = run_base(self.model, self.parts, tree.tokens, tree)
+        tolerance = NARROWED_TOLERANCE if narrowing.seen else INTERPOLATION_TOLERANCE[self.model.dtype]
 
         def run(neurons, points):
             shape = points.shape
@@ -455,7 +460,7 @@ class Model:
             edits = NeuronEdits(torch.full_like(neurons, layer), neurons, put_in, position)
             return sweep(self.parts, base, tree.predictions, edits, bsize, odds_only, progress).numpy().reshape(*shape, -1)
 
-        return fit(run, values.min(axis=0), values.max(axis=0), INTERPOLATION_TOLERANCE[self.model.dtype])
+        return fit(run, values, tolerance)
 
     def _edits(self, values, places, add, layers_to_adj, neurons_to_adj, intervention_loc):
         """The interventions of one experiment from `values` [P, L + 1, D] at P places; layers of the arguments count from -1."""

@@ -114,7 +114,10 @@ class WordByWord:
 
 
 class InterpolatedWords:
-    """Direct effects: the alternative prompt's runs as functions of the value put into each neuron, evaluated at each profession's."""
+    """Direct effects: the alternative prompt's runs as functions of the value put into each neuron, evaluated at each profession's.
+
+    `interpolation`: for the manifest, how many neurons were interpolated, and how many run for every word since that would not have been exact.
+    """
 
     def __init__(self, model, run_folder, kind, names, interventions, options, progress):
         self.model, self.kind, self.interventions, self.options, self.progress = model, kind, interventions, options, progress
@@ -134,12 +137,17 @@ class InterpolatedWords:
             self.layers.append(Interpolants.from_arrays(kept))
             progress.update(model.num_neurons * sum(len(interventions[template]) for template in names))
         self.seconds = (time.perf_counter() - started) / sum(len(interventions[template]) for template in names)
+        self.number = {word: number for number, word in enumerate(words)}
+        run, neurons = sum(len(layer.run) for layer in self.layers), len(self.layers) * model.num_neurons
+        self.interpolation = {"interpolated": neurons - run, "run_for_every_word": run,
+                              "evaluations_a_neuron": sum(layer.evaluations for layer in self.layers) / neurons,
+                              "largest_error": max(layer.error for layer in self.layers)}
         self.checked, self.bases = set(), {}
 
     def __call__(self, template, word):
         stimulus = self.interventions[template][word]
-        column = 2 * self.columns[template]
-        swept = np.stack([layer(values)[:, column: column + 2] for layer, values in zip(self.layers, self.values[word])])  # [L + 1, D, 2]
+        column, number = 2 * self.columns[template], self.number[word]
+        swept = np.stack([layer(values, number)[:, column: column + 2] for layer, values in zip(self.layers, self.values[word])])  # [L + 1, D, 2]
         swept = np.moveaxis(swept, -1, 0)
         base = self.base(word)[self.columns[template]]
         if stimulus.position < len(stimulus.prompts[0].tokens) - 1:

@@ -208,6 +208,8 @@ def write_interventions(model, run_folder, run, interventions, options):
             for template, name in names.items():
                 if name in todo:
                     made = write_table(run_folder.folder / name, partial(results, template), interventions[template], kind, options)
+                    if hasattr(results, "interpolation"):
+                        made["interpolation"] = results.interpolation
                     run_folder.finish_file(run, name, **made)
             results.forget()
     if gradients:
@@ -219,6 +221,9 @@ def write_interventions(model, run_folder, run, interventions, options):
     run_folder.update(run, error_budget=budget(options).describe(), checks=sum_of_checks(files).entry())
     if todo:
         report_checks(files, options, found)
+        for kind, counts in {entry["intervention_type"]: entry["interpolation"] for entry in files if "interpolation" in entry}.items():
+            print(f"{kind}: {counts['interpolated']} neurons interpolated between professions ({counts['evaluations_a_neuron']:.1f} runs a neuron, errors "
+                  f"up to {counts['largest_error']:.1e}), {counts['run_for_every_word']} run for every profession")
     fast = sum((FastRows(**entry["fast"]) for entry in files if "fast" in entry), FastRows())
     if fast.rows:
         run_folder.update(run, fast=asdict(fast))
