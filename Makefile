@@ -1,5 +1,6 @@
 # make demo   sets up .venv and runs the neuron study on SmolLM2-135M; results and report in demo/
 # make test   sets up .venv-test and runs the tests
+# make test-avx2  the same as on a processor that does not multiply bfloat16
 # make soak   runs under SIGKILL at random moments, compared with undisturbed ones
 # make fuzz   2,000 damaged files for every reader
 # make bench  times everything against the 2020 algorithm and other libraries, in turns; report in bench/
@@ -10,7 +11,7 @@ SWEPT = -model smollm2-135m -out_dir $(DEMO)
 RESULTS = "$$(ls -d $(DEMO)/results/*_neuron_intervention | tail -n 1)"
 PIP = bin/python -m pip --disable-pip-version-check install
 
-.PHONY: demo test bench fuzz soak
+.PHONY: demo test test-avx2 bench fuzz soak
 
 demo: .venv/ready
 	.venv/bin/python -m mediation.assets smollm2-135m
@@ -25,6 +26,10 @@ demo: .venv/ready
 test: .venv-test/ready
 	.venv-test/bin/ruff check .
 	OMP_NUM_THREADS=1 .venv-test/bin/python -m pytest -n 2 --dist worksteal
+
+test-avx2: export ONEDNN_MAX_CPU_ISA = AVX2
+test-avx2: export ATEN_CPU_CAPABILITY = avx2
+test-avx2: test
 
 soak: .venv-test/ready
 	.venv-test/bin/python -m pytest -q tests/soak.py

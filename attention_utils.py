@@ -11,6 +11,7 @@ import sys
 import time
 import zlib
 from dataclasses import asdict
+from functools import partial
 from hashlib import sha256
 from pathlib import Path
 
@@ -21,7 +22,9 @@ from tqdm import tqdm
 
 from experiment import Intervention
 from mediation.attention import heads_layers_model
+from mediation.batches import FastRows
 from mediation.effects import effect, log_odds
+from mediation.error_budget import NOTHING_CHECKED, Check, budget, describe_check, within_budget
 from mediation.errors import InputError
 from mediation.statistics import strong_examples
 from mediation.storage import RunFolder, write_json
@@ -32,7 +35,6 @@ SCALARS = ("candidate1_base_prob", "candidate2_base_prob", "odds_base", "candida
            "indirect_effect_model", "direct_effect_model")
 STRINGS = ("base_string1", "base_string2", "candidate1", "candidate2")
 SCREENED = 0.1  # part of the heads that screening runs exactly
-TOLERANCE = 1e-3  # in a log-probability; float32 gives about 1e-5
 
 
 def get_odds_ratio(intervention, model):
@@ -99,7 +101,7 @@ def run_study(model, examples, data, name, about, options):
                 "filter_quantile": options.filter_quantile if options.do_filter else None, "max_examples": options.max_examples,
                 "dtype": options.dtype, "seed": options.seed if options.randomize else None}
     method = {option: getattr(options, option) for option in ("method", "precision") if getattr(options, option) != "exact"}
-    settings |= method | ({"masking_approach": model.masking.approach} if model.masking else {})
+    settings |= method | ({"full_passes": True} if options.full_passes else {}) | ({"masking_approach": model.masking.approach} if model.masking else {})
     with run_folder.claimed([name], settings):
         interventions = build_interventions(model, examples)
         if run_folder.is_finished(name):
@@ -142,7 +144,7 @@ def build_interventions(model, examples):
 def sweep_examples(model, interventions, selected, run_folder, run, name, about, options):
     """Sweep the selected examples, keep each at once, and write the JSON when all are there."""
     units = len(EFFECTS) * (model.num_layers * model.num_heads + model.num_layers + 1)
-    entries, seconds, deviation = [], 0.0, 0.0
+    entries, seconds, checked, fast = [], 0.0, NOTHING_CHECKED, FastRows()
     with tqdm(total=units * len(selected), unit=" interventions", unit_scale=True, smoothing=0.05) as progress:
         for count, index in enumerate(selected, start=1):
             progress.set_description(f"example {count} of {len(selected)}")
@@ -155,43 +157,65 @@ def sweep_examples(model, interventions, selected, run_folder, run, name, about,
             swept = {kind: [kept[f"{kind}_{part}"] for part in range(6)] for kind in EFFECTS}
             entries.append(result_entry(interventions[index], kept["probabilities"].tolist(), swept)
                            | {key: kept[key].tolist() for key in (f"{kind}_exact_head" for kind in EFFECTS) if key in kept})
-            seconds, deviation = seconds + float(kept["seconds"]), max(deviation, float(kept["deviation"]))
+            seconds, checked = seconds + float(kept["seconds"]), checked + Check.from_arrays(kept)
+            if "fast" in kept:
+                fast += FastRows(*kept["fast"])
     content = {**about, "num_examples_analyzed": len(entries), **means(entries), "results": entries}
     write_json(run_folder.folder / name, content, indent=None)
-    run_folder.update_file(run, name, rows=len(entries), sweep_seconds=seconds, largest_deviation_from_full_passes=deviation)
-    what = {"exact": "checked a random head", "gradient": "compared the estimate of a random head", "screen": "checked a random head among those run"}
-    if model.fast_rows and model.fast_rows.rows:
-        run_folder.update(run, fast=asdict(model.fast_rows))
-        print(model.fast_rows)
-    print(f"{what[options.method]} of each example and effect against full passes: log-probabilities differ by at most {deviation:.1e}")
+    run_folder.finish_file(run, name, rows=len(entries), sweep_seconds=seconds, **checked.entry())
+    run_folder.update(run, error_budget=budget(options).describe(), **({"fast": asdict(fast)} if fast.rows else {}))
+    if fast.rows:
+        print(fast)
+    if options.method == "gradient":
+        print(f"compared the estimates of {checked.random} random heads and {checked.likely} with the largest effects with full passes: "
+              f"log-probabilities differ by at most {checked.deviation:.1e}")
+    else:
+        print(describe_check(checked, budget(options).total, "heads" + (" among those run" if options.method == "screen" else "")))
 
 
 def sweep_example(model, intervention, options, progress):
-    """Arrays of one example: probabilities [2, 2], {effect}_0 to _5 as `attention_intervention_experiment` gives them, seconds, deviation.
+    """Arrays of one example: probabilities [2, 2], {effect}_0 to _5 as `attention_intervention_experiment` gives them, seconds, a Check's, `fast`.
 
     Methods that estimate add {effect}_exact_head bool [L, H]: heads that were run. Layers and the whole model always are.
     """
-    started = time.perf_counter()
-    kept = {"probabilities": np.array(model.continuation_probabilities(intervention))}
-    deviation = 0.0
+    started, kept = time.perf_counter(), {"probabilities": np.array(model.continuation_probabilities(intervention))}
+    all_checked = NOTHING_CHECKED
     for kind in EFFECTS:
-        if options.method == "exact":
-            swept = model.attention_intervention_experiment(intervention, kind, options.batch_size, progress)
+        sweep, check = partial(sweep_effect, model, intervention, kind, options, progress), partial(check_effect, model, intervention, kind, options)
+        if options.method == "gradient":
+            found = sweep()
+            checked = check(found)
         else:
-            *swept, kept[f"{kind}_exact_head"] = estimated_heads(model, intervention, kind, options, progress)
-        kept |= {f"{kind}_{part}": np.asarray(values) for part, values in enumerate(swept)}
-    seconds = time.perf_counter() - started
-    if not all(np.isfinite(values).all() and (values > 0).all() for name, values in kept.items() if not name.endswith("_exact_head")):
+            found, checked = within_budget(model, sweep, check, options, f"{intervention.base_strings[0]!r}, {kind}")
+        kept |= found
+        all_checked += checked
+    fast = {"fast": model.fast_rows.take().shared(1)} if model.fast_rows else {}
+    return {**kept, **all_checked.to_arrays(), **fast, "seconds": time.perf_counter() - started}
+
+
+def sweep_effect(model, intervention, kind, options, progress):
+    """Arrays of one effect of one example, as `sweep_example` has them.
+
+    Raises:
+        InputError: probabilities that are zero or no numbers.
+    """
+    if options.method == "exact":
+        swept, exact = model.attention_intervention_experiment(intervention, kind, options.batch_size, progress), {}
+    else:
+        *swept, ran = estimated_heads(model, intervention, kind, options, progress)
+        exact = {f"{kind}_exact_head": np.asarray(ran)}
+    found = {f"{kind}_{part}": np.asarray(values) for part, values in enumerate(swept)}
+    if not all(np.isfinite(values).all() and (values > 0).all() for values in found.values()):
         raise InputError(f"{intervention.base_strings[0]!r}: the model gave probabilities that are zero or not numbers: "
                          "try --dtype float32 or float64, or check the model's weights")
-    for kind in EFFECTS:
-        run = np.flatnonzero(kept[f"{kind}_exact_head"]) if options.method == "screen" else None
-        seed = [options.seed, EFFECTS.index(kind), zlib.crc32(str(intervention.base_strings).encode())]  # another head for every example and effect
-        deviation = max(deviation, model.check_heads_against_full_passes(intervention, kind, (kept[f"{kind}_0"], kept[f"{kind}_1"]), seed=seed, among=run))
-    if options.method != "gradient" and deviation > TOLERANCE and options.dtype in ("float32", "float64"):
-        raise InputError(f"{intervention.base_strings[0]!r}: the sweep and full passes differ by {deviation:.1e} in a log-probability: "
-                         + ("use --precision exact" if model.fast_rows else "use --full_passes, and please report the model"))
-    return {**kept, "seconds": seconds, "deviation": max(deviation, model.fast_rows.largest_deviation) if model.fast_rows else deviation}
+    return found | exact
+
+
+def check_effect(model, intervention, kind, options, found):
+    """Check of one effect's heads (those that were run, where only some were): another random one for every example and effect."""
+    ran = np.flatnonzero(found[f"{kind}_exact_head"]) if options.method == "screen" else None
+    seed = [options.seed, EFFECTS.index(kind), zlib.crc32(str(intervention.base_strings).encode())]
+    return model.check_heads_against_full_passes(intervention, kind, (found[f"{kind}_0"], found[f"{kind}_1"]), seed=seed, among=ran)
 
 
 def estimated_heads(model, intervention, kind, options, progress):

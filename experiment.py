@@ -12,6 +12,7 @@ Symbols in shapes: B batch, T tokens, L layers (blocks), D hidden size.
 """
 
 import hashlib
+from contextlib import contextmanager
 
 import numpy as np
 import torch
@@ -21,22 +22,24 @@ from mediation import checkpoints, masked
 from mediation.architectures import find_parts
 from mediation.attention import HeadEdits, attention_weights, heads_layers_model
 from mediation.batches import FastRows
+from mediation.error_budget import CHECKED, Check, units_to_check
 from mediation.errors import InputError
-from mediation.forward import pack, run_base
+from mediation.forward import Narrowing, pack, run_base
 from mediation.gradients import head_gradients, neuron_gradients
 from mediation.interpolation import fit
 from mediation.interventions import Intervention
 from mediation.neurons import NeuronEdits, single_neuron_edits
 from mediation.products import check_bfloat16
-from mediation.readout import ReadOut
+from mediation.readout import ReadOut, widen
 from mediation.sweeps import by_full_passes, heads_by_full_passes, sweep, sweep_by_full_passes, sweep_heads
 from utils import batch
 
 __all__ = ["Intervention", "Model"]
 
 PROMPTS_AT_ONCE = 64
-# in a log-probability, estimated; float32 runs are as far from each other
+# in a log-probability, estimated and seen; float32 runs are as far from each other
 INTERPOLATION_TOLERANCE = {torch.float32: 2e-5, torch.float64: 1e-12}
+NARROWED_TOLERANCE = 1e-6  # of float64 models that compute in float32 on the way, as most norms of the library do: their rounding is 2e-7
 
 # context the model runs on, whose representations are put in (minus whose, for the differences); None: the null prompt's
 NULL, MAN, WOMAN = 0, 1, 2
@@ -90,12 +93,23 @@ class Model:
             raise InputError(f"precision {precision!r} is unknown: choose exact or fast")
         self.model, self.tokenizer = checkpoints.load_model(gpt2_version, self.device, dtype, random_weights, seed)
         self.parts = find_parts(self.model)
+        if dtype in (torch.bfloat16, torch.float16):
+            widen(self.parts.head)
         self.num_layers = len(self.parts.blocks)
         self.num_neurons = self.model.config.hidden_size
         self.num_heads = self.model.config.num_attention_heads
         self.output_attentions = output_attentions
         self.masking_approach = masking_approach
         self.masking = masked.Masking.of(self.tokenizer, masking_approach) if self.parts.masked else None
+
+    @contextmanager
+    def exactly(self):
+        """While open, sweeps are exact, whatever precision the model was made for."""
+        fast, self.fast_rows = self.fast_rows, None
+        try:
+            yield
+        finally:
+            self.fast_rows = fast
 
     def weights_sha256(self):
         """Hash of every parameter's name, dtype, shape and bytes: the same for the same weights, wherever they were loaded from."""
@@ -278,27 +292,28 @@ class Model:
         return ReadOut(self.parts, predictions)(run.residuals[-1].unsqueeze(0))[0]
 
     @torch.no_grad()
-    def check_against_full_passes(self, intervention, intervention_type, log_probabilities, alpha=1, sample=4, seed=0, odds_only=False,
+    def check_against_full_passes(self, intervention, intervention_type, log_probabilities, alpha=1, sample=CHECKED, seed=0, odds_only=False,
                                   among=None, sets=None):
-        """Run a random sample of single-neuron interventions again, each as a full pass under plain hooks.
+        """Run single-neuron interventions again, each as a full pass under plain hooks: a random sample, and some where an error is likely.
 
         Args:
             log_probabilities: array [2, L + 1, D] of both candidates, as a sweep gave them.
             among: indices of the neurons that the sample is drawn from, layer by layer; None takes all.
-            sets: int64 [n, K], where the log-probabilities are those of n sets of neurons, [2, n].
+            sets: int64 [n, K], where the log-probabilities are those of n sets of neurons, a layer each, [2, n].
 
-        Returns: the largest absolute difference in a candidate's log-probability; with `odds_only` in the log odds.
+        Returns: Check; its deviation is the largest absolute difference in a candidate's log-probability; with `odds_only` in the log odds.
         """
         swept = log_probabilities.reshape(2, -1)
         among = np.arange(swept.shape[1]) if among is None else among
-        units = np.random.default_rng(seed).choice(among, size=min(sample, len(among)), replace=False)
+        drawn, likely = units_to_check(swept, among, 2 * swept.shape[1] // (self.num_layers + 1), sample, seed)
+        units = np.concatenate([drawn, likely])
         run_on, edits = self._experiment(intervention, intervention_type, alpha)[1:]
         tokens = intervention.base_strings_tok[run_on].to(self.device)
         rows = torch.from_numpy(units)
         edits = edits[rows.to(self.device)] if sets is None else edits.sets(sets[rows].to(self.device))
         reference = by_full_passes(self.model, self.parts, tokens, edits, intervention.candidates_tok).numpy()
         difference = reference.T - swept[:, units]  # [C, sample]
-        return float(np.abs(difference[0] - difference[1] if odds_only else difference).max())
+        return Check(float(np.abs(difference[0] - difference[1] if odds_only else difference).max()), len(drawn), len(likely))
 
     def _experiment(self, intervention, intervention_type, alpha, layers_to_adj=(), neurons_to_adj=(), intervention_loc="all"):
         """(base runs of the three prompts, index of the one that is intervened upon, NeuronEdits) of a stimulus and intervention type."""
@@ -434,7 +449,9 @@ class Model:
         run_on, _, _ = INTERVENTION_TYPES[intervention_type]
         ((_, tree),) = self._trees(interventions, run_on, intervention_type)
         (position,) = interventions[0].places[run_on]
-        base = run_base(self.model, self.parts, tree.tokens, tree)
+        with Narrowing() as narrowing:
+            base = run_base(self.model, self.parts, tree.tokens, tree)
+        tolerance = NARROWED_TOLERANCE if narrowing.seen else INTERPOLATION_TOLERANCE[self.model.dtype]
 
         def run(neurons, points):
             shape = points.shape
@@ -443,7 +460,7 @@ class Model:
             edits = NeuronEdits(torch.full_like(neurons, layer), neurons, put_in, position)
             return sweep(self.parts, base, tree.predictions, edits, bsize, odds_only, progress).numpy().reshape(*shape, -1)
 
-        return fit(run, values.min(axis=0), values.max(axis=0), INTERPOLATION_TOLERANCE[self.model.dtype])
+        return fit(run, values, tolerance)
 
     def _edits(self, values, places, add, layers_to_adj, neurons_to_adj, intervention_loc):
         """The interventions of one experiment from `values` [P, L + 1, D] at P places; layers of the arguments count from -1."""
@@ -582,23 +599,25 @@ class Model:
 
     @torch.no_grad()
     def check_heads_against_full_passes(self, intervention, effect, probabilities, sample=1, seed=0, among=None):
-        """Run a random sample of single-head interventions again, each as full passes with the weights replaced.
+        """Run single-head interventions again, each as full passes with the weights replaced: a random sample, and the one with the largest effect.
 
         Args:
             probabilities: (c1_head, c2_head), [L, H], as `attention_intervention_experiment` gave them.
             among: indices of the heads that the sample is drawn from, layer x H + head; None takes all.
 
-        Returns: the largest absolute difference in a candidate's log-probability.
+        Returns: Check; its deviation is the largest absolute difference in a candidate's log-probability.
         """
-        units = np.random.default_rng(seed).choice(self.num_layers * self.num_heads if among is None else among, size=sample, replace=False)
-        swept = np.log(np.stack([np.asarray(p).reshape(-1)[units] for p in probabilities], axis=1))  # [sample, C]
+        swept = np.log([np.asarray(of_candidate).reshape(-1) for of_candidate in probabilities])  # [C, L x H]
+        drawn, likely = units_to_check(swept, np.arange(swept.shape[1]) if among is None else among, 0, sample, seed, largest=1)
+        units = np.concatenate([drawn, likely])
+        swept = swept[:, units].T
         chosen = heads_layers_model(self.num_layers, self.num_heads)[units]
         if self.masking:
             reference = self._masked_heads(intervention, effect, chosen, full_passes=True)
         else:
             context, edits = self._head_edits(intervention, effect, chosen)
             reference = heads_by_full_passes(self.model, self.parts, context, intervention.candidates_tok, edits)
-        return float(np.abs(reference.numpy() - swept).max())
+        return Check(float(np.abs(reference.numpy() - swept).max()), len(drawn), len(likely))
 
     @torch.no_grad()
     def attention_intervention_single_experiment(self, intervention, effect, layers_to_adj, heads_to_adj, search):

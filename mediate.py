@@ -21,6 +21,7 @@ figures, report_{M}.md (on all mediators that the folder has) and manifest.json.
 import argparse
 import shlex
 import sys
+from dataclasses import asdict
 from pathlib import Path
 
 from mediation import stimulus_files
@@ -38,7 +39,7 @@ from mediation.options import (
     refuse_full_passes,
 )
 from mediation.storage import RunFolder, check_writable, whole_file, write_csv
-from mediation.tables import FORMATS
+from mediation.tables import FORMATS, check_one_format
 
 GROUPS = (("neurons",), ("mlps",), ("heads", "layers"))  # heads and layers come from one sweep
 MEDIATORS = tuple(mediator for group in GROUPS for mediator in group)
@@ -72,14 +73,15 @@ def main(options):
         if files:
             runs.append((files, mediate_utils.describe_settings(common, group, options)))
     for files, settings in [(totals, common), *runs]:
+        check_one_format(run_folder.folder, files.values())
         run_folder.claim(files.values(), settings)  # before anything is computed
     with run_folder.claimed(totals.values(), common):
         run = run_folder.begin(describe_run(model, totals, common, fitting, options))
-        base_log_odds = write_totals(model, comparisons, run_folder, run, totals["total_effects"])
+        write_totals(model, comparisons, run_folder, run, totals["total_effects"])
     for files, settings in runs:
         with run_folder.claimed(files.values(), settings):
             run = run_folder.begin(describe_run(model, files, settings, fitting, options))
-            write_mediators(model, {mediator: fitting[mediator][0] for mediator in files}, base_log_odds, run_folder, run, files, name, options)
+            write_mediators(model, {mediator: fitting[mediator][0] for mediator in files}, run_folder, run, files, name, options)
     print(write_report(name, run_folder, common, options))
 
 
@@ -110,27 +112,26 @@ def describe_run(model, files, settings, fitting, options):
 
 
 def write_totals(model, comparisons, run_folder, run, file):
-    """The table without interventions, unless it is finished; returns {comparison: log odds of its null prompt}."""
+    """The table without interventions, unless it is finished."""
     import mediate_utils
-    from mediation.effects import log_odds
     from utils import now
 
     if not run_folder.is_finished(file):
-        run_folder.update_file(run, file, rows=mediate_utils.write_total_effects(run_folder.folder / file, model, comparisons))
+        run_folder.finish_file(run, file, rows=mediate_utils.write_total_effects(run_folder.folder / file, model, comparisons))
         run_folder.update(run, finished=now())
-    table = mediate_utils.read_table(run_folder.folder / file)
-    return dict(zip(comparisons, log_odds(table["candidate2_base_prob"], table["candidate1_base_prob"])))
 
 
-def write_mediators(model, comparisons, base_log_odds, run_folder, run, files, name, options):
+def write_mediators(model, comparisons, run_folder, run, files, name, options):
     """Sweep, tables and means of one mediator, or of heads and layers together, unless they are there.
 
     Args:
-        comparisons, files: {mediator: those that fit it}, {mediator: its table}; base_log_odds: as `write_totals` gives it.
+        comparisons, files: {mediator: those that fit it}, {mediator: its table}.
     """
     from tqdm import tqdm
 
     import mediate_utils
+    from mediation.batches import FastRows
+    from mediation.error_budget import budget
     from utils import now
 
     shards = f"{'_'.join(files)}_{name}"
@@ -138,19 +139,20 @@ def write_mediators(model, comparisons, base_log_odds, run_folder, run, files, n
         means = run_folder.folder / f"{mediator}_mean_{name}.csv"
         if run_folder.is_finished(file) and means.exists():
             print(f"kept: {run_folder.folder / file} is finished")
-            run_folder.update_file(run, file, **run_folder.entry_of(file))
             continue
         some = comparisons[mediator]
         with tqdm(total=2 * len(some) * mediate_utils.units_of(model, mediator), desc=mediator, unit=" interventions", unit_scale=True,
                   smoothing=0.05) as progress:
             sweep = mediate_utils.sweep_neurons if mediator in ("neurons", "mlps") else mediate_utils.sweep_attention
             results = sweep(model, some, mediator, run_folder, shards, options, progress.update)
-            table, entry = mediate_utils.write_effects(run_folder.folder / file, mediator, model, some, base_log_odds, results)
+            table, entry = mediate_utils.write_effects(run_folder.folder / file, mediator, model, some, results)
         write_csv(means, table)
-        run_folder.update_file(run, file, **entry)
-    if model.fast_rows and model.fast_rows.rows:
-        print(model.fast_rows)
-    run_folder.update(run, finished=now())
+        run_folder.finish_file(run, file, **entry)
+    entries = [run_folder.entry_of(file) for file in files.values()]
+    fast = next((FastRows(**entry["fast"]) for entry in entries if "fast" in entry), None)  # heads and layers come from the same sweeps
+    run_folder.update(run, finished=now(), error_budget=budget(options).describe(), **({"fast": asdict(fast)} if fast else {}))
+    if fast:
+        print(fast)
 
 
 def write_report(name, run_folder, common, options):

@@ -7,7 +7,8 @@ Shapes: n comparisons, U units, L layers, D neurons a layer, H heads.
 """
 
 import time
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from functools import partial
 from hashlib import sha256
 
 import numpy as np
@@ -16,13 +17,15 @@ import torch
 
 from attention_utils import EFFECTS, sweep_example
 from experiment import INTERVENTION_TYPES
+from mediation.batches import FastRows
 from mediation.effects import effect, log_odds
+from mediation.error_budget import CHECKED, NOTHING_CHECKED, Check, within_budget
 from mediation.errors import InputError
 from mediation.interventions import Intervention
 from mediation.statistics import Moments, Screening, agreement, misses, screened_units
 from mediation.storage import write_csv
 from mediation.tables import table_writer
-from neuron_utils import COMPARED, capped, check, check_finite, hash_of, seed_of
+from neuron_utils import COMPARED, capped, check, check_finite, hash_of
 
 TOKENS_TOGETHER = 1024  # of prompts that begin alike and are run as one tree: its attention weights have to fit into memory
 
@@ -139,7 +142,7 @@ def units_of(model, mediator):
 
 
 def sweep_family(model, comparisons, mediator, options, progress):
-    """Arrays of the comparisons of one family: {effect} float64 [n, U, 2] log-probabilities, base [n, 2, 2], seconds, deviation.
+    """Arrays of the comparisons of one family: {effect} float64 [n, U, 2] log-probabilities, base [n, 2, 2], seconds, a Check's, FastRows' as `fast`.
 
     Methods that estimate add {effect}_exact bool [U]; screening {effect}_chosen, _drawn (units), _rest and _estimates [n, drawn].
 
@@ -153,30 +156,43 @@ def sweep_family(model, comparisons, mediator, options, progress):
     estimating = mediator == "neurons" and options.method != "exact"
     kept = {"base": model.log_probabilities_in_templates(interventions).numpy()}
     gradients = [model.neuron_gradients(interventions, prompt) for prompt in (0, 1)] if estimating else None
-    deviation = 0.0
-    for kind in EFFECTS:
+    number, all_checked = hash_of(comparisons[0].stimulus.id) % len(comparisons), NOTHING_CHECKED
+    one = interventions[number]
+
+    def sweep(kind):
         if estimating:
-            kept |= estimated_neurons(model, interventions, kind, gradients, kept["base"], options, progress)
-            ran = np.flatnonzero(kept[f"{kind}_exact"]) if options.method == "screen" else None
+            seed = [options.seed, hash_of(repr([comparison.columns() for comparison in comparisons])), EFFECTS.index(kind)]  # another one for each tree
+            found = estimated_neurons(model, interventions, kind, gradients, kept["base"], options, seed)
         else:
             swept = model.neuron_intervention_in_templates(interventions, kind, bsize=options.batch_size, progress=progress, units=sets)
-            kept[kind], ran = swept.reshape(len(interventions), -1, 2).numpy(), None
-        number = hash_of(comparisons[0].stimulus.id) % len(comparisons)
-        checked, swept = interventions[number], kept[kind][number].T  # [2, U]
-        check_finite(checked, kind, kept[kind], kept["base"])
+            found = {kind: swept.reshape(len(interventions), -1, 2).numpy()}
+        check_finite(one, kind, found[kind], kept["base"])
+        return found
+
+    def check_one(kind, found, sample=CHECKED):
+        ran = np.flatnonzero(found[f"{kind}_exact"]) if estimating and options.method == "screen" else None
+        return check(model, one, kind, found[kind][number].T, options, ran, sets, sample)
+
+    for kind in EFFECTS:
         if estimating and options.method == "gradient":
-            apart = model.check_against_full_passes(checked, kind, swept, sample=COMPARED, seed=seed_of(checked, kind, options))
+            found = sweep(kind)
+            checked = check_one(kind, found, COMPARED)
         else:
-            apart = check(model, checked, kind, swept, options, ran, sets, "please report the model")
-        deviation = max(deviation, apart)
-    return {**kept, "seconds": time.perf_counter() - started, "deviation": deviation}
+            found, checked = within_budget(model, partial(sweep, kind), partial(check_one, kind), options, f"{one.base_strings[0]!r}, {kind}",
+                                           "please report the model")
+        kept |= found
+        all_checked += checked
+        if estimating:
+            progress(found[kind].shape[0] * found[kind].shape[1])
+    fast = {"fast": model.fast_rows.take().shared(len(comparisons))} if model.fast_rows else {}
+    return {**kept, **all_checked.to_arrays(), **fast, "seconds": time.perf_counter() - started}
 
 
-def estimated_neurons(model, interventions, kind, gradients, base, options, progress):
+def estimated_neurons(model, interventions, kind, gradients, base, options, seed):
     """Every neuron to first order; with method screen the strongest of them, word embedding and first block exactly. Arrays as `sweep_family` has them."""
     run_on, source, _ = INTERVENTION_TYPES[kind]
     step = gradients[source][2].astype(float) - gradients[run_on][2]  # [n, P, L + 1, D]
-    moved = gradients[run_on][0][:, :, None, None] + (gradients[run_on][1] * step[:, None]).sum(axis=2)  # [n, 2, L + 1, D]
+    moved = base[:, run_on, :, None, None] + (gradients[run_on][1] * step[:, None]).sum(axis=2)  # [n, 2, L + 1, D]
     moved = capped(np.moveaxis(moved, 1, 0), interventions[0].candidates_tok)  # [2, n, L + 1, D]
     moved = np.moveaxis(moved.reshape(2, len(interventions), -1), 0, 2).copy()  # [n, U, 2]
     exact, found = np.zeros(moved.shape[1], bool), {}
@@ -184,26 +200,27 @@ def estimated_neurons(model, interventions, kind, gradients, base, options, prog
         estimates = moved[:, :, 1] - moved[:, :, 0] - (base[:, run_on, 1] - base[:, run_on, 0])[:, None]
         silent = np.zeros(len(exact), bool)  # the last layer, where it cannot reach the output: exactly no effect as it is
         silent[-model.num_neurons:] = all(one.places[run_on][-1] < len(one.prompts[run_on].tokens) - 1 for one in interventions)
-        rng = np.random.default_rng([options.seed, hash_of(interventions[0].base_strings[0]), EFFECTS.index(kind)])
         count = int(options.screen_share * len(exact))
-        chosen, drawn, rest = screened_units(np.abs(estimates), silent, 2 * model.num_neurons, count, options.screen_sample, rng)
+        chosen, drawn, rest = screened_units(np.abs(estimates), silent, 2 * model.num_neurons, count, options.screen_sample, np.random.default_rng(seed))
         units = np.concatenate([chosen, drawn])
         moved[:, units] = model.neuron_intervention_in_templates(interventions, kind, bsize=options.batch_size, units=units).numpy()
         moved[:, silent] = base[:, run_on][:, None]
         exact[units], exact[silent] = True, True
         found = {f"{kind}_chosen": chosen, f"{kind}_drawn": drawn, f"{kind}_rest": rest, f"{kind}_estimates": estimates[:, drawn]}
-    progress(moved.shape[0] * moved.shape[1])
     return {kind: moved, f"{kind}_exact": exact, **found}
 
 
 def sweep_neurons(model, comparisons, mediator, run_folder, name, options, progress):
-    """Function of a comparison's index to its {"probabilities", "exact", "sample", "seconds", "deviation"}; what is swept is kept at once."""
+    """Function of a comparison's index to its {"base", "probabilities", "exact", "samples", "seconds", "checked", "fast"}; what is swept is kept at once."""
     trees = families(comparisons)
     where = {index: (number, position) for number, members in enumerate(trees) for position, index in enumerate(members)}
     last, told = {}, set()  # the tree that was read last; trees whose progress was told
 
     def results(index):
-        """Probabilities of both candidates {effect: [U, 2]}, which units were run {effect: [U]}, and what a screening's sample says."""
+        """Null prompt's log odds, probabilities of both candidates {effect: [U, 2]}, which units were run {effect: [U]}.
+
+        What was done once for a tree stands with its first comparison: what was checked, and what a screening's samples say.
+        """
         tree, position = where[index]
         if tree not in last:
             kept = run_folder.load_shard(name, f"tree_{tree}")
@@ -217,21 +234,25 @@ def sweep_neurons(model, comparisons, mediator, run_folder, name, options, progr
             last[tree] = kept
         kept = last[tree]
         probabilities = {kind: np.exp(kept[kind][position]) for kind in EFFECTS}
-        share = {"seconds": float(kept["seconds"]) / len(trees[tree]), "deviation": float(kept["deviation"])}
         exact = {kind: kept[f"{kind}_exact"] for kind in EFFECTS if f"{kind}_exact" in kept}
-        sample = {kind: sample_of(kept, kind, position, options.screen_top) for kind in EFFECTS if f"{kind}_drawn" in kept}
-        return {"probabilities": probabilities, "exact": exact, "sample": sample, **share}
+        samples = [sample_of(kept, kind, options.screen_top) for kind in EFFECTS if f"{kind}_drawn" in kept and not position]
+        null1, null2 = kept["base"][position, 0]
+        return {"base": null2 - null1, "probabilities": probabilities, "exact": exact, "samples": samples, "seconds": float(kept["seconds"]) / len(trees[tree]),
+                "checked": NOTHING_CHECKED if position else Check.from_arrays(kept), "fast": kept.get("fast")}
 
     return results
 
 
-def sample_of(kept, kind, position, top):
-    """What the random sample of one comparison says: (missed units, units left out, estimated and exact changes in log odds)."""
-    without = kept["base"][position, INTERVENTION_TYPES[kind][0]]
-    effects = kept[kind][position, :, 1] - kept[kind][position, :, 0] - (without[1] - without[0])
+def sample_of(kept, kind, top):
+    """What the random sample of one tree says: (units drawn, units missed, units left out, estimated and exact changes in log odds).
+
+    A unit that was drawn is run in all comparisons of the tree at once: it is one draw, and missed when it is missed in one of them.
+    """
+    without = kept["base"][:, INTERVENTION_TYPES[kind][0]]
+    effects = kept[kind][:, :, 1] - kept[kind][:, :, 0] - (without[:, 1] - without[:, 0])[:, None]  # [n, U]
     drawn = kept[f"{kind}_drawn"]
-    missed = drawn[misses(effects, kept[f"{kind}_chosen"], drawn, top)]
-    return missed.tolist(), int(kept[f"{kind}_rest"]), kept[f"{kind}_estimates"][position], effects[drawn]
+    missed = np.any([misses(of_comparison, kept[f"{kind}_chosen"], drawn, top) for of_comparison in effects], axis=0)
+    return len(drawn), int(missed.sum()), int(kept[f"{kind}_rest"]), kept[f"{kind}_estimates"].ravel(), effects[:, drawn].ravel()
 
 
 # heads, layers of them, and all attention
@@ -251,7 +272,9 @@ def sweep_attention(model, comparisons, mediator, run_folder, name, options, pro
                                          for candidate in (0, 1)], axis=1) for kind in EFFECTS}
         exact = {kind: np.concatenate([kept[f"{kind}_exact_head"].ravel(), np.ones(model.num_layers + 1, bool)])
                  for kind in EFFECTS if f"{kind}_exact_head" in kept}
-        return {"probabilities": probabilities, "exact": exact, "sample": {}, "seconds": float(kept["seconds"]), "deviation": float(kept["deviation"])}
+        null1, null2 = kept["probabilities"][0]
+        return {"base": float(log_odds(null2, null1)), "probabilities": probabilities, "exact": exact, "samples": [], "seconds": float(kept["seconds"]),
+                "checked": Check.from_arrays(kept), "fast": kept.get("fast")}
 
     return results
 
@@ -285,22 +308,24 @@ def write_total_effects(path, model, comparisons):
     return len(rows)
 
 
-def write_effects(path, mediator, model, comparisons, base_log_odds, results):
+def write_effects(path, mediator, model, comparisons, results):
     """The table of one mediator, comparison by comparison, and its means.
 
+    Effects are relative to the null prompt's odds in the very run that the interventions start from: without an intervention exactly 0.
+
     Args:
-        base_log_odds: {comparison: those of its null prompt}; results: function of an index, as `sweep_neurons` gives it.
+        results: function of an index, as `sweep_neurons` gives it.
 
     Returns: (table of means, what the manifest says of the file).
     """
     where, names = unit_columns(model, mediator)
     groups = dict.fromkeys(["", *(comparison.stimulus.group for comparison in comparisons)])
     moments = {group: {f"{kind}{scale}": Moments() for kind in EFFECTS for scale in ("_effect", "_log_effect")} for group in groups}
-    samples, seconds, deviation, rows = [], 0.0, 0.0, 0
+    samples, seconds, checked, fast, rows = [], 0.0, NOTHING_CHECKED, FastRows(), 0
     with table_writer(path) as append:
         for index, comparison in enumerate(comparisons):
             found = results(index)
-            base = base_log_odds[comparison]
+            base = found["base"]
             columns = {**comparison.columns(), **names}
             for kind in EFFECTS:
                 c1, c2 = found["probabilities"][kind][where].T
@@ -310,13 +335,15 @@ def write_effects(path, mediator, model, comparisons, base_log_odds, results):
                     moments[group][f"{kind}_log_effect"].add(log_odds(c2, c1) - base)
             columns |= {f"{kind}_method": np.where(exact[where], "exact", "gradient") for kind, exact in found["exact"].items()}
             rows = append(columns)
-            samples += found["sample"].values()
-            seconds, deviation = seconds + found["seconds"], max(deviation, found["deviation"])
+            samples += found["samples"]
+            seconds, checked = seconds + found["seconds"], checked + found["checked"]
+            if found["fast"] is not None:
+                fast += FastRows(*found["fast"])
     tables = []
     for group in groups:
         values = {f"{name}_{part}": value for name, moment in moments[group].items() for part, value in (("mean", moment.mean), ("std", moment.deviation))}
         tables.append(pd.DataFrame({"group": group or "all", **names, **values, "comparisons": moments[group]["indirect_effect"].count}))
-    entry = {"rows": rows, "sweep_seconds": seconds, "largest_deviation_from_full_passes": deviation}
+    entry = {"rows": rows, "sweep_seconds": seconds, **checked.entry()} | ({"fast": asdict(fast)} if fast.rows else {})
     return pd.concat(tables, ignore_index=True), entry | ({"screen": describe_samples(samples)} if samples else {})
 
 
@@ -327,9 +354,9 @@ def read_table(path):
 
 
 def describe_samples(samples):
-    """What a manifest says of the random samples of a screened table."""
-    missed, rest, estimates, exact = zip(*samples)
-    return {"drawn": sum(map(len, exact)), "missed": sum(map(len, missed)), "rest": max(rest), **agreement(np.concatenate(estimates), np.concatenate(exact))}
+    """What a manifest says of the random samples of a screened table: plain values."""
+    drawn, missed, rest, estimates, exact = zip(*samples)
+    return {"drawn": sum(drawn), "missed": sum(missed), "rest": max(rest), **agreement(np.concatenate(estimates), np.concatenate(exact))}
 
 
 def screening_of(entry, top):

@@ -6,11 +6,14 @@ prompt is the same for all professions, so each neuron's few nodes serve all of 
 """
 
 import time
+from dataclasses import asdict, replace
 from hashlib import sha256
 
 import numpy as np
 
 from experiment import INTERVENTION_TYPES, MAN, NULL, WOMAN
+from mediation.batches import FastRows
+from mediation.error_budget import CHECKED, NOTHING_CHECKED, Check, within_budget
 from mediation.errors import InputError
 from mediation.interpolation import Interpolants
 from mediation.statistics import Screening, agreement, misses, screened_units
@@ -20,10 +23,8 @@ from utils import base_columns, batch
 
 DIRECT = ("man_direct", "woman_direct")
 SHARED_FROM = 12  # professions from which on direct effects are interpolated: a neuron needs about six runs
-CHECKED = 4  # interventions of a profession and type that are run again under plain hooks
 COMPARED = 64  # estimates of one profession a table that are compared with full passes
 WORDS_AT_ONCE = 4  # professions whose gradients are taken together: with 17 templates about 64 prompts of equal shape
-TOLERANCE = 1e-3  # in a log-probability; float32 gives about 1e-5
 
 
 def sweep_kind(model, run_folder, kind, names, interventions, options, progress, gradients=None):
@@ -34,7 +35,8 @@ def sweep_kind(model, run_folder, kind, names, interventions, options, progress,
         gradients: Gradients, for the methods that estimate.
 
     The function returns {"log_probabilities" [2, L + 1, D], "base" [3, 2] (log-probabilities of the candidates on the null, man's and woman's
-    prompt), "seconds", "deviation"}; methods that estimate add "exact" bool [L + 1, D], and screening "chosen" and "drawn" (units), "rest" (how many
+    prompt), "seconds", "deviation" and "checked" (of a Check)}, and "fast" (of FastRows) where that precision was asked for; methods that estimate add
+    "exact" bool [L + 1, D], and screening "chosen" and "drawn" (units), "rest" (how many
     were not chosen), and "estimates" of those that were drawn (change in log odds).
     """
     if options.method != "exact":
@@ -66,25 +68,44 @@ class WordByWord:
         """All templates of a profession; always the same tree, so that a run that was stopped gives the same numbers."""
         stimuli = {template: self.interventions[template][word] for template in self.names if word in self.interventions[template]}
         self.progress.set_description(f"{self.kind}, {word}")
-        started, options = time.perf_counter(), self.options
-        if options.full_passes:
-            single = [self.model.neuron_intervention_single_experiment(stimulus, self.kind, alpha=options.alpha, bsize=options.batch_size,
-                                                                       progress=self.progress.update) for stimulus in stimuli.values()]
-            swept = [np.log([candidate.numpy() for candidate in result[6:]]) for result in single]
-        else:
-            swept = self.model.neuron_intervention_in_templates(list(stimuli.values()), self.kind, options.alpha, options.batch_size, options.odds_only,
-                                                                self.progress.update).movedim(-1, 1).numpy()  # [templates, 2, L + 1, D]
+        started = time.perf_counter()
+        number = hash_of(word) % len(stimuli)
+
+        def sweep():
+            swept, base = (self.by_full_passes if self.options.full_passes else self.by_descent)(list(stimuli.values()))
+            for stimulus, of_template, without in zip(stimuli.values(), swept, base):
+                check_finite(stimulus, self.kind, of_template, without)
+            return swept, base
+
+        (swept, base), checked = self.within_budget(sweep, list(stimuli.values()), number)
+        self.keep(word, stimuli, number, checked, started, [{"log_probabilities": of_template, "base": without} for of_template, without in zip(swept, base)])
+
+    def by_descent(self, stimuli):
+        """Log-probabilities under every intervention [templates, 2, L + 1, D], and without [templates, 3, 2]."""
+        options = self.options
+        swept = self.model.neuron_intervention_in_templates(stimuli, self.kind, options.alpha, options.batch_size, options.odds_only, self.progress.update)
+        return swept.movedim(-1, 1).numpy(), self.model.log_probabilities_in_templates(stimuli).numpy()
+
+    def by_full_passes(self, stimuli):
+        """The same by the slow reference."""
+        single = [self.model.neuron_intervention_single_experiment(stimulus, self.kind, alpha=self.options.alpha, bsize=self.options.batch_size,
+                                                                   progress=self.progress.update) for stimulus in stimuli]
+        swept = [np.log([candidate.numpy() for candidate in result[6:]]) for result in single]
+        return swept, np.log([result[:6] for result in single]).reshape(-1, 3, 2)
+
+    def within_budget(self, sweep, stimuli, number, units=None):
+        """What `sweep()` gives (log-probabilities of all stimuli first), and the Check of stimulus `number` (of its neurons `units`)."""
+        stimulus = stimuli[number]
+        return within_budget(self.model, sweep, lambda result: check(self.model, stimulus, self.kind, result[0][number], self.options, units), self.options,
+                             f"{stimulus.base_strings[0]!r}, {self.kind}")
+
+    def keep(self, word, stimuli, number, checked, started, arrays):
+        """Keep what one sweep gave for each of its templates; what was done once for all is shared among them, or stands with `number`."""
+        fast = {"fast": self.model.fast_rows.take().shared(len(stimuli))} if self.model.fast_rows else {}
         seconds = (time.perf_counter() - started) / len(stimuli)
-        if options.full_passes:
-            base = np.log([result[:6] for result in single]).reshape(-1, 3, 2)
-        else:
-            base = self.model.log_probabilities_in_templates(list(stimuli.values())).numpy()
-        for stimulus, of_template, without in zip(stimuli.values(), swept, base):
-            check_finite(stimulus, self.kind, of_template, without)
-        checked = hash_of(word) % len(stimuli)
-        deviation = check(self.model, list(stimuli.values())[checked], self.kind, swept[checked], options)
-        for template, of_template, without in zip(stimuli, swept, base):
-            self.run_folder.save_shard(self.names[template], word, log_probabilities=of_template, base=without, seconds=seconds, deviation=deviation)
+        for index, (template, of_template) in enumerate(zip(stimuli, arrays)):
+            of_this = checked if index == number else replace(checked, random=0, likely=0)
+            self.run_folder.save_shard(self.names[template], word, seconds=seconds, **of_this.to_arrays(), **fast, **of_template)
 
     def forget(self):
         """Remove what was kept on the way."""
@@ -93,7 +114,10 @@ class WordByWord:
 
 
 class InterpolatedWords:
-    """Direct effects: the alternative prompt's runs as functions of the value put into each neuron, evaluated at each profession's."""
+    """Direct effects: the alternative prompt's runs as functions of the value put into each neuron, evaluated at each profession's.
+
+    `interpolation`: for the manifest, how many neurons were interpolated, and how many run for every word since that would not have been exact.
+    """
 
     def __init__(self, model, run_folder, kind, names, interventions, options, progress):
         self.model, self.kind, self.interventions, self.options, self.progress = model, kind, interventions, options, progress
@@ -113,20 +137,28 @@ class InterpolatedWords:
             self.layers.append(Interpolants.from_arrays(kept))
             progress.update(model.num_neurons * sum(len(interventions[template]) for template in names))
         self.seconds = (time.perf_counter() - started) / sum(len(interventions[template]) for template in names)
-        self.deviations, self.bases = {}, {}
+        self.number = {word: number for number, word in enumerate(words)}
+        run, neurons = sum(len(layer.run) for layer in self.layers), len(self.layers) * model.num_neurons
+        self.interpolation = {"interpolated": neurons - run, "run_for_every_word": run,
+                              "evaluations_a_neuron": sum(layer.evaluations for layer in self.layers) / neurons,
+                              "largest_error": max(layer.error for layer in self.layers)}
+        self.checked, self.bases = set(), {}
 
     def __call__(self, template, word):
         stimulus = self.interventions[template][word]
-        column = 2 * self.columns[template]
-        swept = np.stack([layer(values)[:, column: column + 2] for layer, values in zip(self.layers, self.values[word])])  # [L + 1, D, 2]
+        column, number = 2 * self.columns[template], self.number[word]
+        swept = np.stack([layer(values, number)[:, column: column + 2] for layer, values in zip(self.layers, self.values[word])])  # [L + 1, D, 2]
         swept = np.moveaxis(swept, -1, 0)
         base = self.base(word)[self.columns[template]]
         if stimulus.position < len(stimulus.prompts[0].tokens) - 1:
             swept[:, -1] = base[INTERVENTION_TYPES[self.kind][0]][:, None]  # cannot reach the output: exactly no effect, past rounding
         check_finite(stimulus, self.kind, swept, base)
-        if word not in self.deviations:
-            self.deviations[word] = check(self.model, stimulus, self.kind, swept, self.options)
-        return {"log_probabilities": swept, "base": base, "seconds": self.seconds, "deviation": self.deviations[word]}
+        checked = NOTHING_CHECKED
+        if word not in self.checked:  # one template of each word
+            self.checked.add(word)
+            _, checked = within_budget(self.model, lambda: swept, lambda _: check(self.model, stimulus, self.kind, swept, self.options), self.options,
+                                       f"{stimulus.base_strings[0]!r}, {self.kind}")
+        return {"log_probabilities": swept, "base": base, "seconds": self.seconds, **checked.to_arrays()}
 
     def base(self, word):
         """Log-probabilities without intervention in all templates [templates, 3, 2], computed once a word."""
@@ -203,12 +235,11 @@ class FirstOrder:
         moved, base = self.gradients.first_order(template, word, self.kind, self.options.alpha)
         stimulus = self.interventions[template][word]
         check_finite(stimulus, self.kind, moved, base)
-        seconds, deviation = time.perf_counter() - started, 0.0
+        seconds, compared = time.perf_counter() - started, NOTHING_CHECKED
         if self.compared[template] == word:
-            deviation = self.model.check_against_full_passes(stimulus, self.kind, moved, self.options.alpha, COMPARED,
-                                                             seed_of(stimulus, self.kind, self.options), self.options.odds_only)
+            compared = check(self.model, stimulus, self.kind, moved, self.options, sample=COMPARED)
         self.progress.update(moved[0].size)
-        return {"log_probabilities": moved, "base": base, "seconds": seconds, "deviation": deviation, "exact": np.zeros(moved.shape[1:], bool)}
+        return {"log_probabilities": moved, "base": base, "seconds": seconds, **compared.to_arrays(), "exact": np.zeros(moved.shape[1:], bool)}
 
     def forget(self):
         """Nothing is kept for one type alone."""
@@ -227,28 +258,30 @@ class Screened(WordByWord):
         self.progress.set_description(f"{self.kind}, {word}")
         stimuli = {template: self.interventions[template][word] for template in self.names if word in self.interventions[template]}
         moved, base = (np.stack(part) for part in zip(*(self.gradients.first_order(template, word, self.kind, options.alpha) for template in stimuli)))
-        swept = moved.reshape(len(stimuli), 2, -1)  # [templates, 2, units]
+        flat = moved.reshape(len(stimuli), 2, -1)  # [templates, 2, units]
         without = base[:, INTERVENTION_TYPES[self.kind][0]]
-        estimates = swept[:, 0] - swept[:, 1] - (without[:, 0] - without[:, 1])[:, None]
-        silent = np.zeros(swept.shape[2], bool)  # the last layer, where it cannot reach the output: exactly no effect as it is
+        estimates = flat[:, 0] - flat[:, 1] - (without[:, 0] - without[:, 1])[:, None]
+        silent = np.zeros(flat.shape[2], bool)  # the last layer, where it cannot reach the output: exactly no effect as it is
         silent[-width:] = all(stimulus.position < len(stimulus.prompts[0].tokens) - 1 for stimulus in stimuli.values())
         rng = np.random.default_rng([options.seed, hash_of(word), list(INTERVENTION_TYPES).index(self.kind)])
         chosen, drawn, rest = screened_units(np.abs(estimates), silent, 2 * width, int(options.screen_share * len(silent)), options.screen_sample, rng)
         units = np.concatenate([chosen, drawn])
-        swept[:, :, units] = self.model.neuron_intervention_in_templates(list(stimuli.values()), self.kind, options.alpha, options.batch_size,
-                                                                         options.odds_only, units=units).movedim(-1, 1).numpy()
+
+        def sweep():
+            flat[:, :, units] = self.model.neuron_intervention_in_templates(list(stimuli.values()), self.kind, options.alpha, options.batch_size,
+                                                                            options.odds_only, units=units).movedim(-1, 1).numpy()
+            for stimulus, of_template, without in zip(stimuli.values(), moved, base):  # the same memory as flat, layer by layer
+                check_finite(stimulus, self.kind, of_template, without)
+            return moved, base
+
+        number = hash_of(word) % len(stimuli)
+        _, checked = self.within_budget(sweep, list(stimuli.values()), number, units)
         self.progress.update(estimates.size)
         exact = silent.copy()
         exact[units] = True
-        seconds = (time.perf_counter() - started) / len(stimuli)
-        swept = moved  # the same memory, layer by layer
-        for stimulus, of_template, without in zip(stimuli.values(), swept, base):
-            check_finite(stimulus, self.kind, of_template, without)
-        checked = hash_of(word) % len(stimuli)
-        deviation = check(self.model, list(stimuli.values())[checked], self.kind, swept[checked], options, units)
-        for number, template in enumerate(stimuli):
-            self.run_folder.save_shard(self.names[template], word, log_probabilities=swept[number], base=base[number], seconds=seconds, deviation=deviation,
-                                       exact=exact.reshape(-1, width), chosen=chosen, drawn=drawn, estimates=estimates[number, drawn], rest=rest)
+        shared = {"exact": exact.reshape(-1, width), "chosen": chosen, "drawn": drawn, "rest": rest}
+        self.keep(word, stimuli, number, checked, started,
+                  [{"log_probabilities": moved[index], "base": base[index], "estimates": estimates[index, drawn], **shared} for index in range(len(stimuli))])
 
 
 def capped(log_probabilities, candidates):
@@ -267,8 +300,8 @@ def hash_of(word):
 
 
 def seed_of(stimulus, kind, options):
-    """Other random neurons for every prompt and type, the same ones in every run."""
-    return [options.seed, hash_of(stimulus.base_strings[0]), list(INTERVENTION_TYPES).index(kind)]
+    """Other random neurons for every stimulus and type, the same ones in every run."""
+    return [options.seed, hash_of("\n".join(stimulus.base_strings)), list(INTERVENTION_TYPES).index(kind)]
 
 
 def check_finite(stimulus, kind, log_probabilities, base):
@@ -278,21 +311,10 @@ def check_finite(stimulus, kind, log_probabilities, base):
                          "try --dtype float32 or float64, or check the model's weights")
 
 
-def check(model, stimulus, kind, log_probabilities, options, units=None, sets=None, remedy="use --full_passes, and please report the model"):
-    """Largest deviation of a few random interventions (of the neurons `units`) from full passes under plain hooks, and of what was run fast so far.
-
-    Args:
-        sets: as in `Model.check_against_full_passes`; remedy: what to do where no fast row is to blame.
-
-    Raises:
-        InputError: it is above TOLERANCE.
-    """
-    deviation = model.check_against_full_passes(stimulus, kind, log_probabilities, options.alpha, CHECKED, seed_of(stimulus, kind, options),
-                                                options.odds_only, units, sets)
-    if deviation > TOLERANCE and options.dtype in ("float32", "float64"):
-        raise InputError(f"{stimulus.base_strings[0]!r}, {kind}: the sweep and full passes differ by {deviation:.1e} in a log-probability: "
-                         + ("use --precision exact" if model.fast_rows else remedy))
-    return max(deviation, model.fast_rows.largest_deviation) if model.fast_rows else deviation
+def check(model, stimulus, kind, log_probabilities, options, units=None, sets=None, sample=CHECKED):
+    """Check of a few interventions (of the neurons `units`, on the `sets`, as in `Model.check_against_full_passes`), of which `sample` are random."""
+    return model.check_against_full_passes(stimulus, kind, log_probabilities, options.alpha, sample, seed_of(stimulus, kind, options), options.odds_only,
+                                           units, sets)
 
 
 def write_table(path, results, interventions, kind, options):
@@ -301,9 +323,9 @@ def write_table(path, results, interventions, kind, options):
     Args:
         results: function of a word to its results; interventions: {word: Intervention}.
 
-    Returns: what the manifest says of the file: rows, sum of seconds, largest deviation; of a screened one what its sample says.
+    Returns: what the manifest says of the file: rows, sum of seconds, what was checked and run fast; of a screened one what its sample says.
     """
-    rows, seconds, deviation, samples = 0, 0.0, 0.0, {}
+    rows, seconds, checked, fast, samples = 0, 0.0, NOTHING_CHECKED, FastRows(), {}
     with table_writer(path) as append:
         for word, intervention in interventions.items():
             kept = results(word)
@@ -311,10 +333,12 @@ def write_table(path, results, interventions, kind, options):
             if "exact" in kept:
                 columns["method"] = np.where(kept["exact"].ravel(), "exact", "gradient") if kept["exact"].any() else "gradient"
             rows = append(columns)
-            seconds, deviation = seconds + float(kept["seconds"]), max(deviation, float(kept["deviation"]))
+            seconds, checked = seconds + float(kept["seconds"]), checked + Check.from_arrays(kept)
+            if "fast" in kept:
+                fast += FastRows(*kept["fast"])
             if "drawn" in kept:
                 samples[word] = sample_of(kept, kind, options.screen_top)
-    entry = {"rows": rows, "sweep_seconds": seconds, "largest_deviation_from_full_passes": deviation}
+    entry = {"rows": rows, "sweep_seconds": seconds, **checked.entry()} | ({"fast": asdict(fast)} if fast.rows else {})
     return entry | ({"screen": describe_samples(samples)} if samples else {})
 
 

@@ -12,6 +12,7 @@ settings, versions, times). A finished table is not computed again; an interrupt
 
 import argparse
 import datetime
+import json
 import shlex
 import sys
 import textwrap
@@ -23,8 +24,8 @@ from pathlib import Path
 from mediation import professions, stimuli
 from mediation.errors import InputError
 from mediation.options import Parser, add_method, add_model_options, add_multi_token, add_screening, check_screen_share, exit_on_bad_input, refuse_full_passes
-from mediation.storage import RunFolder, check_writable
-from mediation.tables import FORMATS, table_writer
+from mediation.storage import RunFolder, check_writable, software
+from mediation.tables import FORMATS, check_one_format, table_writer
 
 TYPES = ("man_direct", "man_indirect", "woman_direct", "woman_indirect")
 DIFFERENCES = ("man_minus_woman", "woman_minus_man")
@@ -79,6 +80,7 @@ def main(options):
              for number in templates for kind in types}
     settings = describe_settings(model, options, interventions)
     run_folder = find_folder(Path(options.out_dir), options.randomize, settings, files)
+    check_one_format(run_folder.folder, files)
     with run_folder.claimed(files, settings):
         run = run_folder.begin({"settings": settings, "files": files, "dropped_professions": dropped, "command": shlex.join(sys.argv),
                                 "machine": describe_machine(model), "started": now(), "finished": None, "wall_time_seconds": 0.0})
@@ -144,8 +146,8 @@ def describe_settings(model, options, interventions):
 
 def describe_defaults_left(options):
     """Settings that are not the default, so that runs of before these options were there are taken up."""
-    return {name: getattr(options, name) for name, default in (("multi_token", None), ("odds_only", False), ("precision", "exact"))
-            if getattr(options, name) != default}
+    defaults = {"multi_token": None, "odds_only": False, "precision": "exact", "full_passes": False}
+    return {name: getattr(options, name) for name, default in defaults.items() if getattr(options, name) != default}
 
 
 def describe_method(options):
@@ -161,7 +163,12 @@ def find_folder(out_dir, randomized, settings, files):
     name = "random" if randomized else ""
     for earlier in sorted((out_dir / "results").glob("*_neuron_intervention"), reverse=True):
         run_folder = RunFolder(earlier / name)
-        for run in run_folder.read()["runs"]:
+        try:
+            runs = run_folder.read()["runs"]
+        except InputError as error:  # somebody else's folder holds nobody up
+            print(f"not looked at: {error}", file=sys.stderr)
+            continue
+        for run in runs:
             if run["finished"] is None and run["settings"] == settings and list(run["files"]) == list(files):
                 print(f"going on with the unfinished run in {run_folder.folder}")
                 return run_folder
@@ -179,26 +186,31 @@ def write_probabilities(model, run_folder, run, interventions, _options):
         rows = [base_columns(word, words[word], probabilities) for word, probabilities in zip(words, model.base_probabilities(words.values()))]
         with table_writer(run_folder.folder / name) as append:
             append({column: [row[column] for row in rows] for column in rows[0]})
-        run_folder.update_file(run, name, rows=len(rows))
+        run_folder.finish_file(run, name, rows=len(rows))
 
 
 def write_interventions(model, run_folder, run, interventions, options):
     """Sweep type by type, keep what is computed at once, and write a table when its professions are complete."""
     from tqdm import tqdm
 
+    from mediation.batches import FastRows
+    from mediation.error_budget import budget
     from neuron_utils import Gradients, screening, sweep_kind, write_table
 
     todo = unwritten(run_folder, run)
+    swept = run_folder.open_files(run)  # all that is run together, the finished ones of this run among them: the same trees whenever it was stopped
     total = (model.num_layers + 1) * model.num_neurons * sum(len(interventions[entry["template"]]) for entry in todo.values())
     gradients = Gradients(model, run_folder, interventions) if options.method != "exact" else None
     with tqdm(total=total, unit=" interventions", unit_scale=True, smoothing=0.05, disable=not todo) as progress:
         for kind in dict.fromkeys(entry["intervention_type"] for entry in todo.values()):
-            names = {entry["template"]: name for name, entry in run_folder.read()["runs"][run]["files"].items() if entry["intervention_type"] == kind}
+            names = {entry["template"]: name for name, entry in swept.items() if entry["intervention_type"] == kind}
             results = sweep_kind(model, run_folder, kind, names, interventions, options, progress, gradients)
             for template, name in names.items():
                 if name in todo:
                     made = write_table(run_folder.folder / name, partial(results, template), interventions[template], kind, options)
-                    run_folder.update_file(run, name, **made)
+                    if hasattr(results, "interpolation"):
+                        made["interpolation"] = results.interpolation
+                    run_folder.finish_file(run, name, **made)
             results.forget()
     if gradients:
         gradients.forget()
@@ -206,10 +218,16 @@ def write_interventions(model, run_folder, run, interventions, options):
     found = screening(files, options.screen_top) if options.method == "screen" else None
     if found:
         run_folder.update(run, screening=screening_entry(found))
-    report_checks(files, options, found)
-    if model.fast_rows and model.fast_rows.rows:
-        run_folder.update(run, fast=asdict(model.fast_rows))
-        print(model.fast_rows)
+    run_folder.update(run, error_budget=budget(options).describe(), checks=sum_of_checks(files).entry())
+    if todo:
+        report_checks(files, options, found)
+        for kind, counts in {entry["intervention_type"]: entry["interpolation"] for entry in files if "interpolation" in entry}.items():
+            print(f"{kind}: {counts['interpolated']} neurons interpolated between professions ({counts['evaluations_a_neuron']:.1f} runs a neuron, errors "
+                  f"up to {counts['largest_error']:.1e}), {counts['run_for_every_word']} run for every profession")
+    fast = sum((FastRows(**entry["fast"]) for entry in files if "fast" in entry), FastRows())
+    if fast.rows:
+        run_folder.update(run, fast=asdict(fast))
+        print(fast)
 
 
 def screening_entry(found):
@@ -220,18 +238,25 @@ def screening_entry(found):
 
 def report_checks(files, options, found):
     """Print how sure the numbers are; `found`: the Screening, where there was one."""
+    from mediation.error_budget import budget, describe_check
     from mediation.report import describe_screening
-    from neuron_utils import CHECKED, COMPARED
 
-    deviation = max(entry["largest_deviation_from_full_passes"] for entry in files)
+    checked = sum_of_checks(files)
     if options.method == "gradient":
-        print(f"method gradient: first-order estimates, no neuron was run. {COMPARED} random neurons of one profession of each table, run as full passes: "
-              f"log-probabilities differ from the estimates by at most {deviation:.1e}")
+        print(f"method gradient: first-order estimates, no neuron was run. {checked.random} random neurons and {checked.likely} in the first layers or with "
+              f"the largest effects, of one profession of each table, run as full passes: log-probabilities differ from the estimates by at most "
+              f"{checked.deviation:.1e}")
         return
-    print(f"checked {CHECKED} random neurons{' among those run' if options.method == 'screen' else ''} of each profession and type against full passes "
-          f"under plain hooks: log-probabilities differ by at most {deviation:.1e}")
+    print(describe_check(checked, budget(options).total, "neurons" + (" among those run" if options.method == "screen" else "")))
     if found:
         print(describe_screening(found, [entry["screen"] for entry in files]))
+
+
+def sum_of_checks(files):
+    """What was checked of a run, from its files' entries in the manifest."""
+    from mediation.error_budget import NOTHING_CHECKED, Check
+
+    return sum(map(Check.from_entry, files), NOTHING_CHECKED)
 
 
 def unwritten(run_folder, run):
@@ -239,7 +264,9 @@ def unwritten(run_folder, run):
     files = run_folder.read()["runs"][run]["files"]
     todo = {name: entry for name, entry in files.items() if not run_folder.is_finished(name)}
     if len(todo) < len(files):
-        print(f"kept: {len(files) - len(todo)} finished tables")
+        made_by = {json.dumps(entry.get("software")) for name, entry in files.items() if name not in todo} - {json.dumps(software())}
+        print(f"kept: {len(files) - len(todo)} finished tables"
+              + (", some of them made by other versions of the software: see manifest.json" if made_by else ""))
     return todo
 
 

@@ -8,6 +8,7 @@ import importlib.metadata
 import os
 import platform
 import re
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -41,6 +42,9 @@ def load_model(options):
     if options.deterministic:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # what CUDA's products need for it
         torch.use_deterministic_algorithms(True)
+    if options.dtype in ("bfloat16", "float16"):
+        print(f"warning: --dtype {options.dtype} rounds every activation to two or three digits, and effects are small differences: read "
+              "docs/performance.md before using them, or take --dtype float32", file=sys.stderr)
     return Model(device=device(options.device), gpt2_version=options.model, random_weights=options.randomize, seed=options.seed,
                  dtype=getattr(torch, options.dtype), full_passes=options.full_passes,
                  precision=getattr(options, "precision", "exact"), masking_approach=getattr(options, "masking_approach", 1))  # not all scripts have these

@@ -8,7 +8,8 @@ from pathlib import Path
 
 import torch
 
-from mediation.options import Parser, add_model_options, positive
+from mediation.options import Parser, add_model_options, device, positive
+from mediation.products import multiplies_bfloat16
 
 GPT2_SMALL_SIZED = "gpt2-small-sized"
 
@@ -20,6 +21,18 @@ def parser(description):
     options.add_argument("--rounds", type=positive, default=3, metavar="N", help="turns of both ways (default: 3)")
     options.set_defaults(full_passes=False)
     return options
+
+
+NO_BFLOAT16 = "not measured: the fast precision, for this processor does not multiply bfloat16"
+
+
+def choose_precision(options):
+    """Make `load` load a fast model where its device multiplies bfloat16, else an exact one, and say so. Returns whether it is fast."""
+    fast = multiplies_bfloat16(device(options.device))
+    options.precision = "fast" if fast else "exact"
+    if not fast:
+        print(NO_BFLOAT16)
+    return fast
 
 
 def load(options):

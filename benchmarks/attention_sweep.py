@@ -11,7 +11,7 @@ from functools import partial
 
 import torch
 
-from benchmarks import compare, load, parser
+from benchmarks import choose_precision, compare, load, parser
 from mediation.options import exit_on_bad_input
 
 
@@ -22,6 +22,7 @@ def main(options):
     from mediation.batches import FastRows
     from mediation.sweeps import sweep_heads
 
+    in_fast = choose_precision(options)
     model = load(options)
     intervention = Intervention(model.tokenizer, "The carpenter thanked the nurse because {}", ["she", "he"],
                                 ["had helped in the night.", "was ill and tired."], model.device)
@@ -33,7 +34,7 @@ def main(options):
     with torch.no_grad():
         for name, sets in (("every head, layer and the model", every), ("a greedy step", every[added] | every[chosen].any(dim=0))):
             context, edits = model._head_edits(intervention, "indirect", sets)
-            ways = {"one full pass a head": {"full_passes": True}, "exact": {}, "fast": {"fast": FastRows()}}
+            ways = {"one full pass a head": {"full_passes": True}, "exact": {}} | ({"fast": {"fast": FastRows()}} if in_fast else {})
             print(f"\n{name}")
             compare({way: (partial(sweep_heads, model.model, model.parts, context, intervention.candidates_tok, edits, options.batch_size, **settings),
                            len(edits), None) for way, settings in ways.items()}, options.rounds)

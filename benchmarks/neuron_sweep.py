@@ -10,7 +10,7 @@ from functools import partial
 
 import torch
 
-from benchmarks import compare, load, parser, share_of_products
+from benchmarks import choose_precision, compare, load, parser, share_of_products
 from mediation.batches import FastRows
 from mediation.neurons import edited
 from mediation.options import exit_on_bad_input, positive
@@ -21,7 +21,7 @@ def main(options):
     """Draw the interventions of the slow way, compare all ways."""
     from experiment import Intervention
 
-    options.precision = "fast"
+    in_fast = choose_precision(options)
     model = load(options)
     intervention = Intervention(model.tokenizer, "The {} said that", ["nurse", "man", "woman"], ["he", "she"], model.device)
     with torch.no_grad():
@@ -39,11 +39,13 @@ def main(options):
         fast = FastRows()
         ways = {"exact": {}, "fast": {"fast": fast},
                 "exact, log odds only": {"odds_only": True}, "fast, log odds only": {"odds_only": True, "fast": FastRows()}}
+        ways = {way: settings for way, settings in ways.items() if in_fast or "fast" not in settings}
         compare({"2020 algorithm": (partial(by_full_passes_2020, model, tokens, edits[chosen.to(model.device)], candidates, options.batch_size or 64),
                                     len(chosen), None),
                  **{way: (partial(ours, **settings), len(edits), chosen) for way, settings in ways.items()}}, options.rounds)
-        print(f"\n{fast}")
-        for way in ("exact", "fast"):
+        if in_fast:
+            print(f"\n{fast}")
+        for way in ("exact", "fast") if in_fast else ("exact",):
             share = share_of_products(partial(ours, **ways[way]), options.rounds)
             print(f"\n{way}: its products with weights, run alone in the same shapes, take {share:.0%} of the sweep's time")
 

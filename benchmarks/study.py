@@ -15,7 +15,7 @@ import statistics
 import numpy as np
 import torch
 
-from benchmarks import load, parser, timed
+from benchmarks import choose_precision, load, parser, timed
 from benchmarks.neuron_sweep import by_full_passes_2020
 from mediation.options import exit_on_bad_input, share
 
@@ -29,7 +29,7 @@ def main(options):
     from experiment import Intervention
     from mediation import professions, stimuli
 
-    options.precision = "fast"
+    in_fast = choose_precision(options)
     fast = load(options)
     exact = copy.copy(fast)  # the same weights
     exact.fast_rows = None
@@ -73,13 +73,15 @@ def main(options):
         exact.neuron_intervention_in_templates(one, INDIRECT[0], units=drawn[::50])
         rounds = []
         for _ in range(options.rounds):
-            old, slow, quick, shared = of_2020(), indirect(exact), indirect(fast), direct()
-            rounds.append((old, slow + shared, quick + shared, gradient()))
+            times = {"2020 algorithm": of_2020(), "exact": indirect(exact)} | ({"fast": indirect(fast)} if in_fast else {})
+            shared = direct()
+            rounds.append({way: seconds + shared * (way in ("exact", "fast")) for way, seconds in times.items()} | {"gradient": gradient()})
     print(f"{fast.name}: {len(words)} professions, {prompts} prompts, 4 types, {units} neurons, {units * prompts * 4:,} interventions; "
-          f"{torch.get_num_threads()} threads; {options.rounds} rounds; {fast.fast_rows}\n")
+          f"{torch.get_num_threads()} threads; {options.rounds} rounds{f'; {fast.fast_rows}' if in_fast else ''}\n")
     print("| way | hours for the study | times the 2020 algorithm |\n| --- | --- | --- |")
-    for way, hours in zip(("2020 algorithm", "exact", "fast", "gradient"), zip(*rounds)):
-        ratios = [old[0] / new for old, new in zip(rounds, hours)]
+    for way in rounds[0]:
+        hours = [times[way] for times in rounds]
+        ratios = [times["2020 algorithm"] / times[way] for times in rounds]
         print(f"| {way} | {statistics.median(hours) / 3600:.2f} | {statistics.median(ratios):.1f} ({min(ratios):.1f} to {max(ratios):.1f}) |")
 
 

@@ -5,16 +5,15 @@ says by how much; rows whose expected error is too large are run exactly. Anothe
 """
 
 import zlib
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
 
+import numpy as np
 import torch
-
-from .errors import InputError
 
 SAMPLED = 0.01  # share of the rows in a sample
 AT_LEAST, AT_MOST = 16, 64
 AIM = 6e-4  # in a log-probability: rows whose expected error is larger are run exactly
-BOUND = 1e-3  # in a log-probability: a larger error in the sample stops the run
+BOUND = 1e-3  # in a log-probability: a sweep whose sample shows a larger error is run again exactly
 DEVIATIONS = 3  # of the errors of a sample, to be on the safe side with one row
 
 
@@ -23,18 +22,43 @@ class FastRows:
     """What became of the rows that were to be run fast.
 
     `rows`: how many there were; `exact`: how many of them were run exactly; `sampled`: how many fast ones were run again exactly;
-    `largest_deviation`: the largest error among these, `of` log-probabilities or log odds.
+    `repeated`: how many sweeps were run again exactly as a whole, because their sample was off by more than BOUND;
+    `largest_deviation`: the largest error in the samples of the others, in a log-probability (in the log odds where only these are known).
     """
 
-    rows: int = 0
-    exact: int = 0
-    sampled: int = 0
+    rows: float = 0
+    exact: float = 0
+    sampled: float = 0
+    repeated: float = 0
     largest_deviation: float = 0.0
-    of: str = "log-probabilities"
 
     def __str__(self):
-        return (f"fast: {self.rows - self.exact} of {self.rows} interventions in bfloat16 on the difference to the base run, the others exactly; "
-                f"{self.sampled} random ones of them again exactly: {self.of} differ by at most {self.largest_deviation:.1e}")
+        again = f"; {self.repeated:.0f} sweeps whose sample was off by more than {BOUND:.0e} were run again exactly" if self.repeated else ""
+        return (f"fast: {self.rows - self.exact:.0f} of {self.rows:.0f} interventions in bfloat16 on the difference to the base run, the others exactly; "
+                f"{self.sampled:.0f} random ones of them again exactly: log-probabilities differ by at most {self.largest_deviation:.1e}{again}")
+
+    def __add__(self, other):
+        return FastRows(self.rows + other.rows, self.exact + other.exact, self.sampled + other.sampled, self.repeated + other.repeated,
+                        max(self.largest_deviation, other.largest_deviation))
+
+    def add(self, other):
+        """Count another one in."""
+        self.__dict__.update(asdict(self + other))
+
+    def take(self):
+        """What was counted so far, and begin again."""
+        taken = replace(self)
+        self.__init__()
+        return taken
+
+    def run_again(self):
+        """The sweep that was just counted is run again exactly."""
+        self.exact, self.sampled, self.largest_deviation = self.rows, 0, 0.0
+        self.repeated += 1
+
+    def shared(self, parts):
+        """[5] to be kept with each of `parts` equal parts of a sweep, as `FastRows(*array)` takes it; the sum over the parts is the whole."""
+        return np.array([*(count / parts for count in (self.rows, self.exact, self.sampled, self.repeated)), self.largest_deviation])
 
 
 def in_batches(run, todo, size, result, progress=None):
@@ -66,8 +90,7 @@ def in_two_precisions(run_exact, run_fast, todo, layers, size, result, fast, pro
         layers: [len(result)], where each row begins; result: [rows, P], filled with the base run's; fast: FastRows, to which this adds.
         odds_only: columns are two candidates' in turn, and only their differences are known.
 
-    Raises:
-        InputError: the error of a sampled row is above BOUND.
+    Where a row of the second sample is off by more than BOUND, all rows are run exactly.
     """
     approximate = torch.empty(len(result), result.shape[1] + 1, dtype=result.dtype)
     generator = torch.Generator().manual_seed(zlib.crc32(result[:1].numpy().tobytes()))  # other rows in every sweep, the same in every run
@@ -98,11 +121,9 @@ def in_two_precisions(run_exact, run_fast, todo, layers, size, result, fast, pro
     in_batches(run_exact, torch.cat([rest[untried], tried[far], checked]).sort().values, size, result)
     if progress:
         progress(int(untried.sum()))
-    fast.rows += len(todo)
-    fast.exact += len(todo) - len(left)
-    fast.sampled += len(checked)
     deviation = float(error(checked).max()) if len(checked) else 0.0
-    fast.largest_deviation = max(fast.largest_deviation, deviation)
-    fast.of = "log odds" if odds_only else "log-probabilities"
+    counted = FastRows(len(todo), len(todo) - len(left), len(checked), 0, deviation)
     if not deviation <= BOUND:
-        raise InputError(f"--precision fast is off by {deviation:.1e} in {fast.of}, above the bound of {BOUND:.0e}: use --precision exact and another -out_dir")
+        in_batches(run_exact, left, size, result)
+        counted.run_again()
+    fast.add(counted)

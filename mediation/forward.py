@@ -12,6 +12,7 @@ import inspect
 from dataclasses import dataclass
 
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from .products import recorded
 
@@ -132,6 +133,20 @@ def run_base(model, parts, tokens, tree=None, linear_layers=False):
         for handle in handles:
             handle.remove()
     return BaseRun(embedding[0], tuple(residuals), tuple(mlp_outputs), tuple(arguments), cache, of_linear_layers)
+
+
+class Narrowing(TorchDispatchMode):
+    """While open, `seen` becomes True when float64 numbers are made float32, as many norms and softmaxes of the library do whatever the model's dtype."""
+
+    def __init__(self):
+        super().__init__()
+        self.seen = False
+
+    def __torch_dispatch__(self, function, _types, args=(), kwargs=None):
+        result = function(*args, **(kwargs or {}))
+        if isinstance(result, torch.Tensor) and result.dtype == torch.float32:
+            self.seen |= any(isinstance(given, torch.Tensor) and given.dtype == torch.float64 for given in args)
+        return result
 
 
 def as_arguments(model, tree):

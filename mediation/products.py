@@ -37,11 +37,23 @@ def _weight(layer):
     return layer.weight.detach().T if isinstance(layer, Conv1D) else layer.weight.detach()
 
 
+def multiplies_bfloat16(device):
+    """Whether the hardware multiplies bfloat16. ONEDNN_MAX_CPU_ISA=AVX2, which switches oneDNN's own products off, makes it False on a CPU."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_capability(device) >= (8, 0)
+    on_cpu = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+    return on_cpu and hasattr(torch.ops.mkldnn, "_linear_pointwise") and torch.ops.mkldnn._is_mkldnn_bf16_supported()
+
+
 def product(weight, bias=None):
     """Function x [..., in] -> x weight^T + bias, the fastest that is here for many rows: oneDNN with packed weights on a CPU, else PyTorch's own.
 
-    oneDNN's names in PyTorch are private; nothing else in the project uses them.
+    Where the hardware does not multiply bfloat16, its product is emulated: that of two bfloat16 numbers is exact in float32, and sums are float32
+    in hardware, too. oneDNN's names in PyTorch are private; nothing else in the project uses them.
     """
+    if weight.dtype == torch.bfloat16 and not multiplies_bfloat16(weight.device):
+        emulated = product(weight.float(), None if bias is None else bias.float())
+        return lambda x: emulated(x.float()).bfloat16()
     if weight.device.type == "cpu" and weight.dtype in (torch.float32, torch.bfloat16) and hasattr(torch.ops.mkldnn, "_linear_pointwise"):
         in_blocks = torch.ops.mkldnn._reorder_linear_weight(weight.contiguous())
         return lambda x: torch.ops.mkldnn._linear_pointwise(x, in_blocks, bias, "none", [], "")
@@ -118,8 +130,6 @@ def on_differences(blocks, record, first):
 
 
 def check_bfloat16(device):
-    """Raises InputError where bfloat16 is not multiplied by the hardware: it would be slower there, not faster."""
-    on_cpu = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
-    able = torch.cuda.get_device_capability(device) >= (8, 0) if device.type == "cuda" else on_cpu
-    if not able:
+    """Raises InputError where the hardware does not multiply bfloat16: the fast precision would be slower there than the exact one."""
+    if not multiplies_bfloat16(device):
         raise InputError(f"--precision fast needs a processor that multiplies bfloat16, and {device} does not: use --precision exact")

@@ -1,10 +1,13 @@
 """What a residual stream that left the last block says of tokens: logits, and the normaliser that makes them log-probabilities.
 
 The normaliser sums over the whole vocabulary, a sixth to a quarter of a sweep's work. Rows of a sweep lie near its base run, so
-`Normaliser` sums the likeliest tokens exactly and expands the others around the base run.
+`Normaliser` sums some thousand tokens exactly and expands the others around the base run, where a bound says that it may.
 
 Shapes: B rows, P positions, D hidden size, V vocabulary.
 """
+
+import weakref
+from functools import partial
 
 import torch
 from torch import nn
@@ -12,53 +15,88 @@ from torch import nn
 from .products import product
 
 ROWS = 96  # rows of logits held at once: larger buffers spend their time in page faults
-LIKELIEST = 1024  # tokens whose logits are always computed
-SAMPLED = 2048  # of the others
-TOLERANCE = 1e-6  # in a log-probability; a float32 sum over the vocabulary is 2e-6 off
-WORTH = 100  # rows from which on a Normaliser is worth its making
+LIKELIEST, FARTHEST = 1024, 256  # tokens whose logits are always computed: of the largest probability, and of the others those least like the rest
+AT_ONCE = 8192  # tokens of the unembedding that are copied at once
+TOLERANCE = 2e-6  # in a log-probability; a float32 sum over the vocabulary is as far off
+KEPT = 40  # normalisers of base rows: those of both alternatives in 17 templates, and a few
+
+_kept = weakref.WeakKeyDictionary()  # unembedding -> {base row and version of the weight: its Normaliser}, the last KEPT of them
 
 
 class Normaliser:
-    """Log of the sum of exp(logits) for rows near a base row, mostly without the whole vocabulary.
+    """Log of the sum of exp(logits) for rows near a base row, mostly without the whole vocabulary; off by at most TOLERANCE, and rounding.
 
-    With d a row's difference to the base row and w a token's unembedding, the sum over the unlikely tokens is the base run's times
-    E[exp(w.d)], tokens drawn by their base probability: exp(m.d) E[exp(u)] with u = (w - m).d and the exact mean m. As E[u] = 0, E[exp(u)] is
-    E[exp(u) - u], which a fixed sample of tokens gives well. Its standard error is about the variance of u over the square root of twice the
-    sample; rows for which twice that, times the share of the unlikely tokens, exceeds TOLERANCE get the full sum.
+    With d a row's difference to the base row, the sum over the other tokens (not LIKELIEST, not FARTHEST) is the base run's times E[exp(w.d)], a
+    token drawn by its base probability and w its unembedding. With the mean m, u = (w - m).d has E[u] = 0 and E[u^2] = d.C d for the covariance C
+    of the w, so E[exp(w.d)] = exp(m.d) (1 + E[u^2] / 2 + r). No token is left out of m and C. By Taylor's theorem
+    |r| <= E[|u|^3] exp(U) / 6 <= U exp(U) E[u^2] / 6, where U is a bound of |u| over all these tokens, which is the largest |w - m| times |d|. Rows for
+    which that, times the other tokens' share of the sum, is not below TOLERANCE get the full sum.
 
     Args:
-        head: the unembedding, a linear layer; base: [D], the base row behind the final norm; fast: the sample's products in bfloat16.
+        head: the unembedding, a linear layer; base: [D], the base row behind the final norm.
     """
 
-    def __init__(self, head, base, fast=False):
+    def __init__(self, head, base):
         self.head, self.base = head, base
         logits = head(base).double()
-        self.likeliest = logits.topk(LIKELIEST).indices
-        logits[self.likeliest] = -torch.inf
-        self.log_sum = logits.logsumexp(0)  # of the unlikely tokens in the base run
-        probability = (logits - self.log_sum).exp()
-        self.mean = probability.to(base.dtype) @ head.weight
-        drawn = torch.multinomial(probability.cpu(), SAMPLED, replacement=True, generator=torch.Generator().manual_seed(0)).to(base.device)
-        self.likely = product(head.weight[self.likeliest], None if head.bias is None else head.bias[self.likeliest])
-        self.dtype = torch.bfloat16 if fast else base.dtype
-        self.centred = product((head.weight[drawn] - self.mean).to(self.dtype))
+        always = logits.topk(LIKELIEST).indices
+        logits[always] = -torch.inf
+        mean = self._mean(logits)
+        distances = torch.cat([(some - mean).norm(dim=1) for some in head.weight.split(AT_ONCE)]).masked_fill(logits == -torch.inf, 0)
+        always = torch.cat([always, distances.topk(FARTHEST).indices])
+        logits[always] = -torch.inf
+        self.always = product(head.weight[always], None if head.bias is None else head.bias[always])
+        self.log_sum = logits.logsumexp(0)  # of the others in the base run
+        self.mean, self.farthest, covariance = self._mean(logits), 0.0, 0.0
+        for some in (logits > -torch.inf).nonzero().flatten().split(AT_ONCE):
+            centred = head.weight[some] - self.mean
+            covariance = covariance + (centred * (logits[some] - self.log_sum).exp().to(base.dtype).unsqueeze(1)).T @ centred
+            self.farthest = max(self.farthest, float(centred.norm(dim=1).max()))
+        self.spread = product(covariance)
+
+    def _mean(self, logits):
+        """[D], of the unembeddings, weighted by exp(logits)."""
+        return logits.softmax(0).to(self.base.dtype) @ self.head.weight
+
+    @classmethod
+    def of(cls, head, base):
+        """The normaliser of a base row, made once: sweeps over one prompt ask for it again and again."""
+        kept = _kept.setdefault(head, {})
+        key = head.weight.data_ptr(), head.weight._version, float(head.weight.sum()), base.cpu().numpy().tobytes()
+        kept[key] = kept.pop(key, None) or cls(head, base)
+        for oldest in list(kept)[:-KEPT]:
+            del kept[oldest]
+        return kept[key]
 
     @staticmethod
     def serves(head, dtype, rows):
-        """Whether it is worth its making: many rows, a plain linear layer over a large vocabulary, float32 (half precision cannot sum)."""
-        return rows > WORTH and type(head) is nn.Linear and dtype == torch.float32 and len(head.weight) > 4 * (LIKELIEST + SAMPLED)
+        """Whether it is worth its making, which costs as much as D rows' full sums: as many rows, a plain linear layer over a large vocabulary,
+        float32 (half precision cannot sum)."""
+        tokens, width = head.weight.shape
+        return type(head) is nn.Linear and dtype == torch.float32 and rows > width and tokens > 4 * (LIKELIEST + FARTHEST + width)
 
     def __call__(self, rows):
         """rows [B, D] -> [B], float64."""
         difference = rows - self.base
-        likely = self.likely(rows).logsumexp(dim=1).double()
-        u = self.centred(difference.to(self.dtype)).to(rows.dtype)  # [B, SAMPLED]
-        unlikely = self.log_sum + (difference @ self.mean).double() + (u.exp() - u).mean(dim=1).double().log()
-        total = torch.logaddexp(likely, unlikely)
-        error = 2 * (unlikely - total).exp() * u.double().square().mean(dim=1) / (2 * SAMPLED) ** 0.5
+        always = self.always(rows).logsumexp(dim=1).double()
+        square = (self.spread(difference) * difference).sum(dim=1).double()  # E[u^2]
+        unlikely = self.log_sum + (difference @ self.mean).double() + (square / 2).log1p()
+        total = torch.logaddexp(always, unlikely)
+        largest = self.farthest * difference.norm(dim=1).double()  # U
+        error = (unlikely - total).exp() * largest * largest.exp() * square / 6
         for some in (~(error < TOLERANCE)).nonzero().flatten().split(ROWS):
             total[some] = log_sum_exp(self.head, rows[some])
         return total
+
+
+def widen(head):
+    """Make the unembedding of a half-precision model give float32 logits, which it would round to two or three digits on their way out."""
+    head.forward = partial(_float32_logits, head)
+
+
+def _float32_logits(head, hidden):
+    """[..., D] -> [..., V]; the unembedding is copied in parts."""
+    return torch.cat([hidden.float() @ some.float().T for some in head.weight.split(AT_ONCE)], dim=-1) + (0 if head.bias is None else head.bias.float())
 
 
 def log_sum_exp(head, rows):
@@ -79,8 +117,7 @@ class ReadOut:
         predictions: tuple of (positions, tokens): which tokens are predicted at which positions; one column of the result each.
         base: residual stream of the base run [T, D] behind the last block; rows: how many rows are to be read out.
         odds_only: leave the normaliser out: columns are then known up to what two tokens predicted at one position share.
-        fast: the normaliser's sample in bfloat16, and one more column, the largest Euclidean distance from the base run behind the final norm,
-            over the positions.
+        fast: one more column, the largest Euclidean distance from the base run behind the final norm, over the positions.
     """
 
     def __init__(self, parts, predictions, base=None, rows=1, odds_only=False, fast=False):
@@ -90,7 +127,7 @@ class ReadOut:
         self.base = None if base is None else parts.final_norm(base[None, self.positions])  # [1, P, D]
         self.normalisers = {}
         if base is not None and not odds_only and Normaliser.serves(parts.head, base.dtype, rows):
-            self.normalisers = {position: Normaliser(parts.head, row, fast) for position, row in zip(self.positions, self.base[0])}
+            self.normalisers = {position: Normaliser.of(parts.head, row) for position, row in zip(self.positions, self.base[0])}
 
     def __call__(self, hidden, first=0):
         """Mean token log-probability of each prediction.

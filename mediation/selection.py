@@ -109,7 +109,7 @@ class SelectionFiles:
     def write(self, kind, content, rows):
         """Write a file and say so in the manifest."""
         write_pickle(self.run_folder.folder / self.names[kind], self.encode(kind, content))
-        self.run_folder.update_file(self.run, self.names[kind], rows=rows)
+        self.run_folder.finish_file(self.run, self.names[kind], rows=rows)
 
     def encode(self, _kind, content):
         """What a file holds, from what the methods below work with."""

@@ -2,6 +2,8 @@
 
 import fcntl
 import hashlib
+import importlib.metadata
+import io
 import json
 import os
 import pickle
@@ -14,11 +16,14 @@ from pathlib import Path
 
 import numpy as np
 
+from . import __version__
 from .errors import InputError
 
 MANIFEST = "manifest.json"
 SHARDS = "unfinished"
 LOCKS = ".locks"
+DIGEST = hashlib.sha256().digest_size  # bytes behind a shard's archive, by which damage is seen
+PACKAGES = ("torch", "transformers", "tokenizers", "numpy")  # their versions decide the last digits of a number, and more
 
 
 @contextmanager
@@ -125,11 +130,17 @@ def check_writable(folder):
         raise InputError(f"{folder} cannot be written ({existing}: {error.strerror}): choose another -out_dir") from error
 
 
+def software():
+    """{name: version} of what computes the numbers, this software first."""
+    return {"causal-mediation": __version__, **{name: importlib.metadata.version(name) for name in PACKAGES}}
+
+
 class RunFolder:
     """A results folder with its manifest: which run made which file, and with which settings.
 
     manifest.json is {"runs": [run, ...]}; a run holds its `settings`, `files` {name: what it holds}, `started`, `finished`
-    (null while it runs) and whatever the script adds. A folder may hold the files of many runs and models.
+    (null while it runs) and whatever the script adds. A finished file's entry has `rows` and `software`, the versions that made
+    it; `taken_over`: another run had finished it. A folder may hold the files of many runs and models.
     """
 
     def __init__(self, folder):
@@ -178,7 +189,7 @@ class RunFolder:
 
     def entry_of(self, file_name):
         """What the manifest says of a finished file; {} for others."""
-        return next((run["files"][file_name] for run in self.read()["runs"] if "rows" in run["files"].get(file_name, {})), {})
+        return _finished_entry(self.read()["runs"], file_name)
 
     def claim(self, files, settings):
         """Make sure that a run with these settings may write these files, before it writes anything.
@@ -186,7 +197,7 @@ class RunFolder:
         Raises:
             InputError: one of them is there already, made with other settings or by nobody knows whom: nothing is overwritten.
         """
-        self._fingerprint = hashlib.sha256(json.dumps([settings, sorted(files)], sort_keys=True).encode()).hexdigest()[:12]
+        self._fingerprint = _short_hash([settings, sorted(files)])
         for name in files:
             before = self.settings_of(name)
             if before is None and (self.folder / name).exists():
@@ -209,7 +220,7 @@ class RunFolder:
             self.claim(files, settings)  # the other process may have had other settings
             yield
             if all(self.is_finished(name) for name in files):
-                for leftover in (self.folder / SHARDS).glob(f"*-{self._fingerprint}"):
+                for leftover in (self.folder / SHARDS).glob(f"*-{self._fingerprint}-*"):  # another version's too
                     shutil.rmtree(leftover, ignore_errors=True)
                 with suppress(OSError):  # other runs are under way, or there is none
                     (self.folder / SHARDS).rmdir()
@@ -243,46 +254,81 @@ class RunFolder:
             os.close(handle)
 
     def begin(self, run):
-        """Add a run to the manifest, or go on with the one that has the same settings and files. Returns its index."""
+        """Add a run to the manifest, or go on with the one that has the same settings and files. Returns its index.
+
+        What another run finished is taken over, with all that the manifest says of it.
+        """
         with self._manifest() as content:
-            for index, before in enumerate(content["runs"]):
-                if before["settings"] == run["settings"] and list(before["files"]) == list(run["files"]):
-                    return index
-            content["runs"].append(run)
-            return len(content["runs"]) - 1
+            same = [index for index, before in enumerate(content["runs"])
+                    if before["settings"] == run["settings"] and list(before["files"]) == list(run["files"])]
+            if not same:
+                content["runs"].append(run)
+            index = same[0] if same else len(content["runs"]) - 1
+            files = content["runs"][index]["files"]
+            for name, entry in files.items():
+                found = _finished_entry(content["runs"], name)
+                if "rows" not in entry and found and (self.folder / name).exists():
+                    files[name] = entry | found | {"taken_over": True}
+            return index
+
+    def open_files(self, index):
+        """{name: entry} of the files that a run has to compute: all but those that it took over, as long as these are there."""
+        files = self.read()["runs"][index]["files"]
+        return {name: entry for name, entry in files.items() if not (entry.get("taken_over") and (self.folder / name).exists())}
 
     def update(self, index, **entries):
         """Change entries of a run in the manifest."""
         with self._manifest() as content:
             content["runs"][index].update(entries)
 
-    def update_file(self, index, name, **entries):
-        """Change what the manifest says of one file of a run."""
+    def finish_file(self, index, name, **entries):
+        """Say in the manifest that a file of a run is whole; `entries` have its number of `rows`."""
         with self._manifest() as content:
-            content["runs"][index]["files"][name].update(entries)
+            entry = content["runs"][index]["files"][name]
+            entry.pop("taken_over", None)
+            entry.update(entries, software=software())
 
     def shard_path(self, file_name, word):
-        """Where the results for one word of an unfinished file are kept; another place for other settings or other files of a run. After `claim`."""
-        return self.folder / SHARDS / f"{Path(file_name).stem}-{self._fingerprint}" / f"{word}.npz"
+        """Where the results for one word of an unfinished file are kept, after `claim`.
+
+        Other settings, other files of a run and other versions of the software have other places: nothing of theirs is taken up.
+        """
+        return self.folder / SHARDS / f"{Path(file_name).stem}-{self._fingerprint}-{_short_hash(software())}" / f"{word}.npz"
 
     def save_shard(self, file_name, word, **arrays):
         """Keep arrays for one word; the file is whole or not there."""
+        archive = io.BytesIO()
+        np.savez(archive, **arrays)
+        content = archive.getvalue()
         with whole_file(self.shard_path(file_name, word), "wb") as file:
-            np.savez(file, **arrays)
+            file.write(content + hashlib.sha256(content).digest())
 
     def load_shard(self, file_name, word):
         """{name: array} kept for one word, or None when there is nothing usable: it is then computed again."""
         try:
-            with np.load(self.shard_path(file_name, word), allow_pickle=False) as arrays:
-                return dict(arrays)
-        except Exception:  # a damaged archive raises whatever its bytes happen to say; its checksums let nothing else through
+            content = self.shard_path(file_name, word).read_bytes()
+        except OSError:
             return None
+        archive, digest = content[:-DIGEST], content[-DIGEST:]
+        if hashlib.sha256(archive).digest() != digest:  # an archive's own checksums do not see a member that has gone
+            return None
+        with np.load(io.BytesIO(archive), allow_pickle=False) as arrays:
+            return dict(arrays)
 
     def remove_shards(self, file_name):
         """Forget the shards of a file that is finished."""
         shutil.rmtree(self.shard_path(file_name, "any").parent, ignore_errors=True)
         with suppress(OSError):  # other files are still under way
             (self.folder / SHARDS).rmdir()
+
+
+def _short_hash(content):
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:12]
+
+
+def _finished_entry(runs, name):
+    """What the runs of a manifest say of a finished file, the last one first; {} when none calls it finished."""
+    return next((run["files"][name] for run in reversed(runs) if "rows" in run["files"].get(name, {})), {})
 
 
 def differences(before, now):

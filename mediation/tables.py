@@ -16,6 +16,16 @@ FORMATS = ("csv", "parquet")
 CHUNK = 500_000  # rows read at once
 
 
+def check_one_format(folder, names):
+    """Raises InputError where one of these tables is there in another format: a folder that has a table twice cannot be analysed."""
+    for path in (Path(folder) / name for name in names):
+        for ending in FORMATS:
+            other = path.with_suffix(f".{ending}")
+            if other != path and other.exists():
+                raise InputError(f"{other} is there already: use --format {ending}, choose another -out_dir, or convert it with convert_tables.py "
+                                 "and move it away")
+
+
 class _CsvRows:
     """Rows of a CSV with an unnamed row index, as pandas writes it."""
 

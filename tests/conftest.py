@@ -16,6 +16,7 @@ PROJECT = Path(__file__).parent.parent
 SHARED = Path(os.environ.get("MEDIATION_SHARED", PROJECT.parent / "shared"))
 sys.path.insert(0, str(PROJECT))
 
+import experiment
 from experiment import Intervention, Model
 from mediation import assets, professions, stimuli
 from mediation.architectures import ARCHITECTURES
@@ -54,8 +55,16 @@ CAUSAL = sorted(set(ARCHITECTURES) - set(MASKED))
 
 @pytest.fixture(autouse=True, scope="session")
 def threads():
-    """One a worker where pytest runs several, else two: more only wait for each other."""
-    torch.set_num_threads(1 if "PYTEST_XDIST_WORKER" in os.environ else 2)
+    """As many as OMP_NUM_THREADS says, one a worker in `make test`; else two: more only wait for each other."""
+    torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", 2)))
+
+
+@pytest.fixture(autouse=True, scope="session")
+def fast_everywhere():
+    """`--precision fast` is not refused in this process: where the hardware does not multiply bfloat16, the products are emulated."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(experiment, "check_bfloat16", lambda device: None)
+        yield
 
 
 @pytest.fixture(scope="session")

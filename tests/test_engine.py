@@ -257,6 +257,6 @@ def test_interpolated_direct_effects_equal_each_professions_own(toy_model, kind)
     for layer in range(model.num_layers + 1):
         shared = model.direct_interpolants(words["nurse"], kind, np.stack([of_word[layer] for of_word in values.values()]), layer, alpha=0.5)
         assert shared.error < 1e-9
-        for word, stimuli in words.items():
+        for number, (word, stimuli) in enumerate(words.items()):
             expected = model.neuron_intervention_in_templates(stimuli, kind, alpha=0.5)[:, layer]  # [templates, D, 2]
-            np.testing.assert_allclose(shared(values[word][layer]).reshape(-1, len(TEMPLATES), 2), expected.movedim(0, 1), atol=1e-9)
+            np.testing.assert_allclose(shared(values[word][layer], number).reshape(-1, len(TEMPLATES), 2), expected.movedim(0, 1), atol=1e-9)

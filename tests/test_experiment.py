@@ -142,3 +142,21 @@ def test_stimuli_that_are_none_of_a_neuron_study_are_refused(model, substitutes,
 def test_unknown_device():
     with pytest.raises(InputError, match="--device cpu"):
         Model(device="cuda:7", gpt2_version="smollm2-135m")
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+def test_half_precision_gives_the_same_base_probabilities_in_every_run(toy_model, architecture, dtype):
+    """Prompts of equal length together, as tables without intervention have them, and in a tree of templates, as sweeps do: logits are not rounded."""
+    model = toy_model(architecture, dtype)
+    stimuli = [Intervention(model.tokenizer, template, [word, "man", "woman"], ["he", "she"]) for word in ("nurse", "captain")
+               for template in ("The {} said that", "The {} yelled because", "The {} was fired because")]
+    together = model.log_probabilities_in_templates(stimuli).exp().flatten(1)
+    np.testing.assert_allclose(np.array(model.base_probabilities(stimuli)), together, rtol=1e-3)  # what the analysis accepts
+    assert model.model(stimuli[0].base_strings_tok[0].unsqueeze(0)).logits.dtype == torch.float32
+
+
+def test_half_precision_is_warned_of_in_one_line(toy_checkpoint, run_script, tmp_path):
+    run = f"run_profession_neuron_experiments.py --total_effects_only -template_indices 1 --professions nurse -model {toy_checkpoint('gpt2')}"
+    for dtype, warned in (("bfloat16", 1), ("float16", 1), ("float32", 0)):
+        code, _, errors = run_script(run, "--dtype", dtype, "-out_dir", tmp_path / dtype)
+        assert code == 0 and errors.count("warning: --dtype") == warned

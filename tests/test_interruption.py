@@ -183,6 +183,90 @@ def test_a_table_with_a_number_that_is_none_is_never_written(run_script, toy_che
     assert code == 2 and "zero or not numbers" in errors and not tables(tmp_path / "out")
 
 
+# a finished run that is extended, or asked for again in another way
+
+EXTENDED = [("-template_indices 1", "-template_indices 1 13"), ("--intervention_types man_direct", "--intervention_types man_direct woman_indirect")]
+FEW = "run_profession_neuron_experiments.py --professions nurse captain"
+
+
+@pytest.mark.parametrize("first, more", EXTENDED)
+@pytest.mark.parametrize("method", ["", "--method gradient", "--method screen --screen_share 0.6 --screen_sample 3 --screen_top 5"])
+def test_a_finished_run_can_be_extended(run_script, toy_checkpoint, tmp_path, monkeypatch, first, more, method):
+    """What is finished stays as it is and is not run again, and the manifest of the longer run has all that is known of it."""
+    import experiment
+    rest = "" if "template" not in first else "--intervention_types man_indirect man_direct"
+    rest = rest or "-template_indices 2 3"
+    model = ("-model", toy_checkpoint("gpt2"), "-out_dir", tmp_path)
+    assert run_script(f"{FEW} {first} {rest} {method}", *model)[0] == 0
+    before, swept = tables(tmp_path), []
+    for name in ("neuron_intervention_in_templates", "neuron_gradients"):
+        original = getattr(experiment.Model, name)
+
+        def recording(self, stimuli, *arguments, original=original, **named):
+            swept.extend((stimulus.base_strings[0], arguments[0]) for stimulus in stimuli)
+            return original(self, stimuli, *arguments, **named)
+
+        monkeypatch.setattr(experiment.Model, name, recording)
+    for again in range(2):
+        swept.clear()
+        code, output, error = run_script(f"{FEW} {more} {rest} {method}", *model)
+        assert code == 0, error
+        assert f"kept: {4 if again else 2} finished tables" in output and (not swept if again else swept)
+        if again:
+            continue
+        if "template" in more and not method:
+            assert not any("said that" in text for text, _ in swept)
+        found = tables(tmp_path)
+        assert len(found) == 4 and all(found[name] == content for name, content in before.items())
+    (folder,) = tmp_path.glob("results/*")
+    runs = json.loads((folder / "manifest.json").read_text())["runs"]
+    assert [len(run["files"]) for run in runs] == [2, 4] and all(run["finished"] for run in runs)
+    for entry in runs[1]["files"].values():
+        assert entry["rows"] == 2 * 4 * 16 and "largest_deviation_from_full_passes" in entry and entry["software"]["numpy"] == np.__version__
+        assert ("screen" in entry) == ("screen" in method)
+    assert sum("taken_over" in entry for entry in runs[1]["files"].values()) == 2
+
+
+def test_a_process_that_waited_for_a_shorter_run_takes_over_what_that_finished(toy_checkpoint, tmp_path):
+    command = f"{FEW} --intervention_types man_direct -model {toy_checkpoint('gpt2')} -out_dir {tmp_path} -template_indices"
+    processes = [subprocess.Popen([sys.executable, *command.split(), *templates], cwd=PROJECT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+                 for templates in (["1"], ["1", "2"])]
+    said = [process.communicate() for process in processes]
+    assert [process.returncode for process in processes] == [0, 0], said
+    assert len(tables(tmp_path)) == 2
+
+
+def test_somebody_elses_manifest_in_an_older_folder_holds_nobody_up(run_script, toy_checkpoint, tmp_path):
+    foreign = tmp_path / "results" / "20200301_neuron_intervention" / "manifest.json"
+    foreign.parent.mkdir(parents=True)
+    foreign.write_text('{"name": "a web app", "icons": []}')
+    code, _, error = run_script(f"{FEW} -template_indices 1 --intervention_types man_direct", "-model", toy_checkpoint("gpt2"), "-out_dir", tmp_path)
+    assert code == 0 and f"not looked at: {foreign} is not a manifest" in error and len(tables(tmp_path)) == 1
+
+
+@pytest.mark.parametrize("first, second", [("csv", "parquet"), ("parquet", "csv")])
+def test_a_table_in_another_format_is_not_made_a_second_time(run_script, toy_checkpoint, tmp_path, first, second):
+    """The analyses refuse a folder that has one table twice."""
+    command = f"{FEW} -template_indices 1 --intervention_types man_direct"
+    model = ("-model", toy_checkpoint("gpt2"), "-out_dir", tmp_path)
+    assert run_script(f"{command} --format {first}", *model)[0] == 0
+    before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+    code, _, error = run_script(f"{command} --format {second}", *model)
+    assert code == 2 and f"is there already: use --format {first}" in error and "convert_tables.py" in error
+    assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
+
+
+def test_full_passes_are_not_taken_for_a_finished_sweep(run_script, toy_checkpoint, tmp_path):
+    command = f"{FEW} -template_indices 1 --intervention_types man_direct"
+    model = ("-model", toy_checkpoint("gpt2"), "-out_dir", tmp_path)
+    code, output, _ = run_script(command, *model)
+    assert code == 0 and "checked" in output
+    code, output, _ = run_script(command, *model)
+    assert code == 0 and "kept: 1 finished tables" in output and "checked" not in output  # nothing was run
+    code, _, error = run_script(f"{command} --full_passes", *model)
+    assert code == 2 and "made with other settings (full_passes None -> True)" in error
+
+
 # the pieces
 
 
@@ -219,7 +303,7 @@ def test_two_runs_keep_each_others_manifest_entries(tmp_path):
         folder = RunFolder(tmp_path)
         run = folder.begin({"settings": {"number": number}, "files": {f"{number}.csv": {}}, "finished": None})
         for step in range(20):
-            folder.update_file(run, f"{number}.csv", rows=step)
+            folder.finish_file(run, f"{number}.csv", rows=step)
 
     threads = [threading.Thread(target=work, args=(number,)) for number in range(8)]
     for thread in threads:
@@ -228,7 +312,7 @@ def test_two_runs_keep_each_others_manifest_entries(tmp_path):
         thread.join()
     runs = RunFolder(tmp_path).read()["runs"]
     assert sorted(run["settings"]["number"] for run in runs) == list(range(8))
-    assert all(run["files"] == {f"{run['settings']['number']}.csv": {"rows": 19}} for run in runs)
+    assert all(run["files"][f"{run['settings']['number']}.csv"]["rows"] == 19 for run in runs)
 
 
 def test_an_unwritable_place_is_named(tmp_path):

@@ -334,3 +334,83 @@ def test_twenty_mixed_lines_on_the_real_model(smollm2, tmp_path, run_script):
         y = by_hooks(model, base, None, candidates, True, {}, None)
         row = heads[(heads["id"] == "q9") & (heads["layer"] == layer) & (heads["head"] == head)].iloc[0]
         assert row["indirect_effect"] == pytest.approx(np.expm1(odds - y), rel=1e-3, abs=1e-5)
+
+
+FOUR = [Stimulus(f"{template}-{word}", template, (word, "man"), ("she", "he")) for word in ("nurse", "teacher", "captain", "doctor")
+        for template in ("The {} said that", "The {} went home because")]
+SCREEN = "--method screen --screen_share 0.625 --screen_sample 3 --screen_top 8"
+
+
+def test_a_unit_drawn_for_a_tree_is_one_draw(toy_checkpoint, tmp_path, run_script):
+    """Two templates of a word are one tree, whose units are drawn once: as the profession study counts them."""
+    path, model = write(tmp_path, FOUR), toy_checkpoint("llama")
+    code, printed, error = run_script(f"mediate.py {path} -model {model} -out_dir {tmp_path / 'own'} --mediators neurons {SCREEN}")
+    assert code == 0, error
+    (entry,) = [run["files"]["neurons_toy-llama.csv"] for run in RunFolder(tmp_path / "own").read()["runs"] if "neurons_toy-llama.csv" in run["files"]]
+    assert entry["screen"]["drawn"] == 4 * 2 * 3 and f"{4 * 2 * 3} random neurons of the 8 a prompt" in printed
+    study = f"run_profession_neuron_experiments.py -template_indices 1 13 --professions nurse teacher captain doctor {SCREEN}"
+    code, _, error = run_script(f"{study} --intervention_types man_direct man_indirect", "-model", model, "-out_dir", tmp_path / "study")
+    assert code == 0, error
+    (folder,) = (tmp_path / "study").glob("results/*")
+    assert RunFolder(folder).read()["runs"][0]["screening"]["drawn"] == entry["screen"]["drawn"]
+
+
+def test_a_unit_missed_in_several_comparisons_of_a_tree_is_one_miss():
+    """Unit 3 was drawn; it is among the strongest of the second and the third comparison."""
+    effects = np.array([[5.0, 4, 3, 1, 0], [5, 4, 3, 9, 0], [5, 4, 3, 9, 0]])
+    kept = {"base": np.zeros((3, 2, 2)), "indirect": np.stack([np.zeros_like(effects), effects], axis=2), "indirect_chosen": np.array([0, 1, 2]),
+            "indirect_drawn": np.array([3, 4]), "indirect_rest": np.int64(2), "indirect_estimates": effects[:, 3:]}
+    drawn, missed, rest, estimates, exact = mediate_utils.sample_of(kept, "indirect", 3)
+    assert (drawn, missed, rest) == (2, 1, 2) and estimates.tolist() == exact.tolist() == [1, 0, 9, 0, 9, 0]
+
+
+def test_trees_that_share_a_null_prompt_draw_their_own_units(toy_checkpoint, tmp_path, run_script, monkeypatch):
+    path, draws, estimate = write(tmp_path, [Stimulus("1", "The {} said that", ("nurse", "man", "woman", "king"), ("she", "he"))]), [], \
+        mediate_utils.estimated_neurons
+    monkeypatch.setattr(mediate_utils, "estimated_neurons", lambda *arguments: draws.append(arguments[-1]) or estimate(*arguments))
+    code, _, error = run_script(f"mediate.py {path} -model {toy_checkpoint('llama')} -out_dir {tmp_path / 'out'} --mediators neurons {SCREEN}")
+    assert code == 0, error
+    assert len(draws) == 6 and len({str(seed) for seed in draws}) == 6
+
+
+@pytest.mark.parametrize("method", ["", "--method gradient", SCREEN])
+def test_what_cannot_reach_the_output_has_exactly_no_effect(toy_checkpoint, tmp_path, run_script, method):
+    """The last layer's neurons before the last token, in the null prompt's run; the slot is the word's only place."""
+    path = write(tmp_path, [*TOY[:3], *FOUR])
+    for mediators in ("neurons", "mlps"):
+        code, _, error = run_script(f"mediate.py {path} -model {toy_checkpoint('llama')} -out_dir {tmp_path / 'out'} --mediators {mediators} {method}")
+        assert code == 0, error
+        table = read(tmp_path / "out", f"{mediators}_toy-llama.csv")
+        last = table["layer"] == table["layer"].max()
+        assert (table.loc[last, "indirect_effect"] == 0).all() and (table.loc[~last, "indirect_effect"] != 0).any()
+
+
+def test_an_error_in_one_place_is_found(toy_checkpoint, tmp_path, run_script, monkeypatch):
+    """Four random neurons of 64 would mostly miss it: those with the largest effects are always run again."""
+    from experiment import Model
+    sweep = Model.neuron_intervention_in_templates
+
+    def wrong_at_the_strongest(self, *arguments, **named):
+        swept = sweep(self, *arguments, **named)
+        flat = swept.reshape(len(swept), -1, 2)
+        odds = flat[..., 1] - flat[..., 0]
+        strongest = (odds - odds.median(dim=1, keepdim=True).values).abs().argmax(dim=1)
+        flat[torch.arange(len(flat)), strongest, 0] += 0.01
+        return swept
+
+    monkeypatch.setattr(Model, "neuron_intervention_in_templates", wrong_at_the_strongest)
+    path = write(tmp_path, FOUR[:1])
+    code, _, error = run_script(f"mediate.py {path} -model {toy_checkpoint('llama')} -out_dir {tmp_path / 'out'} --mediators neurons")
+    assert code == 2 and "the sweep and full passes differ by 1.0e-02 in a log-probability, more than the accepted" in error
+
+
+def test_the_manifest_has_the_error_budget_and_what_the_check_supports(toy_checkpoint, tmp_path, run_script):
+    path = write(tmp_path, FOUR)
+    assert run_script(f"mediate.py {path} -model {toy_checkpoint('llama')} -out_dir {tmp_path / 'out'} --mediators neurons,heads")[0] == 0
+    runs = {name: (run, entry) for run in RunFolder(tmp_path / "out").read()["runs"] for name, entry in run["files"].items()}
+    run, entry = runs["neurons_toy-llama.csv"]
+    budget = run["error_budget"]
+    assert budget["total"] == sum(budget[step] for step in budget if step not in ("total", "estimates"))
+    assert entry["checked_at_random"] == 4 * 2 * 4 and 0 < entry["checked_where_likely"] <= 4 * 2 * 4
+    assert 0 < entry["largest_deviation_from_full_passes"] < budget["total"]
+    assert runs["heads_toy-llama.csv"][1]["checked_at_random"] == 8 * 2

@@ -1,20 +1,26 @@
 """Exchanged products: packed weights against the library's own, bfloat16 on differences against exact sweeps, and what is run exactly."""
 
+import itertools
 import json
+import os
 import re
+import subprocess
+import sys
 
 import pytest
 import torch
 
+import experiment
 from experiment import INTERVENTION_TYPES, Intervention, Model
-from mediation import batches
+from mediation import batches, products
 from mediation.attention import heads_layers_model
 from mediation.batches import FastRows, in_two_precisions
 from mediation.errors import InputError
 from mediation.forward import run_base
 from mediation.neurons import single_neuron_edits
-from mediation.products import check_bfloat16, exchanged, on_differences, packed, recorded
+from mediation.products import exchanged, on_differences, packed, recorded
 from mediation.sweeps import sweep, sweep_heads
+from tests.conftest import PROJECT
 
 TEMPLATES = ("The {} said that", "The {} yelled because", "The {} was fired because")
 
@@ -25,10 +31,7 @@ def stimulus(model, template="The {} went home because", word="nurse"):
 
 @pytest.fixture
 def fast_model(toy_checkpoint, architecture):
-    try:
-        return Model(gpt2_version=str(toy_checkpoint(architecture)), precision="fast")
-    except InputError as error:
-        pytest.skip(str(error))
+    return Model(gpt2_version=str(toy_checkpoint(architecture)), precision="fast")
 
 
 def test_packed_products_equal_the_librarys(toy_model, architecture):
@@ -165,33 +168,85 @@ def test_rows_far_from_the_base_run_are_exact():
     assert 0 < fast.largest_deviation <= batches.AIM / batches.DEVIATIONS + 1e-12
 
 
-def test_an_error_that_the_first_sample_did_not_tell_stops_the_run():
+def test_a_sweep_with_an_error_that_the_first_sample_did_not_tell_is_run_again_exactly():
     seen = []
-    _, exactly, approximately = two_ways(lambda rows, distance: seen.append(rows) or (0.0 if len(seen) == 1 else 0.1))
-    with pytest.raises(InputError, match=r"--precision fast is off by 1.0e-01.*use --precision exact"):
-        in_two_precisions(exactly, approximately, torch.arange(400), torch.zeros(400), 50, torch.zeros(400, 1, dtype=torch.float64), FastRows())
+    truth, exactly, approximately = two_ways(lambda rows, distance: seen.append(rows) or (0.0 if len(seen) == 1 else 0.1))
+    result, fast = torch.zeros(400, 1, dtype=torch.float64), FastRows(rows=100, exact=10, sampled=20, largest_deviation=1e-4)
+    in_two_precisions(exactly, approximately, torch.arange(400), torch.zeros(400), 50, result, fast)
+    assert (result == truth).all()
+    assert fast == FastRows(rows=500, exact=410, sampled=20, repeated=1, largest_deviation=1e-4) and "1 sweeps" in str(fast)
 
 
-def test_fast_is_refused_where_it_is_not_meant(toy_checkpoint, monkeypatch):
+def test_fast_is_refused_where_it_is_not_meant(toy_checkpoint):
     for settings in ({"dtype": torch.float64}, {"full_passes": True}):
         with pytest.raises(InputError, match="--precision exact"):
             Model(gpt2_version=str(toy_checkpoint("gpt2")), precision="fast", **settings)
     with pytest.raises(InputError, match="choose exact or fast"):
         Model(gpt2_version=str(toy_checkpoint("gpt2")), precision="quick")
-    for able in ("_is_avx512_bf16_supported", "_is_amx_tile_supported"):
-        monkeypatch.setattr(torch.cpu, able, lambda: False)
-    with pytest.raises(InputError, match="use --precision exact"):
-        check_bfloat16(torch.device("cpu"))
+
+
+def test_fast_is_refused_where_the_processor_does_not_multiply_bfloat16(toy_checkpoint, run_script, monkeypatch, tmp_path):
+    monkeypatch.setattr(experiment, "check_bfloat16", products.check_bfloat16)
+    monkeypatch.setattr(products, "multiplies_bfloat16", lambda device: True)
+    Model(gpt2_version=str(toy_checkpoint("gpt2")), precision="fast")
+    monkeypatch.setattr(products, "multiplies_bfloat16", lambda device: False)
+    code, _, errors = run_script("run_profession_neuron_experiments.py --precision fast", "-model", toy_checkpoint("gpt2"), "-out_dir", tmp_path)
+    assert (code, errors) == (2, "error: --precision fast needs a processor that multiplies bfloat16, and cpu does not: use --precision exact\n")
+    assert not any(tmp_path.iterdir())
+
+
+def test_a_processor_multiplies_bfloat16_where_both_it_and_its_library_do(monkeypatch):
+    """oneDNN's answer heeds ONEDNN_MAX_CPU_ISA, the processor's does not."""
+    for in_hardware, in_the_library in itertools.product((False, True), repeat=2):
+        monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda able=in_hardware: able)
+        monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: False)
+        monkeypatch.setattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", lambda able=in_the_library: able)
+        assert products.multiplies_bfloat16(torch.device("cpu")) == (in_hardware and in_the_library)
+
+
+def test_the_switch_that_takes_bfloat16_away_is_heeded():
+    """What `make test-avx2` sets."""
+    program = "import torch; from mediation.products import multiplies_bfloat16; print(multiplies_bfloat16(torch.device('cpu')))"
+    done = subprocess.run([sys.executable, "-c", program], cwd=PROJECT, env=os.environ | {"ONEDNN_MAX_CPU_ISA": "AVX2"}, capture_output=True, text=True)
+    assert done.stdout == "False\n", done.stderr
+
+
+def bfloat16_product(rows, width, out):
+    """(input, weight, bias, their product in float64) of random bfloat16 numbers."""
+    generator = torch.Generator().manual_seed(0)
+    x, weight, bias = (torch.randn(shape, generator=generator).bfloat16() for shape in ((rows, width), (out, width), (out,)))
+    return x, weight, bias, x.double() @ weight.double().T + bias.double()
+
+
+SHAPES = [(3, 7, 5), (64, 576, 192), (2, 1536, 576)]
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_an_emulated_product_is_the_true_one_rounded_to_bfloat16(monkeypatch, shape):
+    monkeypatch.setattr(products, "multiplies_bfloat16", lambda device: False)
+    x, weight, bias, exact = bfloat16_product(*shape)
+    for given in (None, bias):
+        found, expected = products.product(weight, given)(x), exact - (bias.double() if given is None else 0)
+        assert found.dtype == torch.bfloat16
+        torch.testing.assert_close(found.double(), expected, rtol=2**-8 + 1e-5, atol=1e-4)  # half of bfloat16's last digit, and float32's sum
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_an_emulated_product_equals_the_hardwares(monkeypatch, shape):
+    if not products.multiplies_bfloat16(torch.device("cpu")):
+        pytest.skip("nothing to compare with: this processor does not multiply bfloat16")
+    x, weight, bias, _ = bfloat16_product(*shape)
+    in_hardware = products.product(weight, bias)(x)
+    monkeypatch.setattr(products, "multiplies_bfloat16", lambda device: False)
+    emulated = products.product(weight, bias)(x)
+    torch.testing.assert_close(emulated.double(), in_hardware.double(), rtol=2**-7, atol=1e-4)  # one last digit: sums in another order
+    assert (emulated != in_hardware).double().mean() < 0.01
 
 
 @pytest.mark.parametrize("script, options, result", [
     ("run_profession_neuron_experiments.py", "-template_indices 1 --professions nurse doctor --intervention_types man_indirect", "results/*/manifest.json"),
     ("attention_intervention_winobias.py", "--do-filter False", "winobias_data/manifest.json")])
 def test_scripts_run_fast_and_say_so(toy_checkpoint, run_script, tmp_path, data, script, options, result):
-    try:
-        check_bfloat16(torch.device("cpu"))
-    except InputError as error:
-        pytest.skip(str(error))
     command = f"{script} {options} -model {toy_checkpoint('llama')} -out_dir {tmp_path} --precision"
     code, output, errors = run_script(command, "fast")
     assert code == 0, errors

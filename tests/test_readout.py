@@ -4,7 +4,8 @@ import pytest
 import torch
 from torch import nn
 
-from mediation.readout import LIKELIEST, SAMPLED, TOLERANCE, Normaliser, ReadOut, log_sum_exp
+from mediation import readout
+from mediation.readout import FARTHEST, LIKELIEST, TOLERANCE, Normaliser, ReadOut, log_sum_exp
 
 WIDTH, VOCABULARY = 32, 20_000
 
@@ -18,16 +19,46 @@ def head():
     return made.requires_grad_(False)
 
 
-@pytest.mark.parametrize("fast", [False, True])
+def full_sums(head, rows):
+    """In float64."""
+    return (rows.double() @ head.weight.double().T + (0 if head.bias is None else head.bias.double())).logsumexp(dim=1)
+
+
 @pytest.mark.parametrize("bias", [False, True])
 @pytest.mark.parametrize("step", [1e-4, 1e-2, 1.0])
-def test_split_normaliser_equals_the_full_sum(head, step, bias, fast):
+def test_split_normaliser_equals_the_full_sum(head, step, bias):
     if bias:
         head.bias = nn.Parameter(torch.randn(VOCABULARY), requires_grad=False)
     base = torch.randn(WIDTH)
     rows = base + step * torch.randn(200, WIDTH)
-    reference = (rows.double() @ head.weight.double().T + (head.bias.double() if bias else 0)).logsumexp(dim=1)
-    torch.testing.assert_close(Normaliser(head, base, fast)(rows), reference, rtol=0, atol=TOLERANCE + 3e-6)  # 3e-6: float32
+    torch.testing.assert_close(Normaliser(head, base)(rows), full_sums(head, rows), rtol=0, atol=TOLERANCE + 3e-6)  # 3e-6: float32
+
+
+@pytest.mark.parametrize("rank", [2_000, 10_000, 19_999])
+@pytest.mark.parametrize("length", [10, 100, 1000])
+@pytest.mark.parametrize("others", [0, 400])
+def test_tokens_whose_logits_grow_strongly_are_seen(head, rank, length, others):
+    """One that is unlikely in the base run and far from all others, or as far as some others; no sample need hold it."""
+    base = torch.randn(WIDTH)
+    by_probability = (head.weight @ base).argsort(descending=True)
+    directions = torch.randn(1 + others, WIDTH)
+    directions -= (directions @ base).unsqueeze(1) * base / base.square().sum()  # likely or not in the base run is as it was
+    directions *= length / directions.norm(dim=1, keepdim=True)
+    head.weight[by_probability[rank]] += directions[0]
+    head.weight[by_probability[2_100: 2_100 + others]] += directions[1:]
+    steps = torch.logspace(-4, 0.5, 200).unsqueeze(1)
+    rows = base + steps * directions[0] / length
+    torch.testing.assert_close(Normaliser(head, base)(rows), full_sums(head, rows), rtol=2e-6, atol=TOLERANCE + 3e-6 + 3e-8 * length)  # float32
+
+
+def test_normalisers_are_made_once_for_each_base_row_and_weight(head, monkeypatch):
+    monkeypatch.setattr(readout, "KEPT", 3)
+    rows = torch.randn(4, WIDTH)
+    first = [Normaliser.of(head, row) for row in rows]
+    assert [Normaliser.of(head, row) is before for row, before in zip(reversed(rows), reversed(first))] == [True, True, True, False]
+    head.weight.mul_(1.1)
+    again = Normaliser.of(head, rows[0])
+    torch.testing.assert_close(again(rows[:1]), full_sums(head, rows[:1]), rtol=0, atol=TOLERANCE + 3e-6)
 
 
 def test_rows_far_from_the_base_get_the_full_sum(head):
@@ -45,8 +76,8 @@ def test_rows_far_from_the_base_get_the_full_sum(head):
 def test_where_it_does_not_serve(head):
     assert Normaliser.serves(head, torch.float32, 1000)
     assert not any(Normaliser.serves(head, dtype, 1000) for dtype in (torch.float64, torch.bfloat16, torch.float16))
-    assert not Normaliser.serves(head, torch.float32, 10)
-    assert not Normaliser.serves(nn.Linear(WIDTH, LIKELIEST + SAMPLED), torch.float32, 1000)
+    assert not Normaliser.serves(head, torch.float32, WIDTH)
+    assert not Normaliser.serves(nn.Linear(WIDTH, 4 * (LIKELIEST + FARTHEST)), torch.float32, 1000)
 
 
 def test_odds_only_keeps_differences(toy_model):

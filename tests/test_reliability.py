@@ -16,8 +16,9 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+import mediation
 from experiment import Model
-from mediation import professions
+from mediation import professions, storage
 from mediation.errors import InputError
 from mediation.storage import RunFolder
 from tests import fuzz
@@ -105,17 +106,54 @@ def test_a_full_disk_loses_nothing(toy_checkpoint, undisturbed, tmp_path):  # no
 def test_a_flipped_bit_in_a_shard_is_seen(tmp_path):
     run_folder = RunFolder(tmp_path)
     run_folder.claim(["a.csv"], {})
-    values = np.random.default_rng(0).normal(size=(4, 100))
-    run_folder.save_shard("a.csv", "nurse", values=values)
+    run_folder.save_shard("a.csv", "nurse", values=np.random.default_rng(0).normal(size=(4, 100)), seconds=1.0)
     path = run_folder.shard_path("a.csv", "nurse")
     good = path.read_bytes()
-    for position in range(0, len(good), 37):
+    assert set(run_folder.load_shard("a.csv", "nurse")) == {"values", "seconds"}
+    for position in range(0, len(good), 7):  # where the archive names its members, too: one flip there loses a member
         for bit in (0, 6):
             damaged = bytearray(good)
             damaged[position] ^= 1 << bit
             path.write_bytes(damaged)
-            found = run_folder.load_shard("a.csv", "nurse")
-            assert found is None or np.array_equal(found.get("values", values), values)
+            assert run_folder.load_shard("a.csv", "nurse") is None
+
+
+def test_a_shard_without_one_of_its_members_is_refused(tmp_path):
+    """As an archive it is whole: only the digest behind it tells."""
+    run_folder = RunFolder(tmp_path)
+    run_folder.claim(["a.csv"], {})
+    run_folder.save_shard("a.csv", "nurse", values=np.ones(3), seconds=1.0)
+    path = run_folder.shard_path("a.csv", "nurse")
+    digest = path.read_bytes()[-32:]
+    with path.open("wb") as file:
+        np.savez(file, values=np.ones(3))
+        file.write(digest)
+    with np.load(path) as archive:
+        assert list(archive) == ["values"]
+    assert run_folder.load_shard("a.csv", "nurse") is None
+
+
+def test_shards_of_another_version_are_computed_again(tmp_path, monkeypatch):
+    run_folder = RunFolder(tmp_path)
+    run_folder.claim(["a.csv"], {})
+    run_folder.save_shard("a.csv", "nurse", values=np.ones(3))
+    assert run_folder.load_shard("a.csv", "nurse") is not None
+    versions = storage.software()
+    assert set(versions) == {"causal-mediation", "torch", "transformers", "tokenizers", "numpy"}
+    monkeypatch.setattr(storage, "software", lambda: versions | {"torch": "9.9"})
+    assert run_folder.load_shard("a.csv", "nurse") is None
+    run = run_folder.begin({"settings": {}, "files": {"a.csv": {}}})
+    run_folder.finish_file(run, "a.csv", rows=3)
+    (tmp_path / "a.csv").touch()
+    assert run_folder.entry_of("a.csv")["software"]["torch"] == "9.9"
+    with run_folder.claimed(["a.csv"], {}):
+        pass
+    assert not (tmp_path / "unfinished").exists()  # the other version's are tidied up as well
+
+
+def test_the_version_is_the_one_to_cite():
+    citation = (PROJECT / "CITATION.cff").read_text()
+    assert f"version: {mediation.__version__}\n" in citation
 
 
 def damaged_checkpoint(folder, target, **changes):
