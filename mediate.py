@@ -118,7 +118,7 @@ def write_totals(model, comparisons, run_folder, run, file):
 
     if not run_folder.is_finished(file):
         run_folder.finish_file(run, file, rows=mediate_utils.write_total_effects(run_folder.folder / file, model, comparisons))
-        run_folder.update(run, finished=now())
+    run_folder.update(run, finished=now())
 
 
 def write_mediators(model, comparisons, run_folder, run, files, name, options):

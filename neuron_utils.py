@@ -127,13 +127,14 @@ class InterpolatedWords:
         words = {word: stimulus for template in names for word, stimulus in interventions[template].items()}
         self.values = dict(zip(words, model.null_values(words.values())))  # {word: [L + 1, D]}
         started, self.layers = time.perf_counter(), []
+        together = f"{hash_of(repr(list(names))):x}"  # these templates in this order are a shard's columns: another run of the same files may have others
         for layer in range(model.num_layers + 1):
             progress.set_description(f"{kind}, layer {layer}, {len(words)} professions at once")
-            kept = run_folder.load_shard(self.shared, f"layer_{layer}")
+            kept = run_folder.load_shard(self.shared, f"layer_{layer}_{together}")
             if kept is None:
                 of_layer = np.stack([values[layer] for values in self.values.values()])
                 kept = model.direct_interpolants(one, kind, of_layer, layer, options.alpha, options.batch_size, options.odds_only).to_arrays()
-                run_folder.save_shard(self.shared, f"layer_{layer}", **kept)
+                run_folder.save_shard(self.shared, f"layer_{layer}_{together}", **kept)
             self.layers.append(Interpolants.from_arrays(kept))
             progress.update(model.num_neurons * sum(len(interventions[template]) for template in names))
         self.seconds = (time.perf_counter() - started) / sum(len(interventions[template]) for template in names)

@@ -65,7 +65,8 @@ OWN = {
     "--batch_size": ("auto", "7"),
     "--seed": ("0", "1"),
 }
-FIXED = {"run_profession_neuron_experiments.py": "--screen_share .6 --screen_top 8", "mediate.py": "--screen_share .6 --screen_top 8"}
+STUDY, MEDIATE = "run_profession_neuron_experiments.py", "mediate.py"
+CHOICES = {STUDY: NEURONS, MEDIATE: OWN}
 ANALYSES = ("compute_neuron_total_effect.py", "compute_neuron_split_total_effect.py", "compute_and_save_neuron_agg_effect.py",
             "compute_neuron_effect_per_layer.py", "make_report.py")
 STIMULI = [Stimulus("1", "The {} said that", ("nurse", "man", "woman"), ("she", "he"), "short"),
@@ -82,19 +83,26 @@ class Step:
     day: int = 0
 
 
+def command(script, **chosen):
+    """A script with the usual value of each option but those chosen: without dashes, None for options left out."""
+    values = {option: chosen.get(option.lstrip("-"), usual) for option, (usual, *_) in CHOICES[script].items()}
+    return " ".join([script, *(f"{option} {value}" for option, value in values.items() if value is not None), "--screen_share .6 --screen_top 8"])
+
+
 @st.composite
-def sequences(draw, script, choices, longest=4):
+def sequences(draw, script, longest=4):
     """Commands that have most options in common, for only then do they meet in the same files."""
-    chosen = {option: values[0] for option, values in choices.items()}
-    steps, day = [], 0
+    choices = CHOICES[script]
+    chosen, steps, day = {}, [], 0
     for _ in range(draw(st.integers(2, longest))):
         for _ in range(draw(st.sampled_from((1, 2, 0)))):
             option = draw(st.sampled_from([*choices, *3 * list(choices)[1:5]]))  # often those that extend a run
-            chosen[option] = draw(st.sampled_from([value for value in choices[option] if value != chosen[option]]))
+            now = chosen.get(option.lstrip("-"), choices[option][0])
+            chosen[option.lstrip("-")] = draw(st.sampled_from([value for value in choices[option] if value != now]))
         how = draw(st.sampled_from((None, None, "killed", "interrupted")))
         stopped = how and (how, draw(st.integers(1, 20)), draw(st.booleans()))
         day += draw(st.sampled_from((0, 0, 0, 0, 0, 1)))
-        steps.append(Step(" ".join([script, *(f"{option} {value}" for option, value in chosen.items() if value is not None), FIXED[script]]), stopped, day))
+        steps.append(Step(command(script, **chosen), stopped, day))
     return steps
 
 
@@ -270,7 +278,8 @@ def compare(step, now, fresh, alone):
         (run,) = [run for run in runs(now) if run["settings"] == expected["settings"] and list(run["files"]) == list(expected["files"])]
         assert run["finished"] and run.keys() == expected.keys(), f"{step}: {run.keys() ^ expected.keys()}"
         for name, entry in run["files"].items():
-            assert entry.keys() == expected["files"][name].keys() and entry["rows"] == expected["files"][name]["rows"], f"{step}: {name}"
+            alike = expected["files"][name]
+            assert entry.keys() - {"taken_over"} == alike.keys() and entry["rows"] == alike["rows"], f"{step}: {name}"
 
 
 def analyse(workplace, folder):
@@ -292,12 +301,31 @@ def drawn(test):
 
 
 @drawn
-@given(steps=sequences("run_profession_neuron_experiments.py", NEURONS))
+@given(steps=sequences(STUDY))
 def test_a_sequence_of_runs_of_the_neuron_study(workplace, steps):
     check(workplace, steps)
 
 
 @drawn
-@given(steps=sequences("mediate.py", OWN))
+@given(steps=sequences(MEDIATE))
 def test_a_sequence_of_runs_on_stimuli_of_ones_own(workplace, steps):
     check(workplace, steps)
+
+
+THREE, BOTH = {"professions": "nurse captain teacher"}, {"template_indices": "1 13"}
+FOUND = {  # what drawn sequences found: name: (command, stopped), ...
+    "templates in another order behind a kill": [(command(STUDY, **THREE, **BOTH), ("killed", 4, True)),
+                                                 (command(STUDY, **THREE, template_indices="13 1"), None)],
+    "one of two templates finished by another run": [(command(STUDY, **THREE, **BOTH), ("killed", 4, True)), (command(STUDY, **THREE), None),
+                                                     (command(STUDY, **THREE, **BOTH), None)],
+    "more templates": [(command(STUDY), None), (command(STUDY, **BOTH), None)],
+    "another format": [(command(STUDY), None), (command(STUDY, format="parquet"), None)],
+    "another method and format": [(command(MEDIATE, mediators="heads"), None),
+                                  (command(MEDIATE, mediators="heads", method="gradient", format="parquet"), None)],
+    "killed between a table and the end of its run": [(command(MEDIATE), ("killed", 3, True)), (command(MEDIATE), None)],
+}
+
+
+@pytest.mark.parametrize("steps", FOUND.values(), ids=FOUND)
+def test_a_sequence_that_was_found(workplace, steps):
+    check(workplace, [Step(*step) for step in steps])
