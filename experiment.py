@@ -61,7 +61,7 @@ class Model:
     """A language model of a supported architecture (a masked one for the attention study only), with its tokenizer, in evaluation mode and without gradients.
 
     Args:
-        device: "cpu", "cuda", "cuda:0" ...
+        device: "cpu", "cuda", "cuda:0" ..., or "auto": CUDA where there is one.
         gpt2_version: a bundled name (`smollm2-135m`), a local directory, or a hub id. The name is 2020's; any supported model is meant.
         random_weights: keep the architecture, draw new weights with `seed`.
         dtype: torch dtype of weights and activations.
@@ -78,7 +78,7 @@ class Model:
     def __init__(self, device="cpu", output_attentions=False, random_weights=False, masking_approach=1, gpt2_version="gpt2",
                  dtype=torch.float32, seed=0, full_passes=False, precision="exact"):
         self.name = checkpoints.model_name(gpt2_version) + ("_random" if random_weights else "")
-        self.device = torch.device(device)
+        self.device = checkpoints.find_device(device)
         self.full_passes = full_passes
         self.fast_rows = None
         if precision == "fast":

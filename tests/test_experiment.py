@@ -141,4 +141,4 @@ def test_stimuli_that_are_none_of_a_neuron_study_are_refused(model, substitutes,
 
 def test_unknown_device():
     with pytest.raises(InputError, match="--device cpu"):
-        Model(device="cuda:7", gpt2_version="smollm2-135m")
+        Model(device="cuda:99", gpt2_version="smollm2-135m")

@@ -175,7 +175,10 @@ def test_benchmarks_compare_before_they_time(toy_checkpoint, monkeypatch, capsys
     ("--max_examples 0", ["--max_examples 0"]),
     ("--batch_size 0", ["0 is not a whole number"]),
     ("--device gpu", ["'gpu' is unknown"]),
-    ("--device cuda", ["cuda", "--device cpu"]),
+    ("--device cuda:99", ["'cuda:99' is not there", "CUDA devices", "--device cpu"]),
+    ("--device cuda:99 --precision fast", ["'cuda:99' is not there", "--device cpu"]),
+    ("--device mps", ["'mps' is not supported", "cpu or cuda"]),
+    ("--device meta", ["'meta' is not supported", "cpu or cuda"]),
     ("--dtype int8", ["int8", "float32"]),
 ])
 def test_what_cannot_be_run(run_script, toy_checkpoint, tmp_path, options, words):
