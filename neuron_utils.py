@@ -40,7 +40,10 @@ def sweep_kind(model, run_folder, kind, names, interventions, options, progress,
     if options.method != "exact":
         return (FirstOrder if options.method == "gradient" else Screened)(model, run_folder, kind, names, interventions, options, progress, gradients)
     words = {word for template in names for word in interventions[template]}
-    shared = kind in DIRECT and len(words) >= SHARED_FROM and not options.full_passes and options.dtype in ("float32", "float64")
+    one_token = all(len(places) == 1 for template in names for stimulus in interventions[template].values()
+                    for places in stimulus.places)  # an interpolant has one variable
+    shared = (kind in DIRECT and len(words) >= SHARED_FROM and one_token and not options.full_passes
+              and options.dtype in ("float32", "float64"))
     return (InterpolatedWords if shared else WordByWord)(model, run_folder, kind, names, interventions, options, progress)
 
 

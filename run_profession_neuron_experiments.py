@@ -61,6 +61,7 @@ def parse_options(arguments=None):
 
 def main(options):
     """Stimuli, model, sweep, tables; bad input is found before anything is written."""
+    from mediation.readout import check_odds_only
     from utils import describe_machine, load_model, now
 
     started = time.monotonic()  # the clock on the wall may jump
@@ -72,6 +73,9 @@ def main(options):
     model = load_model(options)
     check_screen_share(options, model.num_layers)
     interventions, dropped = build_interventions(model, templates, chosen, options.candidates, options.multi_token)
+    if options.odds_only:
+        one, *_ = next(iter(interventions.values())).values()
+        check_odds_only(one.candidates)  # all stimuli have these
     report_stimuli(model, templates, chosen, interventions, dropped)
 
     files = {f"{stimuli.template_file_stem(templates[number])}_{kind}_{model.name}.{options.format}":

@@ -40,8 +40,8 @@ def load_model(options):
     if options.deterministic:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # what CUDA's products need for it
         torch.use_deterministic_algorithms(True)
-    return Model(device=options.device, gpt2_version=options.model, random_weights=options.randomize, seed=options.seed,
-                 dtype=getattr(torch, options.dtype), full_passes=options.full_passes,
+    return Model(device=options.device, gpt2_version=options.model, random_weights=options.randomize,
+                 seed=options.seed, dtype=getattr(torch, options.dtype), full_passes=options.full_passes,
                  precision=getattr(options, "precision", "exact"), masking_approach=getattr(options, "masking_approach", 1))  # not all scripts have these
 
 

@@ -93,7 +93,8 @@ def find_device(name):
     there = torch.cuda.device_count() if torch.cuda.is_available() else 0
     if device.type == "cuda" and (device.index or 0) >= there:
         last = f", cuda:0 to cuda:{there - 1}" if there else ""
-        raise InputError(f"device {name!r} is not there: this machine has {there} CUDA devices{last}; use one of these, or --device cpu")
+        raise InputError(f"device {name!r} is not there: this machine has {there} CUDA devices{last}; "
+                         "use one of these, or --device cpu")
     return device
 
 
@@ -101,8 +102,8 @@ def load_model(name, device, dtype=torch.float32, random_weights=False, seed=0):
     """(model, tokenizer) in evaluation mode on `device`, with eager attention: one implementation for every number.
 
     Raises:
-        InputError: the name is none of bundled, directory and reachable hub id; a model that is not supported, does not
-            fit its tokenizer, or does not fit into memory.
+        InputError: the name is none of bundled, directory and reachable hub id; or a model that is not
+            supported, does not fit its tokenizer, or does not fit into memory.
     """
     source = bundled_model(name) if name in MODELS else name
     try:
@@ -129,8 +130,8 @@ def load_model(name, device, dtype=torch.float32, random_weights=False, seed=0):
     except Exception as error:  # damaged files raise whatever their bytes happen to say
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         if _is_out_of_memory(error):
-            raise InputError(f"out of memory while loading model {name!r} on {device}: name a smaller model, or run it where there is more "
-                             f"memory ({reason})") from error
+            raise InputError(f"out of memory while loading model {name!r} on {device}: name a smaller model, "
+                             f"or run it where there is more memory ({reason})") from error
         raise InputError(f"cannot load model {name!r}: name a bundled one ({', '.join(MODELS)}), a local directory with config, weights and "
                          f"tokenizer, or a hub id that can be reached ({reason})") from error
 
@@ -147,8 +148,9 @@ def _check_tokenizer(name, tokenizer, config):
     """
     needed = {tokenizer.bos_token, tokenizer.mask_token, tokenizer.cls_token, tokenizer.sep_token}
     unneeded = {token.content for token in tokenizer.added_tokens_decoder.values() if token.special} - needed
-    token, largest = max(((token, number) for token, number in tokenizer.get_vocab().items() if token not in unneeded),
-                         key=lambda pair: pair[1], default=("", -1))
+    numbers = {token: number for token, number in tokenizer.get_vocab().items() if token not in unneeded}
+    token, largest = max(numbers.items(), key=lambda pair: pair[1], default=("", -1))
     if largest >= config.vocab_size:
-        raise InputError(f"model {name!r} does not fit its tokenizer: token {token!r} has the number {largest}, and the word embedding ends at "
-                         f"{config.vocab_size - 1}: save the model with the tokenizer that it was trained with")
+        raise InputError(f"model {name!r} does not fit its tokenizer: token {token!r} has the number "
+                         f"{largest}, and the word embedding ends at {config.vocab_size - 1}: save the model with the "
+                         "tokenizer that it was trained with")

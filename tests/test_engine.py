@@ -197,7 +197,8 @@ def test_random_weights_have_their_seed(toy_checkpoint):
 
 
 @pytest.mark.parametrize("kind, settings, message", [
-    *((kind, {}, f"'{kind}' is not supported.*gpt2, gpt_neox, llama") for kind in ("bloom", "falcon", "gptj", "gpt_neo", "t5")),
+    *((kind, {}, f"'{kind}' is not supported.*gpt2, gpt_neox, llama")
+      for kind in ("bloom", "falcon", "gptj", "gpt_neo", "t5")),
     ("opt", {"do_layer_norm_before": False}, "this opt model has norms after the MLP's sum"),
     ("bert", {"is_decoder": True}, "this bert model has a decoder"),
 ])

@@ -156,8 +156,8 @@ def test_a_model_that_does_not_fit_into_memory(toy_checkpoint, run_script, tmp_p
     config = json.loads((folder / "config.json").read_text())
     (folder / "config.json").write_text(json.dumps({**config, "vocab_size": 10**7, "n_embd": 10**7}))
     code, _, error = run_script(COMMAND, "-model", folder, "-out_dir", tmp_path / "out", "--randomize")
-    assert code == 2 and re.fullmatch(r"error: out of memory while loading model '\S+large' on cpu: name a smaller model, .*\n", error)
-    assert not (tmp_path / "out").exists()
+    assert code == 2 and not (tmp_path / "out").exists()
+    assert re.fullmatch(r"error: out of memory while loading model '\S+large' on cpu: name a smaller .*\n", error)
 
 
 def resized(folder, target, rows, tokenizer):
@@ -174,14 +174,16 @@ def test_a_tokenizer_with_more_tokens_than_the_model(toy_checkpoint, toy_tokeniz
     folder = resized(toy_checkpoint("gpt2"), tmp_path / "toy", last, toy_tokenizer)
     code, _, error = run_script(COMMAND, "-model", folder, "-out_dir", tmp_path / "out")
     (line,) = [line for line in error.splitlines() if line.startswith("error")]
-    assert code == 2 and f"has the number {last}, and the word embedding ends at {last - 1}" in line and not (tmp_path / "out").exists()
+    assert code == 2 and not (tmp_path / "out").exists()
+    assert f"has the number {last}, and the word embedding ends at {last - 1}" in line
 
 
-def test_a_special_token_that_no_prompt_needs_may_lie_outside_the_model(toy_checkpoint, toy_tokenizer, tmp_path):
+def test_a_special_token_without_a_row_does_no_harm(toy_checkpoint, toy_tokenizer, tmp_path):
     """As Gemma 3's placeholder for images does."""
     tokenizer, rows = type(toy_tokenizer).from_pretrained(toy_checkpoint("gpt2")), len(toy_tokenizer)
     tokenizer.add_special_tokens({"additional_special_tokens": ["<image>"]})
-    assert len(Model(gpt2_version=str(resized(toy_checkpoint("gpt2"), tmp_path / "toy", rows, tokenizer))).tokenizer) == rows + 1
+    folder = resized(toy_checkpoint("gpt2"), tmp_path / "toy", rows, tokenizer)
+    assert len(Model(gpt2_version=str(folder)).tokenizer) == rows + 1
 
 
 def test_a_clock_that_jumps_changes_nothing(toy_checkpoint, undisturbed, tmp_path):  # noqa: F811
