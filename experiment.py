@@ -93,6 +93,10 @@ class Model:
         self.num_layers = len(self.parts.blocks)
         self.num_neurons = self.model.config.hidden_size
         self.num_heads = self.model.config.num_attention_heads
+        kind = self.model.config.model_type  # 2020's scripts ask by these names
+        self.is_gpt2, self.is_txl, self.is_xlnet = kind == "gpt2", kind == "transfo-xl", kind == "xlnet"
+        self.is_bert, self.is_distilbert = kind == "bert", kind == "distilbert"
+        self.is_roberta = kind == "roberta"
         self.output_attentions = output_attentions
         self.masking_approach = masking_approach
         self.masking = masked.Masking.of(self.tokenizer, masking_approach) if self.parts.masked else None

@@ -42,7 +42,8 @@ def parse_options(arguments=None):
     parser.add_argument("--intervention_types", nargs="+", choices=TYPES + DIFFERENCES, default=list(TYPES), metavar="T",
                         help=f"of {', '.join(TYPES + DIFFERENCES)} (default: the first four)")
     parser.add_argument("--alpha", type=float, default=1.0, help="factor on the value put in, or on the difference added (default: 1)")
-    parser.add_argument("--candidates", nargs=2, default=["he", "she"], metavar=("C1", "C2"), help="single-token continuations (default: he she)")
+    parser.add_argument("--candidates", nargs=2, default=["he", "she"], metavar=("C1", "C2"),
+                        help="single-token continuations (default: he she; the analysis takes these, in any order)")
     parser.add_argument("--total_effects_only", action="store_true",
                         help="no interventions: one row a profession with its probabilities, all that the total effects need")
     parser.add_argument("--odds_only", action="store_true",

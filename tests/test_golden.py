@@ -77,11 +77,15 @@ def test_tokens_and_positions(golden_model, inputs):
     tokenizer = Model(gpt2_version=str(golden_model)).tokenizer
     for template in inputs["templates"]:
         for word in inputs["professions"]:
-            intervention = Intervention(tokenizer, template, [word, "man", "woman"], ["he", "she"])
+            stimulus = tokenizer, template, [word, "man", "woman"], ["he", "she"]
+            intervention = Intervention(*stimulus, any_length=True)
             assert intervention.base_strings_tok[0].tolist() == inputs["tokens"][template.format(word)]
             assert intervention.candidates == inputs["candidates"] and intervention.candidates_tok == inputs["candidates_tok"]
             if word not in inputs["dropped"][template]:
-                assert intervention.position == inputs["position"]
+                assert Intervention(*stimulus).position == inputs["position"]
+            else:  # as the 2020 code dropped them
+                with pytest.raises(ValueError, match="not of equal length"):
+                    Intervention(*stimulus)
 
 
 def test_logits_and_representations(golden, golden_model):

@@ -107,8 +107,11 @@ def test_first_order_of_several_tokens_is_the_slope(toy_model):
 
 def test_the_default_is_the_rule_of_2020(toy_model):
     model = toy_model()
+    with pytest.raises(InputError, match=r"not of equal length.*multi_token"):
+        make(model, candidates=CANDIDATES[0], multi_token=None)
+    of_two = make(model, words=("xqz", "zqx", "qzx"), candidates=CANDIDATES[0], multi_token=None)
     with pytest.raises(InputError, match=r"differ in a single token.*multi_token"):
-        model.neuron_intervention_single_experiment(make(model, candidates=CANDIDATES[0], multi_token=None), "man_indirect")
+        model.neuron_intervention_single_experiment(of_two, "man_indirect")
     with pytest.raises(InputError, match=r"is 2 tokens.*--multi_token"):
         model.neuron_intervention_single_experiment(make(model, words=("nurse", "man", "woman"), multi_token=None), "man_indirect")
     with pytest.raises(InputError, match="not as many: use multi_token last"):
