@@ -9,6 +9,7 @@ import time
 from hashlib import sha256
 
 import numpy as np
+import torch
 
 from experiment import INTERVENTION_TYPES, MAN, NULL, WOMAN
 from mediation.errors import InputError
@@ -192,6 +193,19 @@ class Gradients:
     def forget(self):
         """Remove what was kept on the way."""
         self.run_folder.remove_shards(self.name)
+
+
+def bytes_on_the_way(model, interventions, method):
+    """What the methods that estimate keep on disk, about.
+
+    Of each null prompt two gradients and a value of every neuron at each token that is changed; with
+    screening, for one type at a time, two log-probabilities as well, whether they are exact, and which neurons
+    were chosen.
+    """
+    units = (model.num_layers + 1) * model.num_neurons
+    places = [len(stimulus.places[NULL]) for words in interventions.values() for stimulus in words.values()]
+    number = 8 if model.model.dtype == torch.float64 else 4
+    return units * (3 * number * sum(places) + (18 * len(places) if method == "screen" else 0))
 
 
 class FirstOrder:
