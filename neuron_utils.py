@@ -23,7 +23,7 @@ from mediation.tables import table_writer
 from utils import base_columns, batch
 
 DIRECT = ("man_direct", "woman_direct")
-SHARED_FROM = 12  # professions from which on direct effects are interpolated: a neuron needs about six runs
+SHARED_FROM = 12  # professions from which on direct effects are interpolated: a neuron needs 8 to 12 runs
 COMPARED = 64  # estimates of one profession a table that are compared with full passes
 WORDS_AT_ONCE = 4  # professions whose gradients are taken together: with 17 templates about 64 prompts of equal shape
 

@@ -355,6 +355,21 @@ def test_tables_of_different_runs_in_one_folder(run_script, results):
     assert_refused(run_script("compute_neuron_total_effect.py", results, "toy-gpt2"), "tables disagree", "separate folders")
 
 
+@pytest.mark.parametrize("dtype", ["float32", "float16"])
+def test_half_precision_tables_may_differ_by_what_float16_rounds(run_script, results, dtype):
+    """The same prompt in trees of different templates: 0.17% apart on SmolLM2-135M in float16."""
+    path, manifest = results / "The_X_said_that_man_indirect_toy-gpt2.csv", results / "manifest.json"
+    manifest.write_text(manifest.read_text().replace('"dtype": "float32"', f'"dtype": "{dtype}"'))
+    table = pd.read_csv(path, index_col=0)
+    table["candidate1_base_prob"] *= 1.003
+    table.to_csv(path)
+    outcome = run_script("compute_neuron_total_effect.py", results, "toy-gpt2")
+    if dtype == "float16":
+        assert outcome[0] == 0
+    else:
+        assert_refused(outcome, "tables disagree")
+
+
 def test_neurons_that_are_not_those_of_the_other_tables(run_script, results):
     path = results / "The_X_went_home_because_woman_direct_toy-gpt2.csv"
     table = pd.read_csv(path, index_col=0)
