@@ -64,7 +64,7 @@ class Model:
     """A language model of a supported architecture (a masked one for the attention study only), with its tokenizer, in evaluation mode and without gradients.
 
     Args:
-        device: "cpu", "cuda", "cuda:0" ...
+        device: "cpu", "cuda", "cuda:0" ..., or "auto": CUDA where there is one.
         gpt2_version: a bundled name (`smollm2-135m`), a local directory, or a hub id. The name is 2020's; any supported model is meant.
         random_weights: keep the architecture, draw new weights with `seed`.
         dtype: torch dtype of weights and activations.
@@ -81,7 +81,7 @@ class Model:
     def __init__(self, device="cpu", output_attentions=False, random_weights=False, masking_approach=1, gpt2_version="gpt2",
                  dtype=torch.float32, seed=0, full_passes=False, precision="exact"):
         self.name = checkpoints.model_name(gpt2_version) + ("_random" if random_weights else "")
-        self.device = torch.device(device)
+        self.device = checkpoints.find_device(device)
         self.full_passes = full_passes
         self.fast_rows = None
         if precision == "fast":
@@ -98,6 +98,10 @@ class Model:
         self.num_layers = len(self.parts.blocks)
         self.num_neurons = self.model.config.hidden_size
         self.num_heads = self.model.config.num_attention_heads
+        kind = self.model.config.model_type  # 2020's scripts ask by these names
+        self.is_gpt2, self.is_txl, self.is_xlnet = kind == "gpt2", kind == "transfo-xl", kind == "xlnet"
+        self.is_bert, self.is_distilbert = kind == "bert", kind == "distilbert"
+        self.is_roberta = kind == "roberta"
         self.output_attentions = output_attentions
         self.masking_approach = masking_approach
         self.masking = masked.Masking.of(self.tokenizer, masking_approach) if self.parts.masked else None

@@ -70,7 +70,8 @@ def build_comparisons(model, path, stimuli, multi_token):
         null, *alternatives = stimulus.substitutes
         for alternative in alternatives:
             try:
-                intervention = Intervention(model.tokenizer, stimulus.base, [null, alternative], stimulus.candidates, model.device, multi_token)
+                intervention = Intervention(model.tokenizer, stimulus.base, [null, alternative],
+                                            stimulus.candidates, model.device, multi_token, any_length=True)
                 length = max(len(prompt.tokens) for prompt in intervention.prompts) + max(map(len, intervention.candidates_tok))
                 if length > longest:
                     raise InputError(f"{length} tokens, the model takes {longest}: shorten the text")

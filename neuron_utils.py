@@ -10,6 +10,7 @@ from dataclasses import asdict, replace
 from hashlib import sha256
 
 import numpy as np
+import torch
 
 from experiment import INTERVENTION_TYPES, MAN, NULL, WOMAN
 from mediation.batches import FastRows
@@ -22,7 +23,7 @@ from mediation.tables import table_writer
 from utils import base_columns, batch
 
 DIRECT = ("man_direct", "woman_direct")
-SHARED_FROM = 12  # professions from which on direct effects are interpolated: a neuron needs about six runs
+SHARED_FROM = 12  # professions from which on direct effects are interpolated: a neuron needs 8 to 12 runs
 COMPARED = 64  # estimates of one profession a table that are compared with full passes
 WORDS_AT_ONCE = 4  # professions whose gradients are taken together: with 17 templates about 64 prompts of equal shape
 
@@ -42,7 +43,10 @@ def sweep_kind(model, run_folder, kind, names, interventions, options, progress,
     if options.method != "exact":
         return (FirstOrder if options.method == "gradient" else Screened)(model, run_folder, kind, names, interventions, options, progress, gradients)
     words = {word for template in names for word in interventions[template]}
-    shared = kind in DIRECT and len(words) >= SHARED_FROM and not options.full_passes and options.dtype in ("float32", "float64")
+    one_token = all(len(places) == 1 for template in names for stimulus in interventions[template].values()
+                    for places in stimulus.places)  # an interpolant has one variable
+    shared = (kind in DIRECT and len(words) >= SHARED_FROM and one_token and not options.full_passes
+              and options.dtype in ("float32", "float64"))
     return (InterpolatedWords if shared else WordByWord)(model, run_folder, kind, names, interventions, options, progress)
 
 
@@ -222,6 +226,19 @@ class Gradients:
     def forget(self):
         """Remove what was kept on the way."""
         self.run_folder.remove_shards(self.name)
+
+
+def bytes_on_the_way(model, interventions, method):
+    """What the methods that estimate keep on disk, about.
+
+    Of each null prompt two gradients and a value of every neuron at each token that is changed; with
+    screening, for one type at a time, two log-probabilities as well, whether they are exact, and which neurons
+    were chosen.
+    """
+    units = (model.num_layers + 1) * model.num_neurons
+    places = [len(stimulus.places[NULL]) for words in interventions.values() for stimulus in words.values()]
+    number = 8 if model.model.dtype == torch.float64 else 4
+    return units * (3 * number * sum(places) + (18 * len(places) if method == "screen" else 0))
 
 
 class FirstOrder:

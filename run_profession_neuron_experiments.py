@@ -24,7 +24,7 @@ from pathlib import Path
 from mediation import professions, stimuli
 from mediation.errors import InputError
 from mediation.options import Parser, add_method, add_model_options, add_multi_token, add_screening, check_screen_share, exit_on_bad_input, refuse_full_passes
-from mediation.storage import RunFolder, check_writable, software
+from mediation.storage import RunFolder, check_space, check_writable, software
 from mediation.tables import FORMATS, check_one_format, table_writer
 
 TYPES = ("man_direct", "man_indirect", "woman_direct", "woman_indirect")
@@ -43,7 +43,8 @@ def parse_options(arguments=None):
     parser.add_argument("--intervention_types", nargs="+", choices=TYPES + DIFFERENCES, default=list(TYPES), metavar="T",
                         help=f"of {', '.join(TYPES + DIFFERENCES)} (default: the first four)")
     parser.add_argument("--alpha", type=float, default=1.0, help="factor on the value put in, or on the difference added (default: 1)")
-    parser.add_argument("--candidates", nargs=2, default=["he", "she"], metavar=("C1", "C2"), help="single-token continuations (default: he she)")
+    parser.add_argument("--candidates", nargs=2, default=["he", "she"], metavar=("C1", "C2"),
+                        help="single-token continuations (default: he she; analysed in either order)")
     parser.add_argument("--total_effects_only", action="store_true",
                         help="no interventions: one row a profession with its probabilities, all that the total effects need")
     parser.add_argument("--odds_only", action="store_true",
@@ -62,6 +63,8 @@ def parse_options(arguments=None):
 
 def main(options):
     """Stimuli, model, sweep, tables; bad input is found before anything is written."""
+    from mediation.readout import check_odds_only
+    from neuron_utils import bytes_on_the_way
     from utils import describe_machine, load_model, now
 
     started = time.monotonic()  # the clock on the wall may jump
@@ -73,6 +76,9 @@ def main(options):
     model = load_model(options)
     check_screen_share(options, model.num_layers)
     interventions, dropped = build_interventions(model, templates, chosen, options.candidates, options.multi_token)
+    if options.odds_only:
+        one, *_ = next(iter(interventions.values())).values()
+        check_odds_only(one.candidates)  # all stimuli have these
     report_stimuli(model, templates, chosen, interventions, dropped)
 
     files = {f"{stimuli.template_file_stem(templates[number])}_{kind}_{model.name}.{options.format}":
@@ -81,6 +87,10 @@ def main(options):
     settings = describe_settings(model, options, interventions)
     run_folder = find_folder(Path(options.out_dir), options.randomize, settings, files)
     check_one_format(run_folder.folder, files)
+    run_folder.claim(files, settings)
+    if options.method != "exact" and not all(map(run_folder.is_finished, files)):
+        needed = bytes_on_the_way(model, interventions, options.method) - run_folder.shard_bytes()
+        check_space(run_folder.folder, needed, f"the gradients of --method {options.method}")
     with run_folder.claimed(files, settings):
         run = run_folder.begin({"settings": settings, "files": files, "dropped_professions": dropped, "command": shlex.join(sys.argv),
                                 "machine": describe_machine(model), "started": now(), "finished": None, "wall_time_seconds": 0.0})

@@ -3,6 +3,7 @@
 `batch` and `convert_results_to_pd` have the names of the 2020 study.
 """
 
+import ast
 import datetime
 import importlib.metadata
 import os
@@ -31,22 +32,24 @@ CONTRAST_COLUMNS = ["neuron_", "layer", "neuron", "gender_contrast_mean", "gende
 LAYER_COLUMNS = ["model", "share", "layer", "neurons", "odds_ratio_indirect_mean", "odds_ratio_indirect_std"]
 TYPES = ("man_direct", "man_indirect", "woman_direct", "woman_indirect", "man_minus_woman", "woman_minus_man", "no_intervention")
 
+HALF_PRECISION = {"bfloat16": ".04", "float16": ".002"}  # median error of the effects of 200 neurons of SmolLM2-135M on log odds, half of which are below .003
+APART = {False: 1e-3, True: 1e-2}  # of one prompt's probabilities in two tables; in half precision (True) they depend on what is run together
+
 
 def load_model(options):
     """The model as the options ask for it. What takes seconds to import is imported here, so that --help and bad input answer at once."""
     import torch
 
     from experiment import Model
-    from mediation.options import device
 
     if options.deterministic:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # what CUDA's products need for it
         torch.use_deterministic_algorithms(True)
-    if options.dtype in ("bfloat16", "float16"):
-        print(f"warning: --dtype {options.dtype} rounds every activation to two or three digits, and effects are small differences: read "
-              "docs/performance.md before using them, or take --dtype float32", file=sys.stderr)
-    return Model(device=device(options.device), gpt2_version=options.model, random_weights=options.randomize, seed=options.seed,
-                 dtype=getattr(torch, options.dtype), full_passes=options.full_passes,
+    if options.dtype in HALF_PRECISION:
+        print(f"warning: --dtype {options.dtype} rounds every activation to two or three digits, and effects are small differences: on SmolLM2-135M "
+              f"they are off by {HALF_PRECISION[options.dtype]} in log odds, where half of them are below .003: take --dtype float32", file=sys.stderr)
+    return Model(device=options.device, gpt2_version=options.model, random_weights=options.randomize,
+                 seed=options.seed, dtype=getattr(torch, options.dtype), full_passes=options.full_passes,
                  precision=getattr(options, "precision", "exact"), masking_approach=getattr(options, "masking_approach", 1))  # not all scripts have these
 
 
@@ -167,8 +170,43 @@ def read_table(path, columns, also_there=()):
         yield chunk
 
 
+def candidate_word(tokens):
+    """The word of a candidate's printed tokens: "['Ġhe']" -> "he"; a text that is no such list as it is."""
+    try:
+        return "".join(ast.literal_eval(tokens)).replace("Ġ", " ").replace("▁", " ").strip()
+    except (ValueError, SyntaxError, TypeError):
+        return str(tokens)
+
+
+def he_first(path, table):
+    """The rows of a neuron table with "he" as candidate 1 and "she" as candidate 2, whichever was which.
+
+    A table without columns of candidates is taken to be so already, as 2020's published probabilities are.
+
+    Raises:
+        InputError: other candidates: every label of the analysis would be untrue.
+    """
+    if "candidate1" not in table:
+        return table
+    table, names = table.copy(), BASE_COLUMNS[4:6]
+    for printed in table[names].drop_duplicates().itertuples(index=False):
+        words = tuple(map(candidate_word, printed))
+        if set(words) != {"he", "she"}:
+            raise InputError(f"{path}: the candidates are {words[0]!r} and {words[1]!r}, the analysis "
+                             "is of 'he' and 'she': run these, or take your own candidates to mediate.py")
+        if words == ("she", "he"):
+            rows = (table[names] == list(printed)).all(axis=1)
+            for first in [name for name in table if name.startswith("candidate1_")]:
+                second = first.replace("candidate1", "candidate2")
+                one, other = table[first], table[second]
+                table[first], table[second] = one.mask(rows, other), other.mask(rows, one)
+            if "log_odds" in table:
+                table["log_odds"] = table["log_odds"].mask(rows, -table["log_odds"])
+    return table.drop(columns=names)
+
+
 def read_probabilities(folder, model):
-    """Probabilities without intervention, one row a prompt: word, template and the six PROBABILITIES.
+    """Probabilities without intervention, a row a prompt: word, template and the PROBABILITIES, "he" first.
 
     Args:
         folder: a results folder (all tables of the model are united), or one CSV that has these columns.
@@ -178,12 +216,16 @@ def read_probabilities(folder, model):
     """
     columns = ["base_string", *PROBABILITIES]
     paths = [folder] if Path(folder).is_file() else find_tables(folder, model)
-    rows = pd.concat([chunk.drop_duplicates() for path in paths for chunk in read_table(path, columns)]).drop_duplicates()
+    named = {path: [name for name in BASE_COLUMNS[4:6] if name in table_columns(path)] for path in paths}
+    rows = pd.concat([he_first(path, chunk.drop_duplicates()) for path in paths
+                      for chunk in read_table(path, [*columns, *named[path]])]).drop_duplicates()
     if rows.empty:
         raise InputError(f"{folder}: the tables have no rows: write them again with run_profession_neuron_experiments.py")
     spread = rows.groupby("base_string")[PROBABILITIES].agg(["min", "max"])
+    made = [run["settings"] for run in RunFolder(Path(next(iter(paths))).parent).read()["runs"]]
+    factor = 1 + APART[any(settings.get("model") == model and settings.get("dtype") in HALF_PRECISION for settings in made)]
     for column in PROBABILITIES:
-        apart = spread.index[spread[column, "max"] > spread[column, "min"] * 1.001]
+        apart = spread.index[spread[column, "max"] > spread[column, "min"] * factor]
         if len(apart):
             raise InputError(f"{folder}: tables disagree on {column} of {apart[0]!r}: they come from different models or settings, "
                              "keep them in separate folders")
@@ -196,15 +238,18 @@ def read_probabilities(folder, model):
 def read_interventions(path):
     """A table of interventions on every neuron, by word.
 
-    Returns: ({word: (log odds of candidate 1 over 2 without intervention, log odds [units] under each)}, layers [units], neurons
-    [units]), units sorted by layer and neuron, float64. The log odds without intervention are those of the null prompt.
+    Returns: ({word: (log odds of he over she without intervention, log odds [units] under each)}, layers
+    [units], neurons [units]), units sorted by layer and neuron, float64. The log odds without intervention
+    are those of the null prompt.
 
     Raises:
         InputError: what `read_table` raises, or words that do not have the same neurons once each.
     """
     intervened = ["log_odds"] if "log_odds" in table_columns(path) else ["candidate1_prob", "candidate2_prob"]
     pieces = {}  # {word: [(base log odds, log odds [rows], layers and neurons [rows, 2]), ...]}
-    for chunk in read_table(path, ["word", "candidate1_base_prob", "candidate2_base_prob", *intervened, "layer", "neuron"], NEURON_COLUMNS):
+    columns = ["word", *BASE_COLUMNS[4:8], *intervened, "layer", "neuron"]
+    for chunk in read_table(path, columns, NEURON_COLUMNS):
+        chunk = he_first(path, chunk)
         chunk["log_odds"] = chunk["log_odds"] if "log_odds" in chunk else log_odds(chunk["candidate1_prob"], chunk["candidate2_prob"])
         for word, rows in chunk.groupby("word", sort=False, observed=True):
             base = float(log_odds(rows["candidate1_base_prob"].iloc[0], rows["candidate2_base_prob"].iloc[0]))

@@ -71,21 +71,25 @@ class Parts:
 
 
 def is_masked(kind):
-    """Whether models of this transformers model_type predict masked tokens. False for unknown ones."""
-    return kind in ARCHITECTURES and ARCHITECTURES[kind].masked
+    """Whether models of this transformers model_type, one of the table, predict masked tokens."""
+    return ARCHITECTURES[kind].masked
 
 
-def find_parts(model):
-    """The parts of a transformers language model.
+def check_supported(config):
+    """Whether the study runs on models of a transformers config, decided before weights are loaded.
 
     Raises:
         InputError: an architecture that is not in the table, or a variant of one that does not have the property above.
     """
-    kind = model.config.model_type
+    kind = config.model_type
     if kind not in ARCHITECTURES:
         raise InputError(f"architecture {kind!r} is not supported: the study runs on {', '.join(sorted(ARCHITECTURES))}")
-    _check_variant(kind, model.config)
-    where = ARCHITECTURES[kind]
+    _check_variant(kind, config)
+
+
+def find_parts(model):
+    """The parts of a transformers language model whose config is supported."""
+    where = ARCHITECTURES[model.config.model_type]
     blocks = attrgetter(where.blocks)(model)
     final = (where.final_norm,) if isinstance(where.final_norm, str) else where.final_norm
     steps = [attrgetter(step)(model) if isinstance(step, str) else step for step in final]

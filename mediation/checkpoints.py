@@ -11,7 +11,7 @@ import torch
 import transformers
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForMaskedLM, AutoTokenizer
 
-from .architectures import is_masked
+from .architectures import check_supported, is_masked
 from .assets import MODELS, cache_folder, only_process, sha256_of, unpack_model_file
 from .attention import IMPLEMENTATION
 from .errors import InputError
@@ -78,18 +78,40 @@ def _quiet():
         transformers.logging.enable_progress_bar()
 
 
+def find_device(name):
+    """torch.device of "cpu", "cuda" or "cuda:1"; "auto" takes CUDA where there is one.
+
+    Raises:
+        InputError: another kind of device, or one that this machine does not have.
+    """
+    try:
+        device = torch.device(("cuda" if torch.cuda.is_available() else "cpu") if name == "auto" else name)
+    except RuntimeError as error:
+        raise InputError(f"device {name!r} is unknown: use cpu, cuda or cuda:0") from error
+    if device.type not in ("cpu", "cuda"):
+        raise InputError(f"device {name!r} is not supported: use --device cpu or cuda")
+    there = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    if device.type == "cuda" and (device.index or 0) >= there:
+        last = f", cuda:0 to cuda:{there - 1}" if there else ""
+        raise InputError(f"device {name!r} is not there: this machine has {there} CUDA devices{last}; "
+                         "use one of these, or --device cpu")
+    return device
+
+
 def load_model(name, device, dtype=torch.float32, random_weights=False, seed=0):
     """(model, tokenizer) in evaluation mode on `device`, with eager attention: one implementation for every number.
 
     Raises:
-        InputError: the name is none of bundled, directory and reachable hub id; or the device is not there.
+        InputError: the name is none of bundled, directory and reachable hub id; or a model that is not
+            supported, does not fit its tokenizer, or does not fit into memory.
     """
-    if device.type == "cuda" and not torch.cuda.is_available():
-        raise InputError(f"device {device} is not there: use --device cpu")
     source = bundled_model(name) if name in MODELS else name
     try:
         with _quiet():
-            tokenizer, config = (part.from_pretrained(source, trust_remote_code=False) for part in (AutoTokenizer, AutoConfig))
+            config = AutoConfig.from_pretrained(source, trust_remote_code=False)
+            check_supported(config)  # before gigabytes are read
+            tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=False)
+            _check_tokenizer(name, tokenizer, config)
             kind = AutoModelForMaskedLM if is_masked(config.model_type) else AutoModelForCausalLM
             if random_weights:
                 with torch.random.fork_rng(devices=[]):
@@ -102,9 +124,33 @@ def load_model(name, device, dtype=torch.float32, random_weights=False, seed=0):
                     missing = ", ".join(sorted(loading["missing_keys"])[:3])
                     raise InputError(f"model {name!r} has no weights for {missing}: it is no language model, or not whole; "
                                      "name a checkpoint with its language-model head")
+            return model.to(device).eval(), tokenizer
     except InputError:
         raise
     except Exception as error:  # damaged files raise whatever their bytes happen to say
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        if _is_out_of_memory(error):
+            raise InputError(f"out of memory while loading model {name!r} on {device}: name a smaller model, "
+                             f"or run it where there is more memory ({reason})") from error
         raise InputError(f"cannot load model {name!r}: name a bundled one ({', '.join(MODELS)}), a local directory with config, weights and "
-                         f"tokenizer, or a hub id that can be reached ({(str(error).strip() or type(error).__name__).splitlines()[0]})") from error
-    return model.to(device).eval(), tokenizer
+                         f"tokenizer, or a hub id that can be reached ({reason})") from error
+
+
+def _is_out_of_memory(error):
+    """Python's own kind, CUDA's, or what the CPU's allocator and the operating system say."""
+    return isinstance(error, (MemoryError, torch.cuda.OutOfMemoryError)) or "allocate memory" in str(error)
+
+
+def _check_tokenizer(name, tokenizer, config):
+    """Raises InputError when a text may have a token for which the word embedding has no row.
+
+    Special tokens that no prompt needs may lie outside, such as Gemma 3's placeholder for images.
+    """
+    needed = {tokenizer.bos_token, tokenizer.mask_token, tokenizer.cls_token, tokenizer.sep_token}
+    unneeded = {token.content for token in tokenizer.added_tokens_decoder.values() if token.special} - needed
+    numbers = {token: number for token, number in tokenizer.get_vocab().items() if token not in unneeded}
+    token, largest = max(numbers.items(), key=lambda pair: pair[1], default=("", -1))
+    if largest >= config.vocab_size:
+        raise InputError(f"model {name!r} does not fit its tokenizer: token {token!r} has the number "
+                         f"{largest}, and the word embedding ends at {config.vocab_size - 1}: save the model with the "
+                         "tokenizer that it was trained with")

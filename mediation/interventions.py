@@ -10,6 +10,8 @@ class Intervention:
     Args:
         multi_token: how neuron interventions treat words and candidates of several tokens. None: the rule of the 2020 study, there are none;
             "last": at the slot's last token; "all": at all tokens of the slot, pairwise, where the prompts have as many.
+        any_length: take prompts that differ in length without `multi_token`, too, as mediate.py does. Else
+            they are refused (but those of masked models), for scripts of 2020 drop words by that.
 
     Attributes:
         base_strings: the filled strings, one a substitute; the first is the null prompt.
@@ -19,10 +21,12 @@ class Intervention:
         candidates: tokens of each candidate as it stands after a blank; `candidates_tok`: their ids.
 
     Raises:
-        InputError (a ValueError): not exactly one slot, or an empty substitute or candidate.
+        InputError (a ValueError): not exactly one slot, an empty substitute or candidate, or prompts that
+            differ in length.
     """
 
-    def __init__(self, tokenizer, base_string, substitutes, candidates, device="cpu", multi_token=None):
+    def __init__(self, tokenizer, base_string, substitutes, candidates, device="cpu", multi_token=None,
+                 any_length=False):
         self.device = device
         self.multi_token = multi_token
         self.prompts = [stimuli.fill(tokenizer, base_string, substitute) for substitute in substitutes]
@@ -35,6 +39,17 @@ class Intervention:
             tokens, ids = stimuli.tokenize_candidate(tokenizer, candidate)
             self.candidates.append(tokens)
             self.candidates_tok.append(ids)
+        if multi_token is None and not any_length and not stimuli.is_masked(tokenizer):
+            self.check_lengths()
+
+    def check_lengths(self):
+        """Raises InputError unless all prompts have as many tokens as the null prompt."""
+        first = self.prompts[0]
+        for prompt in self.prompts[1:]:
+            if len(prompt.tokens) != len(first.tokens):
+                counts = f"{len(prompt.tokens)} and {len(first.tokens)}"
+                raise InputError(f"{prompt.text!r} and {first.text!r} are not of equal length in this "
+                                 f"model's tokens ({counts}): choose other substitutes, or multi_token")
 
     @property
     def beginning(self):

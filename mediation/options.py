@@ -196,20 +196,6 @@ def add_selection_options(parser):
     parser.add_argument("--lazy", action="store_true", help="greedy that evaluates only units whose last gain can still win; says what it saved")
 
 
-def device(name):
-    """"auto" -> "cuda" where there is one, else "cpu"; any other name as it is.
-
-    Raises:
-        InputError: a name that torch does not know.
-    """
-    import torch  # importing it takes seconds, and --help needs none of it
-
-    try:
-        return torch.device(("cuda" if torch.cuda.is_available() else "cpu") if name == "auto" else name)
-    except RuntimeError as error:
-        raise InputError(f"device {name!r} is unknown: use cpu, cuda or cuda:0") from error
-
-
 def folder_and_model_parser(description):
     """The command line of the scripts that read the CSVs of one model: FOLDER, M and -out_dir."""
     parser = Parser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)

@@ -30,7 +30,7 @@ def profession_correlation(table, correlation, model, path):
 
     Args:
         table: table of `statistics.prompt_effects`.
-        correlation: the Correlation over prompts that the title quotes.
+        correlation: the Correlation that the title quotes.
 
     Returns: the path written.
     """
@@ -43,7 +43,8 @@ def profession_correlation(table, correlation, model, path):
         sns.regplot(data=table, x="bias", y="log_she_effect", scatter=False, ci=None, color="0.3", line_kws={"linewidth": 1}, ax=axes)
         axes.set(xlabel="bias: definitional + stereotypical rating\n(negative = female, positive = male)",
                  ylabel="log total effect toward “she”\n(log odds ratio, woman over profession)",
-                 title=f"{model}\nr = {correlation.r:.3f} over {correlation.prompts:,} prompts")
+                 title=f"{model}\nr = {correlation.r:.3f} over {correlation.prompts:,} prompts,\n"
+                       f"{correlation.r_of_means:.3f} over {correlation.professions} professions")
         axes.xaxis.set_major_locator(MaxNLocator(5))
         figure.legend(loc="outside lower center", ncols=2, frameon=False, handletextpad=0.1, columnspacing=1)
         return _save(figure, path)

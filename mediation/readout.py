@@ -12,6 +12,7 @@ from functools import partial
 import torch
 from torch import nn
 
+from .errors import InputError
 from .products import product
 
 ROWS = 96  # rows of logits held at once: larger buffers spend their time in page faults
@@ -109,6 +110,14 @@ def _wide(logits):
     return logits if logits.dtype == torch.float64 else logits.float()
 
 
+def check_odds_only(tokens):
+    """Raises InputError for a candidate of several tokens: normalisers of other positions do not cancel."""
+    longest = max(tokens, key=len)
+    if len(longest) > 1:
+        raise InputError(f"odds_only is for candidates of one token each, one has "
+                         f"{len(longest)} ({longest}): leave --odds_only out, or choose other --candidates")
+
+
 class ReadOut:
     """Log-probabilities of predictions from residual streams of many rows, near one base run.
 
@@ -118,9 +127,14 @@ class ReadOut:
         base: residual stream of the base run [T, D] behind the last block; rows: how many rows are to be read out.
         odds_only: leave the normaliser out: columns are then known up to what two tokens predicted at one position share.
         fast: one more column, the largest Euclidean distance from the base run behind the final norm, over the positions.
+
+    Raises:
+        InputError: `odds_only` for a prediction of several tokens.
     """
 
     def __init__(self, parts, predictions, base=None, rows=1, odds_only=False, fast=False):
+        if odds_only:
+            check_odds_only([tokens for _, tokens in predictions])
         self.parts, self.predictions, self.odds_only, self.fast = parts, predictions, odds_only, fast
         self.positions = sorted({position for positions, _ in predictions for position in positions})
         self.columns = len(predictions) + fast

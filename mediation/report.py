@@ -31,10 +31,13 @@ def describe_estimands(estimands):
 
 
 def describe_correlations(correlations):
-    """A line a correlation."""
-    return "\n".join(["correlations over prompts (Pearson)"] + [
-        f"  {correlation.name + ', ' + correlation.filter:<52} r = {correlation.r:.3f} (p = {correlation.p:.2g}, {correlation.prompts} prompts)"
-        for correlation in correlations])
+    """A line a correlation, and what its p value takes for independent."""
+    lines = ["correlations (Pearson) over prompts, and over professions, each the mean of its prompts"]
+    for each in correlations:
+        lines.append(f"  {each.name + ', ' + each.filter:<52} r = {each.r:.3f} ({each.prompts} prompts), "
+                     f"r = {each.r_of_means:.3f} (p = {each.p:.2g}, {each.professions} professions)")
+    lines.append("p: two-sided, takes the professions for independent; the prompts of one are not")
+    return "\n".join(lines)
 
 
 def estimand_table(estimands):
@@ -89,7 +92,9 @@ def neuron_study(model, runs, probabilities, estimands, correlation, effects, co
         f"**Total effect** (replace the profession by “man” or “woman”; {probabilities['template'].nunique()} of {len(TEMPLATES)} templates, "
         f"{probabilities['word'].nunique()} professions; {total.prompts:,} of {len(probabilities):,} prompts count, see the filters): {total.value:.1f} "
         f"(95% interval {total.interval[0]:.1f} to {total.interval[1]:.1f}), median {total.median:.1f}. "
-        f"A mean far above its median is driven by few prompts. Bias correlates with the log effect toward “she” at r = {correlation.r:.3f}.",
+        "A mean far above its median is driven by few prompts. Bias correlates with the log effect toward “she” "
+        f"at r = {correlation.r:.3f} over prompts, {correlation.r_of_means:.3f} over {correlation.professions} "
+        f"professions (p = {correlation.p:.2g}, which takes these for independent).",
         "",
         "```", describe_estimands(estimands), "```",
         "",

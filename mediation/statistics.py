@@ -31,13 +31,19 @@ class Estimand:
 
 @dataclass(frozen=True)
 class Correlation:
-    """Pearson correlation over prompts, with its two-sided p value (which takes the prompts for independent)."""
+    """Pearson correlations: `r` over prompts, as the 2020 study has it; `r_of_means` over professions.
+
+    A profession counts with the mean over its prompts. `p`: two-sided, of the second correlation: it takes
+    professions for independent; the prompts of one profession are not.
+    """
 
     name: str
     filter: str
     r: float
-    p: float
     prompts: int
+    r_of_means: float
+    p: float
+    professions: int
 
 
 def prompt_effects(probabilities, professions):
@@ -101,17 +107,24 @@ def total_effects(table):
 
 
 def bias_correlations(table):
-    """Correlations of a profession's bias with its log total effects, over prompts. Argument: table of `prompt_effects`."""
+    """Correlations of a profession's bias with its log total effects. Argument: table of `prompt_effects`."""
     generic = table[~table["definitional"]]
-    return [_correlation(f"bias with log {gender} effect", text, prompts["bias"], prompts[f"log_{gender}_effect"])
+    return [_correlation(f"bias with log {gender} effect", text, prompts, f"log_{gender}_effect")
             for gender in ("she", "he") for text, prompts in (("all prompts", table), ("no definitional words", generic))]
 
 
-def _correlation(name, filter_text, x, y):
+def _correlation(name, filter_text, prompts, column):
+    means = prompts.groupby("word")[["bias", column]].mean()
+    (r, _), (r_of_means, p) = (_pearson(table["bias"], table[column]) for table in (prompts, means))
+    return Correlation(name, filter_text, r, len(prompts), r_of_means, p, len(means))
+
+
+def _pearson(x, y):
+    """(r, two-sided p); NaN where there is nothing to correlate."""
     if len(x) < 3 or np.ptp(x) == 0 or np.ptp(y) == 0:
-        return Correlation(name, filter_text, np.nan, np.nan, len(x))
+        return np.nan, np.nan
     result = stats.pearsonr(x, y)
-    return Correlation(name, filter_text, float(result.statistic), float(result.pvalue), len(x))
+    return float(result.statistic), float(result.pvalue)
 
 
 def split_total_effects(table):

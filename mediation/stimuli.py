@@ -100,12 +100,20 @@ def fill(tokenizer, base_string, substitute):
 
 @lru_cache(maxsize=8)  # it is asked for every prompt
 def begin_tokens(tokenizer):
-    """[id] of the begin token where the tokenizer puts one before every text, and nothing behind it, as those of Gemma and Llama do; else [].
+    """[id] of the begin token where the tokenizer puts one before every text, as Gemma's does; else [].
 
-    Such a model was trained with it always there: without, its probabilities are far off. Masked models have their own rules, see `masked`.
+    Such a model was trained with it always there: without, its probabilities are far off. An end token that
+    some put behind the text as well is left out, for the text goes on. Masked models, whose tokenizers frame a
+    text, have their own rules, see `masked`.
     """
     plain, usual = (tokenizer("a", add_special_tokens=added)["input_ids"] for added in (False, True))
-    return [tokenizer.bos_token_id] if usual == [tokenizer.bos_token_id, *plain] else []
+    begin, behind = [tokenizer.bos_token_id, *plain], usual[1 + len(plain):]
+    return begin[:1] if usual == begin + behind and not (behind and is_masked(tokenizer)) else []
+
+
+def is_masked(tokenizer):
+    """Whether a tokenizer is that of a model that predicts masked tokens."""
+    return tokenizer.mask_token_id is not None
 
 
 def tokenize_candidate(tokenizer, candidate):

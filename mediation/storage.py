@@ -118,6 +118,17 @@ def read_pickle(path):
         raise InputError(f"{path} cannot be read as a pickle ({type(error).__name__}): move it away, it is made again then") from error
 
 
+def check_space(folder, needed, what):
+    """Raises InputError when the disk of `folder` has no room for so many bytes of `what`; makes nothing."""
+    existing = Path(folder).absolute()
+    while not existing.exists():
+        existing = existing.parent
+    free = shutil.disk_usage(existing).free
+    if needed > free:
+        raise InputError(f"{folder}: {what} take {needed / 1e9:.3g} GB on the way, {free / 1e9:.3g} GB are "
+                         "free: choose another -out_dir, or fewer templates or professions at once")
+
+
 def check_writable(folder):
     """Raises InputError when `folder` could not be made and written, without making it."""
     existing = Path(folder).absolute()
@@ -294,6 +305,14 @@ class RunFolder:
         Other settings, other files of a run and other versions of the software have other places: nothing of theirs is taken up.
         """
         return self.folder / SHARDS / f"{Path(file_name).stem}-{self._fingerprint}-{_short_hash(software())}" / f"{word}.npz"
+
+    def shard_bytes(self):
+        """Bytes of all that a run has kept on the way. After `claim`."""
+        total = 0
+        for path in (self.folder / SHARDS).glob(f"*-{self._fingerprint}/*"):
+            with suppress(FileNotFoundError):  # another process has just finished with it
+                total += path.stat().st_size
+        return total
 
     def save_shard(self, file_name, word, **arrays):
         """Keep arrays for one word; the file is whole or not there."""

@@ -111,7 +111,8 @@ def readers(folder):
 
     def load_shard():
         found = run_folder.load_shard("a.csv", "nurse")
-        assert found is None or (set(found) == set(whole) and all(np.array_equal(found[name], whole[name]) for name in found)), "a damaged shard was taken for a whole one"
+        same = found is None or (set(found) == set(whole) and all(np.array_equal(found[name], whole[name]) for name in found))
+        assert same, "a damaged shard was taken for a whole one"
 
     def parse():
         with contextlib.redirect_stderr(io.StringIO()) as printed, contextlib.redirect_stdout(io.StringIO()):

@@ -166,7 +166,7 @@ def test_packed_candidates_do_not_see_each_other(toy_model, stimulus, architectu
 def test_stimuli_that_do_not_fit(toy_model):
     model = toy_model()
     for substitutes, message in ((["she", "the captain"], "not of equal length"), (["she", "she"], "are the same"), (["she", "he", "it"], "two substitutes")):
-        intervention = Intervention(model.tokenizer, "The nurse said that {}", substitutes, ["was here", "ran"])
+        intervention = Intervention(model.tokenizer, "The nurse said that {}", substitutes, ["was here", "ran"], any_length=True)
         with pytest.raises(InputError, match=message):
             model.attention_intervention_experiment(intervention, "indirect")
     good = Intervention(model.tokenizer, "The nurse said that {}", ["she", "he"], ["was here", "ran"])

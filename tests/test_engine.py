@@ -3,10 +3,10 @@
 import numpy as np
 import pytest
 import torch
+from transformers import AutoConfig
 
-from experiment import INTERVENTION_TYPES, Intervention
+from experiment import INTERVENTION_TYPES, Intervention, Model
 from mediation import sweeps
-from mediation.architectures import find_parts
 from mediation.errors import InputError
 from mediation.forward import Resumption, run_base
 from mediation.neurons import NeuronEdits, edited, single_neuron_edits
@@ -191,17 +191,22 @@ def test_hooks_are_gone_after_an_error(toy_model):
 
 
 def test_random_weights_have_their_seed(toy_checkpoint):
-    from experiment import Model
     first, again, other = (Model(gpt2_version=str(toy_checkpoint("gpt2")), random_weights=True, seed=seed) for seed in (1, 1, 2))
     assert first.name == "toy-gpt2_random"
     assert first.weights_sha256() == again.weights_sha256() != other.weights_sha256()
 
 
-def test_architectures_without_a_line_are_refused_by_name():
-    from transformers import AutoConfig, AutoModelForCausalLM
-    model = AutoModelForCausalLM.from_config(AutoConfig.for_model("bloom", hidden_size=8, n_layer=1, n_head=1, vocab_size=10))
-    with pytest.raises(InputError, match=r"'bloom' is not supported.*gpt2, gpt_neox, llama"):
-        find_parts(model)
+@pytest.mark.parametrize("kind, settings, message", [
+    *((kind, {}, f"'{kind}' is not supported.*gpt2, gpt_neox, llama")
+      for kind in ("bloom", "falcon", "gptj", "gpt_neo", "t5")),
+    ("opt", {"do_layer_norm_before": False}, "this opt model has norms after the MLP's sum"),
+    ("bert", {"is_decoder": True}, "this bert model has a decoder"),
+])
+def test_other_architectures_are_refused_by_name_before_weights_are_loaded(tmp_path, kind, settings, message):
+    """The folder has no weights and no tokenizer: the config alone decides."""
+    AutoConfig.for_model(kind, **settings).save_pretrained(tmp_path)
+    with pytest.raises(InputError, match=message):
+        Model(gpt2_version=str(tmp_path))
 
 
 def test_sweep_counts_its_progress(toy_model):

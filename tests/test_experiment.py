@@ -1,11 +1,15 @@
 """The Python face: the names, shapes and errors that 2020's notebooks rely on."""
 
+import shutil
+import textwrap
+
 import numpy as np
 import pytest
 import torch
 
 from experiment import Intervention, Model
 from mediation.errors import InputError
+from tests.conftest import MASKED
 from utils import NEURON_COLUMNS, batch, convert_results_to_pd
 
 
@@ -130,7 +134,8 @@ def test_what_cannot_be_run_is_said(model, intervention, arguments, message):
 
 
 @pytest.mark.parametrize("substitutes, candidates, message", [
-    (["violinist", "man", "woman"], ["he", "she"], "do not differ in a single token"),
+    (["violinist", "man", "woman"], ["he", "she"], "are not of equal length"),
+    (["xqz", "zqx", "qzx"], ["he", "she"], "do not differ in a single token"),
     (["man", "woman"], ["he", "she"], "three substitutes"),
     (["nurse", "man", "woman"], ["he", " he"], "same token"),
 ])
@@ -141,7 +146,7 @@ def test_stimuli_that_are_none_of_a_neuron_study_are_refused(model, substitutes,
 
 def test_unknown_device():
     with pytest.raises(InputError, match="--device cpu"):
-        Model(device="cuda:7", gpt2_version="smollm2-135m")
+        Model(device="cuda:99", gpt2_version="smollm2-135m")
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
@@ -160,3 +165,59 @@ def test_half_precision_is_warned_of_in_one_line(toy_checkpoint, run_script, tmp
     for dtype, warned in (("bfloat16", 1), ("float16", 1), ("float32", 0)):
         code, _, errors = run_script(run, "--dtype", dtype, "-out_dir", tmp_path / dtype)
         assert code == 0 and errors.count("warning: --dtype") == warned
+
+
+CLIENT = textwrap.dedent("""
+    from attention_utils import perform_intervention
+    from experiment import Intervention, Model
+    from utils import convert_results_to_pd
+
+    model = Model(device="cpu", gpt2_version=NAME)
+    words, interventions = ["nurse", "violinist", "teacher", "school principal"], {}
+    for word in words:
+        try:
+            interventions[word] = Intervention(model.tokenizer, "The {} said that", [word, "man", "woman"],
+                                               ["he", "she"], device="cpu")
+        except ValueError:
+            pass
+    results = model.neuron_intervention_experiment(interventions, "man_direct")
+    neurons = convert_results_to_pd(interventions, results)
+    pronouns = Intervention(model.tokenizer, "The captain told the nurse that {}", ["she", "he"],
+                            ["was here", "said that"], device="cpu")
+    heads, *_ = model.attention_intervention_experiment(pronouns, "indirect")
+    entry = perform_intervention(pronouns, model)
+""")
+
+
+def test_a_script_written_as_in_2020(toy_checkpoint):
+    """Words are dropped by the ValueError of an Intervention whose prompts differ in length."""
+    made = {"NAME": str(toy_checkpoint("gpt2"))}
+    exec(CLIENT, made)
+    assert list(made["interventions"]) == ["nurse", "teacher"]
+    assert list(made["neurons"].columns) == NEURON_COLUMNS and len(made["neurons"]) == 2 * 4 * 16
+    assert made["heads"].shape == np.shape(made["entry"]["indirect_effect_head"]) == (3, 4)
+
+
+def test_prompts_of_other_lengths_are_taken_when_asked_for(model):
+    for settings in ({"multi_token": "last"}, {"any_length": True}):
+        one = Intervention(model.tokenizer, "The {} ran", ["violinist", "man"], ["he", "she"], **settings)
+        assert len(one.prompts[0].tokens) > len(one.prompts[1].tokens)
+
+
+@pytest.mark.parametrize("kind", ["gpt2", "bert", "distilbert", "roberta", "llama"])
+def test_models_say_what_they_are_by_the_names_of_2020(toy_checkpoint, toy_tokenizer, tmp_path, kind):
+    model = masked_toy(toy_checkpoint, toy_tokenizer, tmp_path, kind)
+    names = ("gpt2", "txl", "xlnet", "bert", "distilbert", "roberta")
+    assert [name for name in names if getattr(model, f"is_{name}")] == [kind] * (kind in names)
+    if model.masking:  # each of its sequences has its own length
+        Intervention(model.tokenizer, "The {} said that", ["violinist", "man"], ["he", "she"])
+
+
+def masked_toy(toy_checkpoint, toy_tokenizer, folder, kind):
+    """A Model of any architecture; its tokenizer names a mask where it needs one."""
+    target = folder / f"toy-{kind}"
+    shutil.copytree(toy_checkpoint(kind), target)
+    if kind in MASKED:
+        name = toy_tokenizer.convert_ids_to_tokens(11)
+        type(toy_tokenizer).from_pretrained(target, mask_token=name).save_pretrained(target)
+    return Model(gpt2_version=str(target))

@@ -1,6 +1,7 @@
 """What the 2020 program computed on a toy GPT-2, and what its published probabilities give: the oracle numbers."""
 
 import json
+import re
 
 import numpy as np
 import pandas as pd
@@ -77,11 +78,15 @@ def test_tokens_and_positions(golden_model, inputs):
     tokenizer = Model(gpt2_version=str(golden_model)).tokenizer
     for template in inputs["templates"]:
         for word in inputs["professions"]:
-            intervention = Intervention(tokenizer, template, [word, "man", "woman"], ["he", "she"])
+            stimulus = tokenizer, template, [word, "man", "woman"], ["he", "she"]
+            intervention = Intervention(*stimulus, any_length=True)
             assert intervention.base_strings_tok[0].tolist() == inputs["tokens"][template.format(word)]
             assert intervention.candidates == inputs["candidates"] and intervention.candidates_tok == inputs["candidates_tok"]
             if word not in inputs["dropped"][template]:
-                assert intervention.position == inputs["position"]
+                assert Intervention(*stimulus).position == inputs["position"]
+            else:  # as the 2020 code dropped them
+                with pytest.raises(ValueError, match="not of equal length"):
+                    Intervention(*stimulus)
 
 
 def test_logits_and_representations(golden, golden_model):
@@ -127,7 +132,7 @@ def test_total_effects_are_reproduced(results, analysis, run_script, tmp_path):
     table = pd.read_csv(tmp_path / "gpt2-toy_total_effects.csv").set_index("name")["value"]
     ours = [table["2020 script's total effect"], table["male (he) effect"], table["female (she) effect"]]
     np.testing.assert_allclose(ours, [entry["mean_minus_1"] for entry in printed[:3]], rtol=1e-9)
-    assert "r = -0.291 (p = 0.061, 42 prompts)" in output
+    assert re.search(r"r = -0.291 \(42 prompts\), r = -?0\.\d+ \(p = \S+, 14 professions\)", output)
     for value in ("1.837", "12.902", "-0.783"):
         assert value in output
     assert (tmp_path / "neuron_profession_correlation.pdf").read_bytes().startswith(b"%PDF")

@@ -122,7 +122,15 @@ def test_shared_direct_effects_go_on_layer_by_layer(run_script, toy_checkpoint, 
     assert run_script(command, "-model", toy_checkpoint("llama"), "-out_dir", tmp_path / "stopped")[0] == 130
     assert run_script(command, "-model", toy_checkpoint("llama"), "-out_dir", tmp_path / "stopped")[0] == 0
     assert layers == [0, 1, 2, 2, 3]
-    assert run_script(command, "-model", toy_checkpoint("llama"), "-out_dir", tmp_path / "whole")[0] == 0
+    code, output, _ = run_script(command, "-model", toy_checkpoint("llama"), "-out_dir", tmp_path / "whole")
+    assert code == 0
+    told = []
+    for manifest in tmp_path.glob("*/results/*/manifest.json"):
+        (run,) = json.loads(manifest.read_text())["runs"]
+        told += [entry["interpolation"] for entry in run["files"].values()]
+    assert len(told) == 4 and all(counts == told[0] for counts in told) and told[0]["interpolated"] + told[0]["run_for_every_word"] == 4 * 16
+    assert f"man_direct: {told[0]['interpolated']} neurons interpolated between professions" in output
+    assert f"{told[0]['run_for_every_word']} run for every profession" in output
     assert tables(tmp_path / "stopped") == tables(tmp_path / "whole")
     assert not list(tmp_path.glob("stopped/results/*/unfinished"))
 

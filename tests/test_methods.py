@@ -1,7 +1,9 @@
 """Methods that estimate: gradients against finite differences of exact sweeps, what screening runs, what it may claim, and whose file is whose."""
 
 import json
+import re
 from itertools import pairwise
+from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
@@ -102,6 +104,32 @@ def test_one_backward_pass_a_prompt_serves_all_types(run_script, toy_checkpoint,
     monkeypatch.setattr(Model, "neuron_gradients", count)
     assert run_script(f"{RUN} --method gradient", "-model", toy_checkpoint("gpt2"), "-out_dir", tmp_path)[0] == 0
     assert sorted(taken) == [(0, 8), (1, 2), (2, 2)]
+
+
+# what is kept on the way
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_gradients_keep_twelve_bytes_a_neuron_and_prompt(toy_model, tmp_path, dtype):
+    model = toy_model("llama", dtype)
+    interventions = stimuli(model)
+    gradients = gradients_of(model, tmp_path, interventions)
+    for template, words in interventions.items():
+        for word in words:
+            gradients(template, word, 0)
+    needed = neuron_utils.bytes_on_the_way(model, interventions, "gradient")
+    assert needed == 6 * (model.num_layers + 1) * model.num_neurons * (12 if dtype == torch.float32 else 24)
+    assert 0 <= gradients.run_folder.shard_bytes() - needed < 6 * 1000  # names and sizes in each of six files
+
+
+@pytest.mark.parametrize("method", ["gradient", "screen"])
+def test_a_disk_without_room_is_told_before_the_run(run_script, toy_checkpoint, tmp_path, monkeypatch, method):
+    command = [RUN, "--method", method, "--screen_share", 0.7, "-model", toy_checkpoint("llama"),
+               "-out_dir", tmp_path / "out"]
+    monkeypatch.setattr("shutil.disk_usage", lambda _: SimpleNamespace(free=100))
+    code, _, error = run_script(*command)
+    assert code == 2 and error.count("\n") == 1 and not (tmp_path / "out").exists()
+    assert re.search(rf"the gradients of --method {method} take \S+ GB on the way, 1e-07 GB are free: ", error)
 
 
 # tables

@@ -2,17 +2,22 @@
 
 import json
 import shutil
+from itertools import permutations
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
+from tqdm import tqdm
 from transformers import PreTrainedTokenizerFast
 
 from experiment import INTERVENTION_TYPES, Intervention, Model
 from mediation.errors import InputError
 from mediation.neurons import single_neuron_edits
 from mediation.stimuli import begin_tokens, fill
+from mediation.storage import RunFolder
 from mediation.sweeps import by_full_passes
+from neuron_utils import SHARED_FROM, sweep_kind
 from tests.test_engine import TOLERANCE
 
 CANDIDATES = (["he", "she"], ["he was", "she said that"], ["was fired", "he"])
@@ -102,8 +107,11 @@ def test_first_order_of_several_tokens_is_the_slope(toy_model):
 
 def test_the_default_is_the_rule_of_2020(toy_model):
     model = toy_model()
+    with pytest.raises(InputError, match=r"not of equal length.*multi_token"):
+        make(model, candidates=CANDIDATES[0], multi_token=None)
+    of_two = make(model, words=("xqz", "zqx", "qzx"), candidates=CANDIDATES[0], multi_token=None)
     with pytest.raises(InputError, match=r"differ in a single token.*multi_token"):
-        model.neuron_intervention_single_experiment(make(model, candidates=CANDIDATES[0], multi_token=None), "man_indirect")
+        model.neuron_intervention_single_experiment(of_two, "man_indirect")
     with pytest.raises(InputError, match=r"is 2 tokens.*--multi_token"):
         model.neuron_intervention_single_experiment(make(model, words=("nurse", "man", "woman"), multi_token=None), "man_indirect")
     with pytest.raises(InputError, match="not as many: use multi_token last"):
@@ -120,21 +128,70 @@ def test_slots_anywhere(toy_model, template):
         np.testing.assert_allclose(swept[layer, 5], by_hooks(model, one, "man_indirect", layer, 5), rtol=1e-6)
 
 
+def test_a_study_of_words_of_several_tokens(toy_model, tmp_path):
+    """An interpolant has one variable: slots of several tokens are swept word by word."""
+    model, template, run_folder = toy_model(), "The {} said that", RunFolder(tmp_path)
+    words = ["".join(pair) for pair in permutations("xqzj", 2)]
+    stimuli = {word: make(model, template, (word, "xx", "qq"), CANDIDATES[0], "all") for word in words}
+    options = SimpleNamespace(method="exact", full_passes=False, dtype="float32", alpha=1.0, batch_size=None,
+                              odds_only=False, seed=0)
+    run_folder.claim([], {})
+    assert len(words) >= SHARED_FROM
+    results = sweep_kind(model, run_folder, "man_direct", {template: "t.csv"}, {template: stimuli}, options,
+                         tqdm(disable=True))
+    expected = model.neuron_intervention_single_experiment(stimuli[words[3]], "man_direct")[6:]
+    found = results(template, words[3])["log_probabilities"]
+    np.testing.assert_allclose(found, np.log([part.numpy() for part in expected]), atol=1e-5)
+
+
+# without the normaliser
+
+
+def test_odds_of_several_tokens_need_the_normaliser(toy_model, toy_checkpoint, run_script, tmp_path):
+    model = toy_model()
+    for candidates in CANDIDATES[1:]:
+        one = make(model, candidates=candidates)
+        with pytest.raises(InputError, match="odds_only is for candidates of one token each"):
+            model.neuron_intervention_in_templates([one], "man_indirect", odds_only=True)
+        with pytest.raises(InputError, match="odds_only is for candidates of one token each"):
+            model.direct_interpolants([one], "man_direct", np.zeros((2, 16)), 1, odds_only=True)
+    code, _, error = run_script("run_profession_neuron_experiments.py --template_indices 1 --professions nurse",
+                                "--odds_only", "--multi_token", "last", "--candidates", "he was", "she",
+                                "-model", toy_checkpoint("gpt2"), "-out_dir", tmp_path / "out")
+    assert code == 2 and error.count("\n") == 1
+    assert error.startswith("error: odds_only is for candidates of one token each, one has 2")
+    assert not (tmp_path / "out").exists()
+
+
+def test_odds_of_single_tokens_after_words_of_several(toy_model):
+    model = toy_model()
+    one = make(model, candidates=CANDIDATES[0])
+    full, odds = (model.neuron_intervention_in_templates([one], "man_indirect", odds_only=odds_only)
+                  for odds_only in (False, True))
+    np.testing.assert_allclose(odds[..., 0] - odds[..., 1], full[..., 0] - full[..., 1], atol=1e-5)
+
+
 # begin tokens
 
 
-@pytest.fixture(scope="module")
-def with_begin_token(toy_checkpoint, toy_tokenizer, tmp_path_factory):
-    """A toy Llama whose tokenizer puts a begin token before every text."""
+@pytest.fixture(scope="module", params=[False, True], ids=["begin", "begin and end"])
+def with_begin_token(request, toy_checkpoint, toy_tokenizer, tmp_path_factory):
+    """A toy Llama whose tokenizer puts a begin token before every text, and maybe an end token behind it."""
     folder = tmp_path_factory.mktemp("begin") / "toy-begin"
     shutil.copytree(toy_checkpoint("llama"), folder)
     begin = toy_tokenizer.convert_ids_to_tokens(9)
     content = json.loads((folder / "tokenizer.json").read_text())
     first, second = ({"Sequence": {"id": name, "type_id": 0}} for name in "AB")
-    content["post_processor"] = {"type": "TemplateProcessing", "single": [{"SpecialToken": {"id": begin, "type_id": 0}}, first], "pair": [first, second],
-                                 "special_tokens": {begin: {"id": begin, "ids": [9], "tokens": [begin]}}}
+    end = toy_tokenizer.convert_ids_to_tokens(10)
+    special = {name: {"id": name, "ids": [number], "tokens": [name]}
+               for name, number in ((begin, 9), (end, 10))}
+    single = [{"SpecialToken": {"id": begin, "type_id": 0}}, first,
+              {"SpecialToken": {"id": end, "type_id": 0}}]
+    content["post_processor"] = {"type": "TemplateProcessing", "single": single[: 2 + request.param],
+                                 "pair": [first, second], "special_tokens": special}
     (folder / "tokenizer.json").write_text(json.dumps(content))
-    PreTrainedTokenizerFast(tokenizer_file=str(folder / "tokenizer.json"), bos_token=begin).save_pretrained(folder)
+    PreTrainedTokenizerFast(tokenizer_file=str(folder / "tokenizer.json"), bos_token=begin,
+                            eos_token=end).save_pretrained(folder)
     return folder
 
 
@@ -149,3 +206,10 @@ def test_a_begin_token_stands_before_every_prompt(with_begin_token, toy_tokenize
         expected = model.model(torch.tensor([[9, *plain.tokens]])).logits[0, -1].softmax(-1)[[ids[0] for ids in one.candidates_tok]]
     found = model.neuron_intervention_single_experiment(one, "man_indirect")
     np.testing.assert_allclose(found[:2], expected, rtol=1e-5)
+
+
+def test_what_frames_a_text_of_a_masked_model_is_no_begin_token(with_begin_token):
+    tokenizer = PreTrainedTokenizerFast.from_pretrained(with_begin_token)
+    framed = len(tokenizer("a")["input_ids"]) == 3
+    tokenizer.mask_token = tokenizer.convert_ids_to_tokens(11)
+    assert begin_tokens(tokenizer) == ([] if framed else [9])

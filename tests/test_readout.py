@@ -48,7 +48,7 @@ def test_tokens_whose_logits_grow_strongly_are_seen(head, rank, length, others):
     head.weight[by_probability[2_100: 2_100 + others]] += directions[1:]
     steps = torch.logspace(-4, 0.5, 200).unsqueeze(1)
     rows = base + steps * directions[0] / length
-    torch.testing.assert_close(Normaliser(head, base)(rows), full_sums(head, rows), rtol=2e-6, atol=TOLERANCE + 3e-6 + 3e-8 * length)  # float32
+    torch.testing.assert_close(Normaliser(head, base)(rows), full_sums(head, rows), rtol=2e-6, atol=TOLERANCE + 3e-6 + 3e-7 * length)  # float32
 
 
 def test_normalisers_are_made_once_for_each_base_row_and_weight(head, monkeypatch):

@@ -4,6 +4,7 @@ import datetime
 import json
 import os
 import pickle
+import re
 import resource
 import signal
 import subprocess
@@ -15,6 +16,7 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from transformers import AutoModelForCausalLM
 
 import mediation
 from experiment import Model
@@ -184,6 +186,42 @@ def test_damaged_checkpoints_end_in_one_line(toy_checkpoint, run_script, tmp_pat
     (folder / name).write_bytes({"cut": content[: len(content) // 2], "changed": b"\x00\xff" + content[2:], "empty": b""}[how])
     code, _, error = run_script(COMMAND, "-model", folder, "-out_dir", tmp_path / "out")
     assert code == 2 and "cannot load model" in error.splitlines()[-1] and not (tmp_path / "out").exists()
+
+
+def test_a_model_that_does_not_fit_into_memory(toy_checkpoint, run_script, tmp_path):
+    """400 terabytes of word embedding: more than any process can address."""
+    folder = damaged_checkpoint(toy_checkpoint("gpt2"), tmp_path / "large")
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**config, "vocab_size": 10**7, "n_embd": 10**7}))
+    code, _, error = run_script(COMMAND, "-model", folder, "-out_dir", tmp_path / "out", "--randomize")
+    assert code == 2 and not (tmp_path / "out").exists()
+    assert re.fullmatch(r"error: out of memory while loading model '\S+large' on cpu: name a smaller .*\n", error)
+
+
+def resized(folder, target, rows, tokenizer):
+    """A copy of a checkpoint with so many rows in its word embedding, and this tokenizer."""
+    model = AutoModelForCausalLM.from_pretrained(folder)
+    model.resize_token_embeddings(rows)
+    model.save_pretrained(target)
+    tokenizer.save_pretrained(target)
+    return target
+
+
+def test_a_tokenizer_with_more_tokens_than_the_model(toy_checkpoint, toy_tokenizer, run_script, tmp_path):
+    last = len(toy_tokenizer) - 1
+    folder = resized(toy_checkpoint("gpt2"), tmp_path / "toy", last, toy_tokenizer)
+    code, _, error = run_script(COMMAND, "-model", folder, "-out_dir", tmp_path / "out")
+    (line,) = [line for line in error.splitlines() if line.startswith("error")]
+    assert code == 2 and not (tmp_path / "out").exists()
+    assert f"has the number {last}, and the word embedding ends at {last - 1}" in line
+
+
+def test_a_special_token_without_a_row_does_no_harm(toy_checkpoint, toy_tokenizer, tmp_path):
+    """As Gemma 3's placeholder for images does."""
+    tokenizer, rows = type(toy_tokenizer).from_pretrained(toy_checkpoint("gpt2")), len(toy_tokenizer)
+    tokenizer.add_special_tokens({"additional_special_tokens": ["<image>"]})
+    folder = resized(toy_checkpoint("gpt2"), tmp_path / "toy", rows, tokenizer)
+    assert len(Model(gpt2_version=str(folder)).tokenizer) == rows + 1
 
 
 def test_a_clock_that_jumps_changes_nothing(toy_checkpoint, undisturbed, tmp_path):  # noqa: F811

@@ -187,6 +187,58 @@ def test_a_benchmark_that_fails_is_told_by_the_exit_code(tmp_path, monkeypatch):
         assert ("failed with exit code 2" in report) == bool(code) and "usage:" in report
 
 
+# which candidate is which
+
+
+def exchange(path):
+    """Rewrite a table as `--candidates she he` would have written it."""
+    table = pd.read_csv(path, index_col=0)
+    other = {"candidate1": "candidate2", "candidate2": "candidate1"}
+    names = {name: other[name[:10]] + name[10:] for name in table if name[:10] in other}
+    table.rename(columns=names)[table.columns].to_csv(path)
+
+
+@pytest.mark.parametrize("some", ["*.csv", "*said_that_man_*.csv"], ids=["all tables", "some of them"])
+def test_analyses_read_which_candidate_is_which(run_script, results, tmp_path, some):
+    """The same numbers for `--candidates she he`, and where tables of both orders are united."""
+    made = {}
+    for name in ("as they are", "exchanged"):
+        for script in ANALYSES:
+            code, printed, error = run_script(script, results, "toy-gpt2", "-out_dir", tmp_path / name)
+            assert code == 0, error
+            made.setdefault(name, []).append(printed.split("wrote")[0])
+        for path in results.glob(some) if name == "as they are" else ():
+            exchange(path)
+    assert made["exchanged"] == made["as they are"]
+    for path in (tmp_path / "as they are").glob("*.csv"):
+        one, other = (pd.read_csv(tmp_path / name / path.name) for name in made)
+        pd.testing.assert_frame_equal(one, other, rtol=1e-12)
+
+
+def test_a_run_with_exchanged_candidates_reads_the_same(run_script, finished, toy_checkpoint, tmp_path):
+    code, _, error = run_script(RUN, "-model", toy_checkpoint("gpt2"), "-out_dir", tmp_path,
+                                "--candidates", "she", "he", "--intervention_types", "man_indirect",
+                                "--odds_only")
+    assert code == 0, error
+    (path,) = tmp_path.glob("results/*/The_X_said_that_man_indirect_toy-gpt2.csv")
+    for word, (base, log_odds) in read_interventions(path)[0].items():
+        expected_base, expected = read_interventions(finished / path.name)[0][word]
+        assert base == pytest.approx(expected_base, abs=1e-5)
+        np.testing.assert_allclose(log_odds, expected, atol=1e-4)
+
+
+@pytest.mark.parametrize("script", [*ANALYSES, "make_report.py"])
+def test_other_candidates_are_refused_by_name(run_script, results, script):
+    path = results / "The_X_said_that_man_direct_toy-gpt2.csv"
+    table = pd.read_csv(path, index_col=0)
+    table.assign(candidate1="['Ġthey']", candidate2="['▁one']").to_csv(path)
+    before = contents(results)
+    assert_refused(run_script(script, results, "toy-gpt2"), path.name, "'they' and 'one'", "'he' and 'she'")
+    assert contents(results) == before
+
+
+
+
 # what is refused
 
 
@@ -202,7 +254,10 @@ def test_a_benchmark_that_fails_is_told_by_the_exit_code(tmp_path, monkeypatch):
     ("--max_examples 0", ["--max_examples 0"]),
     ("--batch_size 0", ["0 is not a whole number"]),
     ("--device gpu", ["'gpu' is unknown"]),
-    ("--device cuda", ["cuda", "--device cpu"]),
+    ("--device cuda:99", ["'cuda:99' is not there", "CUDA devices", "--device cpu"]),
+    ("--device cuda:99 --precision fast", ["'cuda:99' is not there", "--device cpu"]),
+    ("--device mps", ["'mps' is not supported", "cpu or cuda"]),
+    ("--device meta", ["'meta' is not supported", "cpu or cuda"]),
     ("--dtype int8", ["int8", "float32"]),
 ])
 def test_what_cannot_be_run(run_script, toy_checkpoint, tmp_path, options, words):
@@ -298,6 +353,21 @@ def test_tables_of_different_runs_in_one_folder(run_script, results):
     table["candidate1_base_prob"] *= 0.9
     table.to_csv(path)
     assert_refused(run_script("compute_neuron_total_effect.py", results, "toy-gpt2"), "tables disagree", "separate folders")
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float16"])
+def test_half_precision_tables_may_differ_by_what_float16_rounds(run_script, results, dtype):
+    """The same prompt in trees of different templates: 0.17% apart on SmolLM2-135M in float16."""
+    path, manifest = results / "The_X_said_that_man_indirect_toy-gpt2.csv", results / "manifest.json"
+    manifest.write_text(manifest.read_text().replace('"dtype": "float32"', f'"dtype": "{dtype}"'))
+    table = pd.read_csv(path, index_col=0)
+    table["candidate1_base_prob"] *= 1.003
+    table.to_csv(path)
+    outcome = run_script("compute_neuron_total_effect.py", results, "toy-gpt2")
+    if dtype == "float16":
+        assert outcome[0] == 0
+    else:
+        assert_refused(outcome, "tables disagree")
 
 
 def test_neurons_that_are_not_those_of_the_other_tables(run_script, results):

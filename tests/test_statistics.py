@@ -6,8 +6,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
+from scipy import stats
 
-from mediation import statistics
+from mediation import report, statistics
 from mediation.effects import effect, gender_contrast, log_odds, odds_ratio
 
 probability = st.floats(1e-30, 1)
@@ -83,6 +84,27 @@ def test_orientation_of_total_effects(rated):
     assert effects["he_effect"][0] == pytest.approx((.3 / .1) / (.1 / .2) - 1)  # toward man: odds of he
     assert effects["she_effect"][0] == pytest.approx((.4 / .1) / (.2 / .1) - 1)  # toward woman: odds of she
     assert effects["log_she_effect"][0] == pytest.approx(np.log(4 / 2))
+
+
+def test_the_p_value_is_of_professions_not_of_prompts(rated):
+    """Templates that repeat what a profession says make no correlation surer."""
+    rng = np.random.default_rng(0)
+    words = [word for word in rated if not rated[word].is_definitional][:30]
+    effects = {word: rng.normal() for word in words}
+
+    def table(templates):
+        rows = [{"word": word, "template": number, "definitional": False, "bias": rated[word].bias,
+                 "log_she_effect": effects[word], "log_he_effect": -effects[word]}
+                for word in words for number in range(templates)]
+        return pd.DataFrame(rows)
+
+    once, often = (statistics.bias_correlations(table(templates))[0] for templates in (1, 17))
+    expected = stats.pearsonr([rated[word].bias for word in words], list(effects.values()))
+    assert (often.prompts, often.professions) == (30 * 17, 30)
+    for found in (once, often):
+        assert (found.r, found.r_of_means, found.p) == pytest.approx((*expected[:1], *expected), rel=1e-9)
+    text = report.describe_correlations([often])
+    assert "30 professions)" in text and "takes the professions for independent" in text
 
 
 def test_layer_profile_takes_at_least_one_neuron():
