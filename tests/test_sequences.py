@@ -1,8 +1,9 @@
-"""Any sequence of runs in one folder: other options, more templates or words, runs that were killed, another day, another method or format.
+"""Any sequence of runs in one folder: other options, more templates or words, runs that were killed, another day.
 
-Each run ends with exit code 0, or with 2, one line and nothing changed. What is finished then equals what the same command writes into an empty folder.
+Each run ends with exit code 0, or with 2, one line and nothing changed. What is finished stays as it is, and
+equals what the same command writes into an empty folder.
 
-MEDIATION_TURNS=2000 python -m pytest tests/test_sequences.py      draws that many sequences a script, other ones every time
+MEDIATION_TURNS=2000 python -m pytest tests/test_sequences.py      as many sequences a script, others every time
 """
 
 import contextlib
@@ -36,7 +37,8 @@ NEURONS = {  # option: its values, the usual one first
     "-model": ("{toy}", "{retrained}"),
     "-template_indices": ("1", "1 13", "13 1", "13"),
     "--professions": ("nurse captain", "nurse captain teacher", "nurse electrician", "teacher"),
-    "--intervention_types": ("man_direct", "man_direct man_indirect", "man_indirect man_direct man_minus_woman", "woman_indirect"),
+    "--intervention_types": ("man_direct", "man_direct man_indirect", "woman_indirect",
+                             "man_indirect man_direct man_minus_woman"),
     "--method": ("exact", "gradient", "screen"),
     "--format": ("csv", "parquet"),
     "--screen_sample": ("3", "4"),
@@ -67,8 +69,8 @@ OWN = {
 }
 STUDY, MEDIATE = "run_profession_neuron_experiments.py", "mediate.py"
 CHOICES = {STUDY: NEURONS, MEDIATE: OWN}
-ANALYSES = ("compute_neuron_total_effect.py", "compute_neuron_split_total_effect.py", "compute_and_save_neuron_agg_effect.py",
-            "compute_neuron_effect_per_layer.py", "make_report.py")
+ANALYSES = ("compute_neuron_total_effect.py", "compute_neuron_split_total_effect.py",
+            "compute_and_save_neuron_agg_effect.py", "compute_neuron_effect_per_layer.py", "make_report.py")
 STIMULI = [Stimulus("1", "The {} said that", ("nurse", "man", "woman"), ("she", "he"), "short"),
            Stimulus("2", "The {} went home because", ("teacher", "man"), ("he", "she"), "long"),
            Stimulus("3", "The {} ran because", ("electrician", "man"), ("he", "she"), "long")]
@@ -76,7 +78,7 @@ STIMULI = [Stimulus("1", "The {} said that", ("nurse", "man", "woman"), ("she", 
 
 @dataclass(frozen=True)
 class Step:
-    """A command of a sequence; where it is stopped: ("killed" or "interrupted", write, before or after it); how many days after the first."""
+    """A command; where it is stopped ("killed" or "interrupted", number of a write, behind it?); on which day."""
 
     command: str
     stopped: tuple | None = None
@@ -84,9 +86,10 @@ class Step:
 
 
 def command(script, **chosen):
-    """A script with the usual value of each option but those chosen: without dashes, None for options left out."""
-    values = {option: chosen.get(option.lstrip("-"), usual) for option, (usual, *_) in CHOICES[script].items()}
-    return " ".join([script, *(f"{option} {value}" for option, value in values.items() if value is not None), "--screen_share .6 --screen_top 8"])
+    """A script with the usual value of each option but those chosen (names without dashes; None: left out)."""
+    values = {option: chosen.get(option.lstrip("-"), values[0]) for option, values in CHOICES[script].items()}
+    given = [f"{option} {value}" for option, value in values.items() if value is not None]
+    return " ".join([script, *given, "--screen_share .6 --screen_top 8"])
 
 
 @st.composite
@@ -96,9 +99,10 @@ def sequences(draw, script, longest=4):
     chosen, steps, day = {}, [], 0
     for _ in range(draw(st.integers(2, longest))):
         for _ in range(draw(st.sampled_from((1, 2, 0)))):
-            option = draw(st.sampled_from([*choices, *3 * list(choices)[1:5]]))  # often those that extend a run
+            option = draw(st.sampled_from([*choices, *3 * list(choices)[1:5]]))  # often what extends a run
             now = chosen.get(option.lstrip("-"), choices[option][0])
-            chosen[option.lstrip("-")] = draw(st.sampled_from([value for value in choices[option] if value != now]))
+            others = [value for value in choices[option] if value != now]
+            chosen[option.lstrip("-")] = draw(st.sampled_from(others))
         how = draw(st.sampled_from((None, None, "killed", "interrupted")))
         stopped = how and (how, draw(st.integers(1, 20)), draw(st.booleans()))
         day += draw(st.sampled_from((0, 0, 0, 0, 0, 1)))
@@ -107,7 +111,7 @@ def sequences(draw, script, longest=4):
 
 
 class Workplace:
-    """Toys that are loaded once, commands as from the shell but in this process, and what each writes into an empty folder."""
+    """Commands as from the shell, in this process, on toys loaded once; what each writes into an empty folder."""
 
     def __init__(self, root, names):
         self.root, self.names, self.kept, self.folders = root, names, {}, 0
@@ -119,7 +123,7 @@ class Workplace:
         return self.root / str(self.folders)
 
     def run(self, command, folder, day=0, stopped=None):
-        """(exit code, standard output, standard error); a run that was killed leaves what was on the disk at that moment."""
+        """(exit code, standard output, standard error); a killed run leaves what was on the disk just then."""
         script, *options = shlex.split(command.format(**self.names))
         writes, replace, at_that_moment = 0, os.replace, folder.with_name(f"{folder.name}-killed")
 
@@ -144,7 +148,8 @@ class Workplace:
                 return datetime.date(2026, 1, 1 + day)
 
         output, errors = io.StringIO(), io.StringIO()
-        with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(output), contextlib.redirect_stderr(errors):
+        with (pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(output),
+              contextlib.redirect_stderr(errors)):
             patch.setattr(sys, "argv", [script, *options])
             patch.setattr(datetime, "date", Today)
             if stopped:
@@ -173,8 +178,9 @@ def workplace(toy_checkpoint, tmp_path_factory):
     """A Workplace with a toy, a toy of the same name and other weights, and two files of stimuli."""
     root, load, loaded = tmp_path_factory.mktemp("sequences"), checkpoints.load_model, {}
     toy = toy_checkpoint("gpt2")
-    names = {"toy": toy, "retrained": damaged_checkpoint(toy, root / "retrained" / toy.name, c_proj__weight=lambda weights: 1.01 * weights),
-             "one": stimulus_files.write(root / "one.jsonl", STIMULI), "other": stimulus_files.write(root / "other.jsonl", STIMULI[:2])}
+    retrained = damaged_checkpoint(toy, root / "retrained" / toy.name, c_proj__weight=lambda old: 1.01 * old)
+    names = {"toy": toy, "retrained": retrained, "one": stimulus_files.write(root / "one.jsonl", STIMULI),
+             "other": stimulus_files.write(root / "other.jsonl", STIMULI[:2])}
 
     def load_once(*arguments):
         if arguments not in loaded:
@@ -184,24 +190,27 @@ def workplace(toy_checkpoint, tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(checkpoints, "load_model", load_once)
         patch.setattr(os, "fsync", lambda _: None)  # nobody pulls the plug
-        patch.setattr(Figure, "savefig", lambda _, file, **__: file.write(b"a figure"))  # drawing takes longer than all the rest
+        patch.setattr(Figure, "savefig", lambda _, file, **__: file.write(b"a figure"))  # drawing takes long
         patch.setattr(neuron_utils, "SHARED_FROM", 3)  # so that few words are interpolated
         yield Workplace(root, names)
 
 
 def contents(folder):
     """{path in the folder: bytes} of all files but locks."""
-    return {str(path.relative_to(folder)): path.read_bytes() for path in sorted(folder.glob("**/*")) if path.is_file() and ".locks" not in path.parts}
+    return {str(path.relative_to(folder)): path.read_bytes() for path in sorted(folder.glob("**/*"))
+            if path.is_file() and ".locks" not in path.parts}
 
 
 def tables(files):
     """{name: bytes} of the tables, wherever in the folder they are."""
-    return {path.rpartition("/")[2]: content for path, content in files.items() if path.endswith((".csv", ".parquet")) and "/." not in f"/{path}"}
+    return {Path(path).name: content for path, content in files.items()
+            if path.endswith((".csv", ".parquet")) and not Path(path).name.startswith(".")}
 
 
 def runs(files):
     """All runs of all manifests."""
-    return [run for path, content in files.items() if path.endswith("manifest.json") for run in json.loads(content)["runs"]]
+    return [run for path, content in files.items() if Path(path).name == "manifest.json"
+            for run in json.loads(content)["runs"]]
 
 
 def finished(folder):
@@ -210,21 +219,23 @@ def finished(folder):
     for manifest in folder.glob("**/manifest.json"):
         for run in json.loads(manifest.read_text())["runs"]:
             for name in (name for name, entry in run["files"].items() if "rows" in entry):
-                means = f"{name.partition('_')[0]}_mean_{name.partition('_')[2].rpartition('.')[0]}.csv"
-                found |= {path: path.read_bytes() for path in (manifest.parent / name, manifest.parent / means) if path.exists()}
+                mediator, _, model = name.rpartition(".")[0].partition("_")
+                paths = manifest.parent / name, manifest.parent / f"{mediator}_mean_{model}.csv"
+                found |= {path: path.read_bytes() for path in paths if path.exists()}
     return found
 
 
 def meets_others(files, expected):
-    """Whether a table of the runs `expected` was begun with other settings: then they are refused."""
-    def stems(run):
+    """Whether a table of the runs `expected` was begun with other settings, or in another format: refused then."""
+    def tables_of(run):
         return {name.rpartition(".")[0] for name in run["files"]}
-    return any(stems(before) & stems(run) and (before["settings"] != run["settings"] or set(before["files"]).isdisjoint(run["files"]))
+    return any(tables_of(before) & tables_of(run)
+               and (before["settings"] != run["settings"] or before["files"].keys().isdisjoint(run["files"]))
                for before in files for run in expected)
 
 
 def assert_same_numbers(name, found, expected):
-    """Equal up to the rounding of sums that are taken in another order; rows of a screening where both have run the neuron, or both have not."""
+    """Equal up to the rounding of sums in another order; a screening's rows where both ran the unit, or neither."""
     read = pd.read_csv if name.endswith(".csv") else pd.read_parquet
     found, expected = read(io.BytesIO(found)), read(io.BytesIO(expected))
     assert list(found) == list(expected) and len(found) == len(expected), name
@@ -232,7 +243,8 @@ def assert_same_numbers(name, found, expected):
         if found[column].dtype.kind == "f":
             how = f"{column.removesuffix('_effect')}_method" if column.endswith("_effect") else "method"
             alike = found[how] == expected[how] if how in found else slice(None)
-            np.testing.assert_allclose(found[column][alike], expected[column][alike], rtol=1e-4, atol=1e-5, err_msg=f"{name}, {column}")
+            np.testing.assert_allclose(found[column][alike], expected[column][alike], rtol=1e-4, atol=1e-5,
+                                       err_msg=f"{name}, {column}")
         elif "method" not in column:
             assert (found[column] == expected[column]).all(), f"{name}, {column}"
 
@@ -243,8 +255,10 @@ def check(workplace, steps):
     begun = set()  # commands that have run
     for step in steps:
         before, good = contents(folder), finished(folder)
-        code, output, errors = workplace.run(f"{step.command} -out_dir {folder}", folder, step.day, step.stopped)
-        assert not [path for path, content in good.items() if not path.exists() or path.read_bytes() != content], f"{step}: {errors}"
+        command = f"{step.command} -out_dir {folder}"
+        code, output, errors = workplace.run(command, folder, step.day, step.stopped)
+        lost = [path for path, content in good.items() if not path.exists() or path.read_bytes() != content]
+        assert not lost, f"{step}: {lost}"
         if code == 130:
             begun.add(step.command)
             continue
@@ -267,7 +281,7 @@ def check(workplace, steps):
 
 
 def compare(step, now, fresh, alone):
-    """What a command has finished against what it writes into an empty folder; byte by byte where no other command has had a hand in it."""
+    """What a command finished against what it writes into an empty folder; `alone`: byte by byte."""
     found = tables(now)
     for name, expected in tables(fresh).items():
         assert name in found, f"{step}: no {name}"
@@ -275,11 +289,13 @@ def compare(step, now, fresh, alone):
             assert found[name] == expected, f"{step}: {name} is not the same"
         assert_same_numbers(name, found[name], expected)
     for expected in runs(fresh):
-        (run,) = [run for run in runs(now) if run["settings"] == expected["settings"] and list(run["files"]) == list(expected["files"])]
+        (run,) = [run for run in runs(now) if run["settings"] == expected["settings"]
+                  and list(run["files"]) == list(expected["files"])]
         assert run["finished"] and run.keys() == expected.keys(), f"{step}: {run.keys() ^ expected.keys()}"
         for name, entry in run["files"].items():
             alike = expected["files"][name]
-            assert entry.keys() - {"taken_over"} == alike.keys() and entry["rows"] == alike["rows"], f"{step}: {name}"
+            assert entry.keys() - {"taken_over"} == alike.keys(), f"{step}: {name}"
+            assert entry["rows"] == alike["rows"], f"{step}: {name}"
 
 
 def analyse(workplace, folder):
@@ -291,41 +307,47 @@ def analyse(workplace, folder):
             code, _, errors = workplace.run(f"{script} {folder} {'' if 'layer' in script else model}", folder)
             assert code in (0, 2), f"{script}: {errors}"
             if code == 2:
-                assert "error: " in errors.splitlines()[-1] and contents(folder) == before, f"{script}: {errors}"
+                assert "error: " in errors.splitlines()[-1], f"{script}: {errors}"
+                assert contents(folder) == before, f"{script}: {errors}"
 
 
-def drawn(test):
-    """A property test of a few sequences, always the same ones; as many others as MEDIATION_TURNS asks for."""
-    return settings(max_examples=TURNS or 12, derandomize=not TURNS, deadline=None, database=None, print_blob=False,
-                    suppress_health_check=list(HealthCheck))(test)
+def drawn(examples):
+    """For a property test: a few sequences, always the same, or as many others as MEDIATION_TURNS asks for."""
+    return settings(max_examples=TURNS or examples, derandomize=not TURNS, deadline=None, database=None,
+                    print_blob=False, suppress_health_check=list(HealthCheck))
 
 
-@drawn
+@drawn(14)
 @given(steps=sequences(STUDY))
 def test_a_sequence_of_runs_of_the_neuron_study(workplace, steps):
     check(workplace, steps)
 
 
-@drawn
+@drawn(8)
 @given(steps=sequences(MEDIATE))
 def test_a_sequence_of_runs_on_stimuli_of_ones_own(workplace, steps):
     check(workplace, steps)
 
 
-THREE, BOTH = {"professions": "nurse captain teacher"}, {"template_indices": "1 13"}
-FOUND = {  # what drawn sequences found: name: (command, stopped), ...
-    "templates in another order behind a kill": [(command(STUDY, **THREE, **BOTH), ("killed", 4, True)),
-                                                 (command(STUDY, **THREE, template_indices="13 1"), None)],
-    "one of two templates finished by another run": [(command(STUDY, **THREE, **BOTH), ("killed", 4, True)), (command(STUDY, **THREE), None),
-                                                     (command(STUDY, **THREE, **BOTH), None)],
-    "more templates": [(command(STUDY), None), (command(STUDY, **BOTH), None)],
-    "another format": [(command(STUDY), None), (command(STUDY, format="parquet"), None)],
-    "another method and format": [(command(MEDIATE, mediators="heads"), None),
-                                  (command(MEDIATE, mediators="heads", method="gradient", format="parquet"), None)],
-    "killed between a table and the end of its run": [(command(MEDIATE), ("killed", 3, True)), (command(MEDIATE), None)],
+THREE = {"professions": "nurse captain teacher"}
+BOTH = command(STUDY, **THREE, template_indices="1 13")
+FOUND = {  # what drawn sequences found
+    "templates in another order after a kill": [
+        Step(BOTH, ("killed", 4, True)), Step(command(STUDY, **THREE, template_indices="13 1"))],
+    "one of two templates finished by another run": [
+        Step(BOTH, ("killed", 4, True)), Step(command(STUDY, **THREE)), Step(BOTH)],
+    "more templates": [
+        Step(command(STUDY)), Step(command(STUDY, template_indices="1 13"))],
+    "another format": [
+        Step(command(STUDY)), Step(command(STUDY, format="parquet"))],
+    "another method and format": [
+        Step(command(MEDIATE, mediators="heads")),
+        Step(command(MEDIATE, mediators="heads", method="gradient", format="parquet"))],
+    "killed between a table and the end of its run": [
+        Step(command(MEDIATE), ("killed", 3, True)), Step(command(MEDIATE))],
 }
 
 
 @pytest.mark.parametrize("steps", FOUND.values(), ids=FOUND)
 def test_a_sequence_that_was_found(workplace, steps):
-    check(workplace, [Step(*step) for step in steps])
+    check(workplace, steps)
