@@ -222,8 +222,7 @@ def read_probabilities(folder, model):
     if rows.empty:
         raise InputError(f"{folder}: the tables have no rows: write them again with run_profession_neuron_experiments.py")
     spread = rows.groupby("base_string")[PROBABILITIES].agg(["min", "max"])
-    made = [run["settings"] for run in RunFolder(Path(next(iter(paths))).parent).read()["runs"]]
-    factor = 1 + APART[any(settings.get("model") == model and settings.get("dtype") in HALF_PRECISION for settings in made)]
+    factor = 1 + APART[_in_half_precision(Path(next(iter(paths))).parent, model)]
     for column in PROBABILITIES:
         apart = spread.index[spread[column, "max"] > spread[column, "min"] * factor]
         if len(apart):
@@ -233,6 +232,15 @@ def read_probabilities(folder, model):
     rows[["template", "word"]] = [split_base_string(base_string) for base_string in rows["base_string"]]
     rows["word"] = rows["word"].str.replace(" ", "_")  # as the ratings write words of several parts
     return rows
+
+
+def _in_half_precision(folder, model):
+    """True when the folder's manifest says that a model's tables were made in half precision; a manifest of other software says nothing."""
+    try:
+        made = [run["settings"] for run in RunFolder(folder).read()["runs"]]
+    except InputError:
+        return False
+    return any(settings.get("model") == model and settings.get("dtype") in HALF_PRECISION for settings in made)
 
 
 def read_interventions(path):

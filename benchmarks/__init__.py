@@ -8,7 +8,8 @@ from pathlib import Path
 
 import torch
 
-from mediation.options import Parser, add_model_options, device, positive
+from mediation.checkpoints import find_device
+from mediation.options import Parser, add_model_options, positive
 from mediation.products import multiplies_bfloat16
 
 GPT2_SMALL_SIZED = "gpt2-small-sized"
@@ -28,7 +29,7 @@ NO_BFLOAT16 = "not measured: the fast precision, for this processor does not mul
 
 def choose_precision(options):
     """Make `load` load a fast model where its device multiplies bfloat16, else an exact one, and say so. Returns whether it is fast."""
-    fast = multiplies_bfloat16(device(options.device))
+    fast = multiplies_bfloat16(find_device(options.device))
     options.precision = "fast" if fast else "exact"
     if not fast:
         print(NO_BFLOAT16)

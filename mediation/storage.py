@@ -309,7 +309,7 @@ class RunFolder:
     def shard_bytes(self):
         """Bytes of all that a run has kept on the way. After `claim`."""
         total = 0
-        for path in (self.folder / SHARDS).glob(f"*-{self._fingerprint}/*"):
+        for path in (self.folder / SHARDS).glob(f"*-{self._fingerprint}-{_short_hash(software())}/*"):
             with suppress(FileNotFoundError):  # another process has just finished with it
                 total += path.stat().st_size
         return total

@@ -76,7 +76,7 @@ def test_several_tokens_equal_hooks(toy_model, in_double, kind, multi_token, wor
                 expected = by_hooks(model, one, kind, layer, neuron)
                 np.testing.assert_allclose(np.log([swept[6][layer, neuron], swept[7][layer, neuron]]), expected, rtol=TOLERANCE[dtype])
                 np.testing.assert_allclose(together[layer, neuron], expected, rtol=TOLERANCE[dtype])
-            assert model.check_against_full_passes(one, kind, together.movedim(-1, 0).numpy(), sample=8) < 10 * TOLERANCE[dtype]
+            assert model.check_against_full_passes(one, kind, together.movedim(-1, 0).numpy(), sample=8).deviation < 10 * TOLERANCE[dtype]
             assert np.ptp(together[1].numpy(), axis=0).min() > 1e-5  # the interventions did something
 
 
@@ -89,7 +89,7 @@ def test_whole_mlps_are_all_neurons_of_a_layer(toy_model, in_double):
     for layer in range(4):
         alone = model.neuron_intervention_single_experiment(one, "man_indirect", [layer - 1] * width, list(range(width)), intervention_loc="neuron")
         np.testing.assert_allclose(swept[layer].exp(), [alone[6].item(), alone[7].item()], rtol=1e-10)
-    assert model.check_against_full_passes(one, "man_indirect", swept.T.numpy(), sets=sets) < 1e-10
+    assert model.check_against_full_passes(one, "man_indirect", swept.T.numpy(), sets=sets).deviation < 1e-10
 
 
 def test_first_order_of_several_tokens_is_the_slope(toy_model):
@@ -133,7 +133,7 @@ def test_a_study_of_words_of_several_tokens(toy_model, tmp_path):
     model, template, run_folder = toy_model(), "The {} said that", RunFolder(tmp_path)
     words = ["".join(pair) for pair in permutations("xqzj", 2)]
     stimuli = {word: make(model, template, (word, "xx", "qq"), CANDIDATES[0], "all") for word in words}
-    options = SimpleNamespace(method="exact", full_passes=False, dtype="float32", alpha=1.0, batch_size=None,
+    options = SimpleNamespace(method="exact", precision="exact", full_passes=False, dtype="float32", alpha=1.0, batch_size=None,
                               odds_only=False, seed=0)
     run_folder.claim([], {})
     assert len(words) >= SHARED_FROM

@@ -7,12 +7,13 @@ import re
 import subprocess
 import sys
 
+import pandas as pd
 import pytest
 import torch
 
 import experiment
 from experiment import INTERVENTION_TYPES, Intervention, Model
-from mediation import batches, products
+from mediation import batches, error_budget, products
 from mediation.attention import heads_layers_model
 from mediation.batches import FastRows, in_two_precisions
 from mediation.errors import InputError
@@ -190,7 +191,7 @@ def test_fast_is_refused_where_the_processor_does_not_multiply_bfloat16(toy_chec
     monkeypatch.setattr(products, "multiplies_bfloat16", lambda device: True)
     Model(gpt2_version=str(toy_checkpoint("gpt2")), precision="fast")
     monkeypatch.setattr(products, "multiplies_bfloat16", lambda device: False)
-    code, _, errors = run_script("run_profession_neuron_experiments.py --precision fast", "-model", toy_checkpoint("gpt2"), "-out_dir", tmp_path)
+    code, _, errors = run_script("run_profession_neuron_experiments.py --precision fast --device cpu", "-model", toy_checkpoint("gpt2"), "-out_dir", tmp_path)
     assert (code, errors) == (2, "error: --precision fast needs a processor that multiplies bfloat16, and cpu does not: use --precision exact\n")
     assert not any(tmp_path.iterdir())
 
@@ -259,3 +260,54 @@ def test_scripts_run_fast_and_say_so(toy_checkpoint, run_script, tmp_path, data,
     assert code == 2 and "made with other settings (precision 'fast' -> None)" in errors
     code, _, errors = run_script(command + " fast", "--full_passes")
     assert code == 2 and "--precision fast does not go with --full_passes" in errors
+
+
+STUDY = "run_profession_neuron_experiments.py -template_indices 1 13 --professions nurse doctor --intervention_types man_minus_woman --alpha 0.02"
+
+
+def test_what_was_run_fast_survives_a_stop(toy_checkpoint, run_script, tmp_path, monkeypatch):
+    """The manifest counts the rows of every sitting, not of the last process."""
+    sweep, calls = Model.neuron_intervention_in_templates, []
+
+    def stop_at_second(self, *arguments, **named):
+        calls.append(0)
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+        return sweep(self, *arguments, **named)
+
+    command = f"{STUDY} --precision fast -model {toy_checkpoint('llama')} -out_dir"
+    assert run_script(command, tmp_path / "whole")[0] == 0
+    monkeypatch.setattr(Model, "neuron_intervention_in_templates", stop_at_second)
+    assert run_script(command, tmp_path / "stopped")[0] == 130
+    assert run_script(command, tmp_path / "stopped")[0] == 0
+    whole, stopped = (json.loads(next(tmp_path.glob(f"{name}/results/*/manifest.json")).read_text())["runs"][0] for name in ("whole", "stopped"))
+    assert whole["fast"] == stopped["fast"] and whole["fast"]["rows"] == 2 * 48 and whole["fast"]["sampled"] > 0
+    assert [entry["fast"]["rows"] for entry in whole["files"].values()] == [48, 48]  # two templates share each sweep
+
+
+def test_own_stimuli_keep_what_was_run_fast(toy_checkpoint, run_script, tmp_path):
+    path = tmp_path / "mine.jsonl"
+    path.write_text(json.dumps({"id": "1", "base": "The {} said that", "substitutes": ["nurse", "man"], "candidates": ["she", "he"]}) + "\n")
+    command = f"mediate.py {path} -model {toy_checkpoint('llama')} -out_dir {tmp_path / 'out'} --precision fast --mediators neurons,heads"
+    assert run_script(command)[0] == 0
+    runs = json.loads((tmp_path / "out" / "manifest.json").read_text())["runs"]
+    assert [run["fast"]["rows"] for run in runs if "fast" in run] == [2 * 48, 2 * len(heads_layers_model(3, 4))]
+
+
+@pytest.mark.parametrize("where", ["sample", "full passes"])
+def test_a_fast_sweep_that_is_off_is_run_again_exactly(toy_checkpoint, run_script, tmp_path, monkeypatch, where):
+    """Seen in the sweep's own sample, or only by the full passes: the study goes on, with the numbers of an exact one."""
+    command = f"{STUDY} --alpha 0.2 -model {toy_checkpoint('llama')} -out_dir"
+    assert run_script(command, tmp_path / "exact")[0] == 0
+    monkeypatch.setattr(batches, "AIM", float("inf"))  # every row is left fast
+    if where == "sample":
+        monkeypatch.setattr(batches, "BOUND", 1e-12)
+    else:
+        monkeypatch.setitem(error_budget.ROUNDING, "float32", 5e-6 - batches.BOUND)
+    code, output, error = run_script(f"{command} {tmp_path / 'fast'} --precision fast")
+    assert code == 0, error
+    assert "2 sweeps whose sample was off" in output
+    tables = [pd.read_csv(path) for path in sorted(tmp_path.glob("*/results/*/The_X_said_that*.csv"))]
+    pd.testing.assert_frame_equal(*tables, rtol=1e-6)
+    (run,) = json.loads(next(tmp_path.glob("fast/results/*/manifest.json")).read_text())["runs"]
+    assert run["fast"]["repeated"] == 2 and run["fast"]["exact"] == run["fast"]["rows"] == 2 * 48

@@ -193,7 +193,7 @@ def test_a_model_that_does_not_fit_into_memory(toy_checkpoint, run_script, tmp_p
     folder = damaged_checkpoint(toy_checkpoint("gpt2"), tmp_path / "large")
     config = json.loads((folder / "config.json").read_text())
     (folder / "config.json").write_text(json.dumps({**config, "vocab_size": 10**7, "n_embd": 10**7}))
-    code, _, error = run_script(COMMAND, "-model", folder, "-out_dir", tmp_path / "out", "--randomize")
+    code, _, error = run_script(COMMAND, "-model", folder, "-out_dir", tmp_path / "out", "--randomize", "--device", "cpu")
     assert code == 2 and not (tmp_path / "out").exists()
     assert re.fullmatch(r"error: out of memory while loading model '\S+large' on cpu: name a smaller .*\n", error)
 
