@@ -111,7 +111,8 @@ def find_tables(folder, model, types=TYPES):
     """{path: type} of the neuron tables (CSV or parquet) of one model in a folder, sorted by name; never empty.
 
     Raises:
-        InputError: no such folder, no such table in it (the message names the models that are there), or one in both formats.
+        InputError: no such folder, no such table in it (the message names the models that are there), one in both formats, or tables of
+            other weights or another alpha.
     """
     folder = Path(folder)
     if not folder.is_dir():
@@ -125,7 +126,22 @@ def find_tables(folder, model, types=TYPES):
         models = {match[1] for name in names if (match := re.search(rf"_(?:{'|'.join(TYPES)})_(.+)\.(?:{'|'.join(FORMATS)})$", name))}
         raise InputError(f"{folder} holds no tables of model {model!r} ({', '.join(types)}): "
                          + (f"models there: {', '.join(sorted(models))}" if models else "run run_profession_neuron_experiments.py first, or name its folder"))
+    check_made_alike(folder, found)
     return found
+
+
+def check_made_alike(folder, tables):
+    """Raises InputError where tables {path: type} have other weights or another alpha, by the manifest: means would be of neither."""
+    first = {}
+    for run in RunFolder(folder).read()["runs"]:
+        for name in (name for name in run["files"] if folder / name in tables):
+            made = {f"weights in {run['settings'].get('dtype')}": run["settings"].get("weights_sha256")}  # a hash is of one dtype
+            if tables[folder / name] != "no_intervention":
+                made["alpha"] = run["settings"].get("alpha")
+            for what, value in made.items():
+                other, before = first.setdefault(what, (name, value))
+                if value != before:
+                    raise InputError(f"{folder / name} and {other} were made with other {what} ({value} and {before}): keep them in separate folders")
 
 
 def describe_methods(folder, model):

@@ -1,6 +1,7 @@
 """Files that are whole or not there: atomic writes, the manifest of a results folder, and the shards of a sweep under way."""
 
 import fcntl
+import glob
 import hashlib
 import importlib.metadata
 import io
@@ -164,6 +165,7 @@ class RunFolder:
         handle = os.open(self.folder, os.O_RDONLY)
         try:
             fcntl.flock(handle, fcntl.LOCK_EX)
+            self._remove_parts(MANIFEST)
             content = self.read()
             yield content
             write_json(self.folder / MANIFEST, content)
@@ -228,6 +230,7 @@ class RunFolder:
         with ExitStack() as locks:
             for name in sorted(files):  # always in the same order, so that two processes do not wait for each other
                 locks.enter_context(self._only_process(name))
+                self._remove_parts(name)
             self.claim(files, settings)  # the other process may have had other settings
             yield
             if all(self.is_finished(name) for name in files):
@@ -235,6 +238,11 @@ class RunFolder:
                     shutil.rmtree(leftover, ignore_errors=True)
                 with suppress(OSError):  # other runs are under way, or there is none
                     (self.folder / SHARDS).rmdir()
+
+    def _remove_parts(self, name):
+        """Remove what a process that was killed had written of a file; only for the holder of its lock."""
+        for part in self.folder.glob(f".{glob.escape(name)}-*"):
+            part.unlink(missing_ok=True)
 
     @contextmanager
     def _only_process(self, file_name):

@@ -1,9 +1,9 @@
-"""Any sequence of runs in one folder: other options, more templates or words, runs that were killed, another day.
+"""Any sequence of runs in one folder: other options, more templates or words, killed runs, another day.
 
 Each run ends with exit code 0, or with 2, one line and nothing changed. What is finished stays as it is, and
 equals what the same command writes into an empty folder.
 
-MEDIATION_TURNS=2000 python -m pytest tests/test_sequences.py      as many sequences a script, others every time
+MEDIATION_TURNS=2000 python -m pytest tests/test_sequences.py  as many sequences a script, others every time
 """
 
 import contextlib
@@ -78,7 +78,7 @@ STIMULI = [Stimulus("1", "The {} said that", ("nurse", "man", "woman"), ("she", 
 
 @dataclass(frozen=True)
 class Step:
-    """A command; where it is stopped ("killed" or "interrupted", number of a write, behind it?); on which day."""
+    """A command; where it is stopped ("killed" or "interrupted", number of a write, after it?); the day."""
 
     command: str
     stopped: tuple | None = None
@@ -86,7 +86,7 @@ class Step:
 
 
 def command(script, **chosen):
-    """A script with the usual value of each option but those chosen (names without dashes; None: left out)."""
+    """A script with the usual values but those chosen (names of options without dashes; None: left out)."""
     values = {option: chosen.get(option.lstrip("-"), values[0]) for option, values in CHOICES[script].items()}
     given = [f"{option} {value}" for option, value in values.items() if value is not None]
     return " ".join([script, *given, "--screen_share .6 --screen_top 8"])
@@ -111,7 +111,7 @@ def sequences(draw, script, longest=4):
 
 
 class Workplace:
-    """Commands as from the shell, in this process, on toys loaded once; what each writes into an empty folder."""
+    """Commands as from the shell, in this process, on toys loaded once; what each writes when it is alone."""
 
     def __init__(self, root, names):
         self.root, self.names, self.kept, self.folders = root, names, {}, 0
@@ -123,7 +123,7 @@ class Workplace:
         return self.root / str(self.folders)
 
     def run(self, command, folder, day=0, stopped=None):
-        """(exit code, standard output, standard error); a killed run leaves what was on the disk just then."""
+        """(exit code, standard output, standard error); a killed run leaves what was on disk just then."""
         script, *options = shlex.split(command.format(**self.names))
         writes, replace, at_that_moment = 0, os.replace, folder.with_name(f"{folder.name}-killed")
 
@@ -226,7 +226,7 @@ def finished(folder):
 
 
 def meets_others(files, expected):
-    """Whether a table of the runs `expected` was begun with other settings, or in another format: refused then."""
+    """Whether a table of the runs `expected` was begun with other settings or in another format."""
     def tables_of(run):
         return {name.rpartition(".")[0] for name in run["files"]}
     return any(tables_of(before) & tables_of(run)
@@ -235,7 +235,7 @@ def meets_others(files, expected):
 
 
 def assert_same_numbers(name, found, expected):
-    """Equal up to the rounding of sums in another order; a screening's rows where both ran the unit, or neither."""
+    """Equal up to the order of sums; a screening's rows where both ran the unit, or neither did."""
     read = pd.read_csv if name.endswith(".csv") else pd.read_parquet
     found, expected = read(io.BytesIO(found)), read(io.BytesIO(expected))
     assert list(found) == list(expected) and len(found) == len(expected), name
@@ -274,7 +274,8 @@ def check(workplace, steps):
         begun.add(step.command)
         results = re.search(r"manifest.json in (.+)", output)  # of the day that the study was begun on
         compare(step, contents(Path(results[1])) if results else now, fresh, alone=begun == {step.command})
-        assert not [path for path in folder.glob("**/*.lock") if not any(other.stopped for other in steps)]
+        held = {name for run in runs(fresh) for name in (*run["files"], "manifest.json")}
+        assert not [path for path in now if Path(path).name[1:].rpartition("-")[0] in held], f"{step}: part of a file"
     for results in folder.glob("**/manifest.json"):
         analyse(workplace, results.parent)
     shutil.rmtree(folder)
@@ -312,7 +313,7 @@ def analyse(workplace, folder):
 
 
 def drawn(examples):
-    """For a property test: a few sequences, always the same, or as many others as MEDIATION_TURNS asks for."""
+    """For a property test: a few sequences, always the same; or as many others as MEDIATION_TURNS says."""
     return settings(max_examples=TURNS or examples, derandomize=not TURNS, deadline=None, database=None,
                     print_blob=False, suppress_health_check=list(HealthCheck))
 
@@ -343,6 +344,8 @@ FOUND = {  # what drawn sequences found
     "another method and format": [
         Step(command(MEDIATE, mediators="heads")),
         Step(command(MEDIATE, mediators="heads", method="gradient", format="parquet"))],
+    "killed while it wrote a table": [
+        Step(command(STUDY), ("killed", 4, False)), Step(command(STUDY))],
     "killed between a table and the end of its run": [
         Step(command(MEDIATE), ("killed", 3, True)), Step(command(MEDIATE))],
 }
