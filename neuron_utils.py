@@ -131,7 +131,7 @@ class InterpolatedWords:
         words = {word: stimulus for template in names for word, stimulus in interventions[template].items()}
         self.values = dict(zip(words, model.null_values(words.values())))  # {word: [L + 1, D]}
         started, self.layers = time.perf_counter(), []
-        # a shard's columns are these templates in this order; another run of the same files may sweep others together
+        # a shard's columns are these templates in this order; another run of the files may have others
         together = f"{hash_of(repr(list(names))):x}"
         for layer in range(model.num_layers + 1):
             progress.set_description(f"{kind}, layer {layer}, {len(words)} professions at once")

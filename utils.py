@@ -111,8 +111,8 @@ def find_tables(folder, model, types=TYPES):
     """{path: type} of the neuron tables (CSV or parquet) of one model in a folder, sorted by name; never empty.
 
     Raises:
-        InputError: no such folder, no such table in it (the message names the models that are there), one in both formats, or tables of
-            other weights or another alpha.
+        InputError: no such folder, no such table in it (the message names the models that are there), one in
+            both formats, or tables of other weights or another alpha.
     """
     folder = Path(folder)
     if not folder.is_dir():
@@ -131,17 +131,20 @@ def find_tables(folder, model, types=TYPES):
 
 
 def check_made_alike(folder, tables):
-    """Raises InputError where tables {path: type} have other weights or another alpha, by the manifest: means would be of neither."""
+    """Raises InputError where tables {path: type} have other weights or alphas, by the manifest."""
     first = {}
     for run in RunFolder(folder).read()["runs"]:
         for name in (name for name in run["files"] if folder / name in tables):
-            made = {f"weights in {run['settings'].get('dtype')}": run["settings"].get("weights_sha256")}  # a hash is of one dtype
+            settings = run["settings"]
+            # means over such tables would be of neither; a hash is of the weights in one dtype
+            made = {f"weights in {settings.get('dtype')}": settings.get("weights_sha256")}
             if tables[folder / name] != "no_intervention":
-                made["alpha"] = run["settings"].get("alpha")
+                made["alpha"] = settings.get("alpha")
             for what, value in made.items():
                 other, before = first.setdefault(what, (name, value))
                 if value != before:
-                    raise InputError(f"{folder / name} and {other} were made with other {what} ({value} and {before}): keep them in separate folders")
+                    raise InputError(f"{folder / name} and {other} were made with other {what} "
+                                     f"({value} and {before}): keep them in separate folders")
 
 
 def describe_methods(folder, model):

@@ -129,7 +129,7 @@ def test_analyses_write_and_print(run_script, results):
 
 @pytest.mark.parametrize("key, value", [("alpha", 2.0), ("weights_sha256", "0" * 64)])
 def test_tables_of_another_alpha_or_other_weights_are_not_averaged(run_script, results, key, value):
-    """One template with these, one with those: no run overwrote anything, but a mean of both would be of neither."""
+    """One template with these, one with those: nothing was overwritten, but a mean would be of neither."""
     manifest = json.loads((results / "manifest.json").read_text())
     (run,) = manifest["runs"]
     other = {**run, "settings": run["settings"] | {key: value}, "files": {}}
@@ -137,7 +137,8 @@ def test_tables_of_another_alpha_or_other_weights_are_not_averaged(run_script, r
         other["files"][name] = run["files"].pop(name)
     (results / "manifest.json").write_text(json.dumps({"runs": [run, other]}))
     for script in ANALYSES:
-        assert_refused(run_script(script, results, "toy-gpt2"), key[:5], str(value), "keep them in separate folders")
+        outcome = run_script(script, results, "toy-gpt2")
+        assert_refused(outcome, key[:5], str(value), "keep them in separate folders")
 
 
 def test_the_contrast_table_needs_both_indirect_types(run_script, results):

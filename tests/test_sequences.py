@@ -275,7 +275,8 @@ def check(workplace, steps):
         results = re.search(r"manifest.json in (.+)", output)  # of the day that the study was begun on
         compare(step, contents(Path(results[1])) if results else now, fresh, alone=begun == {step.command})
         held = {name for run in runs(fresh) for name in (*run["files"], "manifest.json")}
-        assert not [path for path in now if Path(path).name[1:].rpartition("-")[0] in held], f"{step}: part of a file"
+        parts = [path for path in now if Path(path).name[1:].rpartition("-")[0] in held]
+        assert not parts, f"{step}: {parts}"
     for results in folder.glob("**/manifest.json"):
         analyse(workplace, results.parent)
     shutil.rmtree(folder)
