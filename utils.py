@@ -107,6 +107,15 @@ def output_folder(options):
     return out_dir
 
 
+def runs_in(folder):
+    """The runs of a folder's manifest; none, said on standard error, where the file is of other software: it holds no analysis up."""
+    try:
+        return RunFolder(folder).read()["runs"]
+    except InputError as error:
+        print(f"not looked at: {error}", file=sys.stderr)
+        return []
+
+
 def find_tables(folder, model, types=TYPES):
     """{path: type} of the neuron tables (CSV or parquet) of one model in a folder, sorted by name; never empty.
 
@@ -133,7 +142,7 @@ def find_tables(folder, model, types=TYPES):
 def check_made_alike(folder, tables):
     """Raises InputError where tables {path: type} have other weights or alphas, by the manifest."""
     first = {}
-    for run in RunFolder(folder).read()["runs"]:
+    for run in runs_in(folder):
         for name in (name for name in run["files"] if folder / name in tables):
             settings = run["settings"]
             # means over such tables would be of neither; a hash is of the weights in one dtype
@@ -149,7 +158,7 @@ def check_made_alike(folder, tables):
 
 def describe_methods(folder, model):
     """A line on what made the neuron tables of a model, by the manifest of their folder; empty where every number is exact or none tells."""
-    swept = [run["settings"] for run in RunFolder(folder).read()["runs"]
+    swept = [run["settings"] for run in runs_in(folder)
              if run["settings"].get("model") == model and any("sweep_seconds" in entry for entry in run["files"].values())]
     methods = {settings.get("method", "exact") for settings in swept}
     fast = "; precision fast: most interventions in bfloat16 on the difference to the base run" if any("precision" in settings for settings in swept) else ""
@@ -255,11 +264,8 @@ def read_probabilities(folder, model):
 
 def _in_half_precision(folder, model):
     """True when the folder's manifest says that a model's tables were made in half precision; a manifest of other software says nothing."""
-    try:
-        made = [run["settings"] for run in RunFolder(folder).read()["runs"]]
-    except InputError:
-        return False
-    return any(settings.get("model") == model and settings.get("dtype") in HALF_PRECISION for settings in made)
+    settings = [run["settings"] for run in runs_in(folder)]
+    return any(made.get("model") == model and made.get("dtype") in HALF_PRECISION for made in settings)
 
 
 def read_interventions(path):

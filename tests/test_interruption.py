@@ -250,6 +250,10 @@ def test_somebody_elses_manifest_in_an_older_folder_holds_nobody_up(run_script, 
     foreign.write_text('{"name": "a web app", "icons": []}')
     code, _, error = run_script(f"{FEW} -template_indices 1 --intervention_types man_direct", "-model", toy_checkpoint("gpt2"), "-out_dir", tmp_path)
     assert code == 0 and f"not looked at: {foreign} is not a manifest" in error and len(tables(tmp_path)) == 1
+    (made,) = [path for path in (tmp_path / "results").iterdir() if path != foreign.parent]
+    (made / "manifest.json").write_bytes(foreign.read_bytes())
+    code, output, error = run_script("compute_neuron_total_effect.py", made, "toy-gpt2")  # nor does it hold up an analysis
+    assert code == 0 and "not looked at" in error and "2 professions" in output
 
 
 @pytest.mark.parametrize("first, second", [("csv", "parquet"), ("parquet", "csv")])
