@@ -5,7 +5,8 @@
 
 Converts every neuron table in FOLDER (or the one file that is named), row by row as it is, into the same name with the other
 ending, beside it or under -out_dir. The source is kept; a target that is there already is not overwritten. The analysis
-scripts read both formats, but not a folder that has one table twice: use -out_dir, or move the source away.
+scripts read both formats, but not a folder that has one table twice: use -out_dir, or move the source away. The manifest
+says of a target what it says of its source, so that the run can be extended in the new format.
 """
 
 import argparse
@@ -13,7 +14,7 @@ from pathlib import Path
 
 from mediation.errors import InputError
 from mediation.options import Parser, exit_on_bad_input
-from mediation.storage import check_writable
+from mediation.storage import RunFolder, check_writable
 
 
 def main(options):
@@ -37,8 +38,21 @@ def main(options):
     rows = 0
     for path, target in tqdm(list(zip(paths, targets)), desc="converting", unit=" tables"):
         rows += convert(path, target)
+    note_conversion(dict(zip(paths, targets)))
     print(f"converted {len(paths)} tables, {rows:,} rows, {sum(path.stat().st_size for path in paths) / 1e6:.1f} MB as {ending}, "
           f"{sum(target.stat().st_size for target in targets) / 1e6:.1f} MB as {options.to}, in {out_dir}")
+
+
+def note_conversion(targets):
+    """Say in the targets' manifest what the sources' says of them: the same command with the new --format then finds its tables finished."""
+    from utils import runs_in
+
+    names = {path.name: target.name for path, target in targets.items()}
+    source, target = next(iter(targets.items()))
+    for run in runs_in(source.parent):
+        files = {names.get(name, name): entry for name, entry in run["files"].items()}
+        if files.keys() != run["files"].keys():
+            RunFolder(target.parent).begin({**run, "files": files})
 
 
 if __name__ == "__main__":

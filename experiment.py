@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from mediation import checkpoints, masked
+from mediation import checkpoints, interpolation, masked
 from mediation.architectures import find_parts
 from mediation.attention import HeadEdits, attention_weights, heads_layers_model
 from mediation.batches import FastRows
@@ -26,7 +26,6 @@ from mediation.error_budget import CHECKED, Check, units_to_check
 from mediation.errors import InputError
 from mediation.forward import Narrowing, pack, run_base
 from mediation.gradients import head_gradients, neuron_gradients
-from mediation.interpolation import fit
 from mediation.interventions import Intervention
 from mediation.neurons import NeuronEdits, single_neuron_edits
 from mediation.products import check_bfloat16
@@ -37,9 +36,6 @@ from utils import batch
 __all__ = ["Intervention", "Model"]
 
 PROMPTS_AT_ONCE = 64
-# in a log-probability, estimated and seen; float32 runs are as far from each other
-INTERPOLATION_TOLERANCE = {torch.float32: 2e-5, torch.float64: 1e-12}
-NARROWED_TOLERANCE = 1e-6  # of float64 models that compute in float32 on the way, as most norms of the library do: their rounding is 2e-7
 
 # context the model runs on, whose representations are put in (minus whose, for the differences); None: the null prompt's
 NULL, MAN, WOMAN = 0, 1, 2
@@ -455,7 +451,7 @@ class Model:
         (position,) = interventions[0].places[run_on]
         with Narrowing() as narrowing:
             base = run_base(self.model, self.parts, tree.tokens, tree)
-        tolerance = NARROWED_TOLERANCE if narrowing.seen else INTERPOLATION_TOLERANCE[self.model.dtype]
+        tolerance = interpolation.NARROWED if narrowing.seen else interpolation.TOLERANCE[str(self.model.dtype).removeprefix("torch.")]
 
         def run(neurons, points):
             shape = points.shape
@@ -464,7 +460,7 @@ class Model:
             edits = NeuronEdits(torch.full_like(neurons, layer), neurons, put_in, position)
             return sweep(self.parts, base, tree.predictions, edits, bsize, odds_only, progress).numpy().reshape(*shape, -1)
 
-        return fit(run, values, tolerance)
+        return interpolation.fit(run, values, tolerance)
 
     def _edits(self, values, places, add, layers_to_adj, neurons_to_adj, intervention_loc):
         """The interventions of one experiment from `values` [P, L + 1, D] at P places; layers of the arguments count from -1."""

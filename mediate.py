@@ -131,7 +131,7 @@ def write_mediators(model, comparisons, run_folder, run, files, name, options):
 
     import mediate_utils
     from mediation.batches import FastRows
-    from mediation.error_budget import budget
+    from mediation.error_budget import NOTHING_CHECKED, Check, budget, describe_check
     from utils import now
 
     shards = f"{'_'.join(files)}_{name}"
@@ -153,6 +153,12 @@ def write_mediators(model, comparisons, run_folder, run, files, name, options):
     run_folder.update(run, finished=now(), error_budget=budget(options).describe(), **({"fast": asdict(fast)} if fast else {}))
     if fast:
         print(fast)
+    checked = sum((Check.from_entry(entry) for entry in entries[:1]), NOTHING_CHECKED)  # heads and layers come from the same sweeps
+    units = ", ".join(files)
+    if options.method == "gradient" and "mlps" not in files:
+        print(f"{units}: estimates compared with {checked.random + checked.likely} full passes: log-probabilities differ by at most {checked.deviation:.1e}")
+    else:
+        print(describe_check(checked, budget(options).total, units if options.method == "exact" or "mlps" in files else f"{units} among those run"))
 
 
 def write_report(name, run_folder, common, options):

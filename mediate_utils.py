@@ -25,7 +25,7 @@ from mediation.interventions import Intervention
 from mediation.statistics import Moments, Screening, agreement, misses, screened_units
 from mediation.storage import write_csv
 from mediation.tables import table_writer
-from neuron_utils import COMPARED, capped, check, check_finite, hash_of
+from neuron_utils import COMPARED, capped, check_all, check_finite, hash_of
 
 TOKENS_TOGETHER = 1024  # of prompts that begin alike and are run as one tree: its attention weights have to fit into memory
 
@@ -157,8 +157,7 @@ def sweep_family(model, comparisons, mediator, options, progress):
     estimating = mediator == "neurons" and options.method != "exact"
     kept = {"base": model.log_probabilities_in_templates(interventions).numpy()}
     gradients = [model.neuron_gradients(interventions, prompt) for prompt in (0, 1)] if estimating else None
-    number, all_checked = hash_of(comparisons[0].stimulus.id) % len(comparisons), NOTHING_CHECKED
-    one = interventions[number]
+    one, all_checked = interventions[0], NOTHING_CHECKED
 
     def sweep(kind):
         if estimating:
@@ -172,7 +171,7 @@ def sweep_family(model, comparisons, mediator, options, progress):
 
     def check_one(kind, found, sample=CHECKED):
         ran = np.flatnonzero(found[f"{kind}_exact"]) if estimating and options.method == "screen" else None
-        return check(model, one, kind, found[kind][number].T, options, ran, sets, sample)
+        return check_all(model, interventions, kind, np.moveaxis(found[kind], 2, 1), options, ran, sets, sample)
 
     for kind in EFFECTS:
         if estimating and options.method == "gradient":

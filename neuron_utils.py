@@ -13,8 +13,9 @@ import numpy as np
 import torch
 
 from experiment import INTERVENTION_TYPES, MAN, NULL, WOMAN
+from mediation.architectures import has_kinks
 from mediation.batches import FastRows
-from mediation.error_budget import CHECKED, NOTHING_CHECKED, Check, within_budget
+from mediation.error_budget import CHECKED, NOTHING_CHECKED, Check, budget, draws, within_budget
 from mediation.errors import InputError
 from mediation.interpolation import Interpolants
 from mediation.statistics import Screening, agreement, misses, screened_units
@@ -46,7 +47,7 @@ def sweep_kind(model, run_folder, kind, names, interventions, options, progress,
     one_token = all(len(places) == 1 for template in names for stimulus in interventions[template].values()
                     for places in stimulus.places)  # an interpolant has one variable
     shared = (kind in DIRECT and len(words) >= SHARED_FROM and one_token and not options.full_passes
-              and options.dtype in ("float32", "float64"))
+              and options.dtype in ("float32", "float64") and not has_kinks(model.model.config))
     return (InterpolatedWords if shared else WordByWord)(model, run_folder, kind, names, interventions, options, progress)
 
 
@@ -73,7 +74,6 @@ class WordByWord:
         stimuli = {template: self.interventions[template][word] for template in self.names if word in self.interventions[template]}
         self.progress.set_description(f"{self.kind}, {word}")
         started = time.perf_counter()
-        number = hash_of(word) % len(stimuli)
 
         def sweep():
             swept, base = (self.by_full_passes if self.options.full_passes else self.by_descent)(list(stimuli.values()))
@@ -81,8 +81,8 @@ class WordByWord:
                 check_finite(stimulus, self.kind, of_template, without)
             return swept, base
 
-        (swept, base), checked = self.within_budget(sweep, list(stimuli.values()), number)
-        self.keep(word, stimuli, number, checked, started, [{"log_probabilities": of_template, "base": without} for of_template, without in zip(swept, base)])
+        (swept, base), checked = self.within_budget(sweep, list(stimuli.values()))
+        self.keep(word, stimuli, checked, started, [{"log_probabilities": of_template, "base": without} for of_template, without in zip(swept, base)])
 
     def by_descent(self, stimuli):
         """Log-probabilities under every intervention [templates, 2, L + 1, D], and without [templates, 3, 2]."""
@@ -97,18 +97,17 @@ class WordByWord:
         swept = [np.log([candidate.numpy() for candidate in result[6:]]) for result in single]
         return swept, np.log([result[:6] for result in single]).reshape(-1, 3, 2)
 
-    def within_budget(self, sweep, stimuli, number, units=None):
-        """What `sweep()` gives (log-probabilities of all stimuli first), and the Check of stimulus `number` (of its neurons `units`)."""
-        stimulus = stimuli[number]
-        return within_budget(self.model, sweep, lambda result: check(self.model, stimulus, self.kind, result[0][number], self.options, units), self.options,
-                             f"{stimulus.base_strings[0]!r}, {self.kind}")
+    def within_budget(self, sweep, stimuli, units=None):
+        """What `sweep()` gives (log-probabilities of all stimuli first), and the Check of it (of the neurons `units`)."""
+        return within_budget(self.model, sweep, lambda result: check_all(self.model, stimuli, self.kind, result[0], self.options, units), self.options,
+                             f"{stimuli[0].base_strings[0]!r}, {self.kind}")
 
-    def keep(self, word, stimuli, number, checked, started, arrays):
-        """Keep what one sweep gave for each of its templates; what was done once for all is shared among them, or stands with `number`."""
+    def keep(self, word, stimuli, checked, started, arrays):
+        """Keep what one sweep gave for each of its templates; what was done once for all is shared among them, or stands with the first."""
         fast = {"fast": self.model.fast_rows.take().shared(len(stimuli))} if self.model.fast_rows else {}
         seconds = (time.perf_counter() - started) / len(stimuli)
         for index, (template, of_template) in enumerate(zip(stimuli, arrays)):
-            of_this = checked if index == number else replace(checked, random=0, likely=0)
+            of_this = replace(checked, random=0, likely=0) if index else checked
             self.run_folder.save_shard(self.names[template], word, seconds=seconds, **of_this.to_arrays(), **fast, **of_template)
 
     def forget(self):
@@ -148,7 +147,7 @@ class InterpolatedWords:
         self.interpolation = {"interpolated": neurons - run, "run_for_every_word": run,
                               "evaluations_a_neuron": sum(layer.evaluations for layer in self.layers) / neurons,
                               "largest_error": max(layer.error for layer in self.layers)}
-        self.checked, self.bases = set(), {}
+        self.bases = {}
 
     def __call__(self, template, word):
         stimulus = self.interventions[template][word]
@@ -159,12 +158,27 @@ class InterpolatedWords:
         if stimulus.position < len(stimulus.prompts[0].tokens) - 1:
             swept[:, -1] = base[INTERVENTION_TYPES[self.kind][0]][:, None]  # cannot reach the output: exactly no effect, past rounding
         check_finite(stimulus, self.kind, swept, base)
-        checked = NOTHING_CHECKED
-        if word not in self.checked:  # one template of each word
-            self.checked.add(word)
-            _, checked = within_budget(self.model, lambda: swept, lambda _: check(self.model, stimulus, self.kind, swept, self.options), self.options,
-                                       f"{stimulus.base_strings[0]!r}, {self.kind}")
+        checked = self.check(template, word, swept)
         return {"log_probabilities": swept, "base": base, "seconds": self.seconds, **checked.to_arrays()}
+
+    def check(self, template, word, swept):
+        """Check of one word in one template, of those interventions that are drawn there of the word in all its templates.
+
+        Raises:
+            InputError: one is off by more than the budget of an exact sweep, which this one always is.
+        """
+        names = [name for name in self.columns if word in self.interventions[name]]
+        stimuli, here = [self.interventions[name][word] for name in names], names.index(template)
+        seed = seed_of(stimuli[0], self.kind, self.options)
+        random = int(draws(len(stimuli), CHECKED, seed)[here])
+        if not random and here != seed[1] % len(stimuli):
+            return NOTHING_CHECKED
+        found = check(self.model, stimuli[here], self.kind, swept, self.options, sample=random)
+        exact = budget(self.options).total - budget(self.options).fast
+        if not found.deviation <= exact:
+            raise InputError(f"{stimuli[here].base_strings[0]!r}, {self.kind}: interpolation and full passes differ by {found.deviation:.1e} "
+                             f"in a log-probability, more than the accepted {exact:.1e}: use --full_passes with another -out_dir, and please report the model")
+        return found
 
     def base(self, word):
         """Log-probabilities without intervention in all templates [templates, 3, 2], computed once a word."""
@@ -293,13 +307,12 @@ class Screened(WordByWord):
                 check_finite(stimulus, self.kind, of_template, without)
             return moved, base
 
-        number = hash_of(word) % len(stimuli)
-        _, checked = self.within_budget(sweep, list(stimuli.values()), number, units)
+        _, checked = self.within_budget(sweep, list(stimuli.values()), units)
         self.progress.update(estimates.size)
         exact = silent.copy()
         exact[units] = True
         shared = {"exact": exact.reshape(-1, width), "chosen": chosen, "drawn": drawn, "rest": rest}
-        self.keep(word, stimuli, number, checked, started,
+        self.keep(word, stimuli, checked, started,
                   [{"log_probabilities": moved[index], "base": base[index], "estimates": estimates[index, drawn], **shared} for index in range(len(stimuli))])
 
 
@@ -328,6 +341,19 @@ def check_finite(stimulus, kind, log_probabilities, base):
     if not (np.isfinite(log_probabilities).all() and np.isfinite(base).all()):
         raise InputError(f"{stimulus.base_strings[0]!r}, {kind}: the model gave probabilities that are zero or not numbers: "
                          "try --dtype float32 or float64, or check the model's weights")
+
+
+def check_all(model, stimuli, kind, log_probabilities, options, units=None, sets=None, sample=CHECKED):
+    """Check of a sweep over several stimuli, log-probabilities [stimuli, 2, ...]: of its random interventions each is as likely, in any of them.
+
+    Those where an error is likely are chosen in one of the stimuli.
+    """
+    seed = seed_of(stimuli[0], kind, options)
+    random = draws(len(stimuli), sample, seed)
+    total = NOTHING_CHECKED
+    for number in sorted({*np.flatnonzero(random).tolist(), seed[1] % len(stimuli)}):
+        total += check(model, stimuli[number], kind, log_probabilities[number], options, units, sets, int(random[number]))
+    return total
 
 
 def check(model, stimulus, kind, log_probabilities, options, units=None, sets=None, sample=CHECKED):

@@ -89,7 +89,8 @@ def main(options):
     check_one_format(run_folder.folder, files)
     run_folder.claim(files, settings)
     if options.method != "exact" and not all(map(run_folder.is_finished, files)):
-        needed = bytes_on_the_way(model, interventions, options.method) - run_folder.shard_bytes()
+        open_ones = {entry["template"] for name, entry in files.items() if not run_folder.is_finished(name)}
+        needed = bytes_on_the_way(model, {template: interventions[template] for template in open_ones}, options.method) - run_folder.shard_bytes()
         check_space(run_folder.folder, needed, f"the gradients of --method {options.method}")
     with run_folder.claimed(files, settings):
         run = run_folder.begin({"settings": settings, "files": files, "dropped_professions": dropped, "command": shlex.join(sys.argv),
@@ -210,7 +211,10 @@ def write_interventions(model, run_folder, run, interventions, options):
     todo = unwritten(run_folder, run)
     swept = run_folder.open_files(run)  # all that is run together, the finished ones of this run among them: the same trees whenever it was stopped
     total = (model.num_layers + 1) * model.num_neurons * sum(len(interventions[entry["template"]]) for entry in todo.values())
-    gradients = Gradients(model, run_folder, interventions) if options.method != "exact" else None
+    gradients = None
+    if options.method != "exact":
+        open_ones = {entry["template"] for entry in swept.values()}
+        gradients = Gradients(model, run_folder, {template: words for template, words in interventions.items() if template in open_ones})
     with tqdm(total=total, unit=" interventions", unit_scale=True, smoothing=0.05, disable=not todo) as progress:
         for kind in dict.fromkeys(entry["intervention_type"] for entry in todo.values()):
             names = {entry["template"]: name for name, entry in swept.items() if entry["intervention_type"] == kind}
@@ -233,7 +237,7 @@ def write_interventions(model, run_folder, run, interventions, options):
         report_checks(files, options, found)
         for kind, counts in {entry["intervention_type"]: entry["interpolation"] for entry in files if "interpolation" in entry}.items():
             print(f"{kind}: {counts['interpolated']} neurons interpolated between professions ({counts['evaluations_a_neuron']:.1f} runs a neuron, errors "
-                  f"up to {counts['largest_error']:.1e}), {counts['run_for_every_word']} run for every profession")
+                  f"seen or estimated up to {counts['largest_error']:.1e}), {counts['run_for_every_word']} run for every profession")
     fast = sum((FastRows(**entry["fast"]) for entry in files if "fast" in entry), FastRows())
     if fast.rows:
         run_folder.update(run, fast=asdict(fast))

@@ -87,6 +87,12 @@ def check_supported(config):
     _check_variant(kind, config)
 
 
+def has_kinks(config):
+    """True where the activation function of the MLPs is none that Chebyshev polynomials follow: ReLU and its kind."""
+    names = (getattr(config, name, None) for name in ("activation_function", "hidden_act", "hidden_activation"))
+    return any("relu" in str(name) for name in names)
+
+
 def find_parts(model):
     """The parts of a transformers language model whose config is supported."""
     where = ARCHITECTURES[model.config.model_type]

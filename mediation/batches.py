@@ -22,7 +22,7 @@ class FastRows:
     """What became of the rows that were to be run fast.
 
     `rows`: how many there were; `exact`: how many of them were run exactly; `sampled`: how many fast ones were run again exactly;
-    `repeated`: how many sweeps were run again exactly as a whole, because their sample was off by more than BOUND;
+    `repeated`: how many sweeps were run again exactly as a whole, because they were off by more than is accepted;
     `largest_deviation`: the largest error in the samples of the others, in a log-probability (in the log odds where only these are known).
     """
 
@@ -33,7 +33,8 @@ class FastRows:
     largest_deviation: float = 0.0
 
     def __str__(self):
-        again = f"; {self.repeated:.0f} sweeps whose sample was off by more than {BOUND:.0e} were run again exactly" if self.repeated else ""
+        again = ("" if not self.repeated else
+                 f"; {self.repeated:.0f} sweeps that were off by more than is accepted, in their sample or against full passes, were run again exactly")
         return (f"fast: {self.rows - self.exact:.0f} of {self.rows:.0f} interventions in bfloat16 on the difference to the base run, the others exactly; "
                 f"{self.sampled:.0f} random ones of them again exactly: log-probabilities differ by at most {self.largest_deviation:.1e}{again}")
 

@@ -93,8 +93,8 @@ def find_device(name):
     there = torch.cuda.device_count() if torch.cuda.is_available() else 0
     if device.type == "cuda" and (device.index or 0) >= there:
         last = f", cuda:0 to cuda:{there - 1}" if there else ""
-        raise InputError(f"device {name!r} is not there: this machine has {there} CUDA devices{last}; "
-                         "use one of these, or --device cpu")
+        raise InputError(f"device {name!r} is not there: this machine has {there} CUDA devices{last}: "
+                         f"use {'one of these, or ' if there else ''}--device cpu")
     return device
 
 

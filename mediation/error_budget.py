@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass
 
 import numpy as np
 
-from . import batches
+from . import batches, interpolation, readout
 from .errors import InputError
 
 # in a log-probability; about ten times the largest that was seen on the models of the tests and on SmolLM2-135M
@@ -21,16 +21,17 @@ CONFIDENCE = 0.95
 
 @dataclass(frozen=True)
 class Budget:
-    """What may be off in a log-probability, step by step; `estimates`: first-order estimates stand beside what was run, and are not bounded."""
+    """What each step may add to the error of a log-probability that was run; first-order estimates are not bounded."""
 
     rounding: float
-    fast: float = 0.0
-    estimates: bool = False
+    interpolation: float
+    normaliser: float
+    fast: float
 
     @property
     def total(self):
         """The largest deviation from a full pass that is accepted."""
-        return self.rounding + self.fast
+        return sum(asdict(self).values())
 
     def describe(self):
         """For a manifest: {step: what it may add}, and their sum."""
@@ -38,8 +39,10 @@ class Budget:
 
 
 def budget(options):
-    """The Budget of a run with these options (`dtype`, `precision`, `method`)."""
-    return Budget(ROUNDING[options.dtype], batches.BOUND if options.precision == "fast" else 0.0, options.method != "exact")
+    """The Budget of a run with these options (`dtype`, `precision`)."""
+    normaliser = readout.TOLERANCE if options.dtype == "float32" else 0.0  # the others sum the whole vocabulary
+    return Budget(ROUNDING[options.dtype], interpolation.TOLERANCE.get(options.dtype, 0.0), normaliser,
+                  batches.BOUND if options.precision == "fast" else 0.0)
 
 
 @dataclass(frozen=True)
@@ -67,7 +70,8 @@ class Check:
 
     def entry(self):
         """What a manifest says of it."""
-        return {"largest_deviation_from_full_passes": self.deviation, "checked_at_random": self.random, "checked_where_likely": self.likely}
+        return {"largest_deviation_from_full_passes": self.deviation, "checked_at_random": self.random, "checked_where_likely": self.likely,
+                "largest_share_off": largest_share_off(self.random)}
 
     @classmethod
     def from_entry(cls, entry):
@@ -95,6 +99,11 @@ def units_to_check(log_probabilities, among, first_layers, random, seed, largest
     return drawn, np.setdiff1d(likely, drawn)
 
 
+def draws(stimuli, random, seed):
+    """How many of a sweep's `random` interventions are drawn from each of its stimuli: [stimuli], so that each intervention of the sweep is as likely."""
+    return np.bincount(np.random.default_rng([*seed, 1]).integers(stimuli, size=random), minlength=stimuli)
+
+
 def largest_share_off(random):
     """With 95% confidence at most this share of the interventions is off by more than the budget, when none of so many random ones was."""
     return 1 - (1 - CONFIDENCE) ** (1 / random) if random else 1.0
@@ -104,10 +113,10 @@ def describe_check(check, total, units):
     """One line for people on a run's Check; `units`: what was intervened upon, such as "neurons"."""
     return (f"checked {check.random} random {units} and {check.likely} in the first layers or with the largest effects against full passes "
             f"under plain hooks: log-probabilities differ by at most {check.deviation:.1e} (accepted: {total:.1e}); with 95% confidence "
-            f"at most {largest_share_off(check.random):.1%} of all are off by more")
+            f"at most {largest_share_off(check.random):.1%} of the interventions on them are off by more")
 
 
-def within_budget(model, sweep, check, options, what, remedy="use --full_passes, and please report the model"):
+def within_budget(model, sweep, check, options, what, remedy="use --full_passes with another -out_dir, and please report the model"):
     """What `sweep()` gives and its Check. A fast sweep that is off by more than the budget is run again exactly.
 
     Args:
@@ -116,6 +125,7 @@ def within_budget(model, sweep, check, options, what, remedy="use --full_passes,
     Raises:
         InputError: an exact sweep is off by more than the budget.
     """
+    before = model.fast_rows.take() if model.fast_rows else None  # of other sweeps, to be counted beside this one
     swept, accepted = sweep(), budget(options).total
     found = check(swept)
     if model.fast_rows and not found.deviation <= accepted:
@@ -123,6 +133,8 @@ def within_budget(model, sweep, check, options, what, remedy="use --full_passes,
         with model.exactly():
             swept = sweep()
         found = check(swept)
+    if before:
+        model.fast_rows.add(before)
     if not found.deviation <= accepted:
         raise InputError(f"{what}: the sweep and full passes differ by {found.deviation:.1e} in a log-probability, "
                          f"more than the accepted {accepted:.1e}: {remedy}")

@@ -11,6 +11,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
+# in a log-probability, estimated and seen; float32 runs are as far from each other
+TOLERANCE = {"float32": 2e-5, "float64": 1e-12}
+NARROWED = 1e-6  # of float64 models that compute in float32 on the way, as most norms of the library do: their rounding is 2e-7
 LEVELS = (5, 9, 17, 33)  # numbers of nodes; each level's nodes are every second one of the next
 
 

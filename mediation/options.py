@@ -114,7 +114,7 @@ def add_method(parser):
 
     parser.add_argument("--precision", choices=("exact", "fast"), default="exact",
                         help="fast: what differs from the run without intervention is multiplied in bfloat16, float32 where random interventions that are run "
-                             "both ways say so; within 1e-3 in a random sample, or the run stops (default: exact)")
+                             "both ways say so; a sweep off by more than 1e-3 in a random sample is run again exactly (default: exact)")
 
 
 def add_screening(parser):

@@ -19,9 +19,9 @@ ROWS = 96  # rows of logits held at once: larger buffers spend their time in pag
 LIKELIEST, FARTHEST = 1024, 256  # tokens whose logits are always computed: of the largest probability, and of the others those least like the rest
 AT_ONCE = 8192  # tokens of the unembedding that are copied at once
 TOLERANCE = 2e-6  # in a log-probability; a float32 sum over the vocabulary is as far off
-KEPT = 40  # normalisers of base rows: those of both alternatives in 17 templates, and a few
+KEPT = 300_000_000  # bytes of normalisers of base rows: of SmolLM2's 70, both alternatives in 17 templates twice over
 
-_kept = weakref.WeakKeyDictionary()  # unembedding -> {base row and version of the weight: its Normaliser}, the last KEPT of them
+_kept = weakref.WeakKeyDictionary()  # unembedding -> {base row and version of the weight: its Normaliser}, the last KEPT bytes of them
 
 
 class Normaliser:
@@ -38,26 +38,26 @@ class Normaliser:
     """
 
     def __init__(self, head, base):
-        self.head, self.base = head, base
+        self.base = base
         logits = head(base).double()
         always = logits.topk(LIKELIEST).indices
         logits[always] = -torch.inf
-        mean = self._mean(logits)
+        mean = self._mean(head, logits)
         distances = torch.cat([(some - mean).norm(dim=1) for some in head.weight.split(AT_ONCE)]).masked_fill(logits == -torch.inf, 0)
         always = torch.cat([always, distances.topk(FARTHEST).indices])
         logits[always] = -torch.inf
         self.always = product(head.weight[always], None if head.bias is None else head.bias[always])
         self.log_sum = logits.logsumexp(0)  # of the others in the base run
-        self.mean, self.farthest, covariance = self._mean(logits), 0.0, 0.0
+        self.mean, self.farthest, covariance = self._mean(head, logits), 0.0, 0.0
         for some in (logits > -torch.inf).nonzero().flatten().split(AT_ONCE):
             centred = head.weight[some] - self.mean
             covariance = covariance + (centred * (logits[some] - self.log_sum).exp().to(base.dtype).unsqueeze(1)).T @ centred
             self.farthest = max(self.farthest, float(centred.norm(dim=1).max()))
         self.spread = product(covariance)
 
-    def _mean(self, logits):
+    def _mean(self, head, logits):
         """[D], of the unembeddings, weighted by exp(logits)."""
-        return logits.softmax(0).to(self.base.dtype) @ self.head.weight
+        return logits.softmax(0).to(self.base.dtype) @ head.weight
 
     @classmethod
     def of(cls, head, base):
@@ -65,7 +65,8 @@ class Normaliser:
         kept = _kept.setdefault(head, {})
         key = head.weight.data_ptr(), head.weight._version, float(head.weight.sum()), base.cpu().numpy().tobytes()
         kept[key] = kept.pop(key, None) or cls(head, base)
-        for oldest in list(kept)[:-KEPT]:
+        width = base.numel()
+        for oldest in list(kept)[:-max(2, KEPT // (4 * width * (width + LIKELIEST + FARTHEST)))]:
             del kept[oldest]
         return kept[key]
 
@@ -76,8 +77,8 @@ class Normaliser:
         tokens, width = head.weight.shape
         return type(head) is nn.Linear and dtype == torch.float32 and rows > width and tokens > 4 * (LIKELIEST + FARTHEST + width)
 
-    def __call__(self, rows):
-        """rows [B, D] -> [B], float64."""
+    def __call__(self, head, rows):
+        """rows [B, D] -> [B], float64; `head`, which a Normaliser that is kept must not hold on to, is the one that it was made of."""
         difference = rows - self.base
         always = self.always(rows).logsumexp(dim=1).double()
         square = (self.spread(difference) * difference).sum(dim=1).double()  # E[u^2]
@@ -86,7 +87,7 @@ class Normaliser:
         largest = self.farthest * difference.norm(dim=1).double()  # U
         error = (unlikely - total).exp() * largest * largest.exp() * square / 6
         for some in (~(error < TOLERANCE)).nonzero().flatten().split(ROWS):
-            total[some] = log_sum_exp(self.head, rows[some])
+            total[some] = log_sum_exp(head, rows[some])
         return total
 
 
@@ -155,7 +156,7 @@ class ReadOut:
         rows = dict(zip(self.positions, normed.unbind(dim=1)))
         sums = {}
         if self.normalisers:
-            sums = {position: self.normalisers[position](row) for position, row in rows.items()}
+            sums = {position: self.normalisers[position](self.parts.head, row) for position, row in rows.items()}
         elif not self.odds_only:  # all positions at once: with few rows, reading the unembedding is most of the time
             sums = dict(zip(self.positions, log_sum_exp(self.parts.head, normed.flatten(0, 1)).reshape(normed.shape[:2]).unbind(dim=1)))
         columns = []

@@ -112,8 +112,9 @@ def begin_tokens(tokenizer):
 
 
 def is_masked(tokenizer):
-    """Whether a tokenizer is that of a model that predicts masked tokens."""
-    return tokenizer.mask_token_id is not None
+    """Whether a tokenizer is that of a model that predicts masked tokens. Gemma's names a mask, too, but begins a text as causal models do."""
+    begins = tokenizer("a")["input_ids"][:1] == [tokenizer.bos_token_id]
+    return tokenizer.mask_token_id is not None and not (begins and tokenizer.cls_token_id != tokenizer.bos_token_id)
 
 
 def tokenize_candidate(tokenizer, candidate):

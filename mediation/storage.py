@@ -234,8 +234,10 @@ class RunFolder:
             self.claim(files, settings)  # the other process may have had other settings
             yield
             if all(self.is_finished(name) for name in files):
-                for leftover in (self.folder / SHARDS).glob(f"*-{self._fingerprint}-*"):  # another version's too
-                    shutil.rmtree(leftover, ignore_errors=True)
+                for run in self.read()["runs"]:  # shorter runs that were stopped, too, where a longer one has made all their files
+                    if run["settings"] == settings and all(self.is_finished(name) for name in run["files"]):
+                        for leftover in (self.folder / SHARDS).glob(f"*-{_short_hash([settings, sorted(run['files'])])}-*"):  # of any version
+                            shutil.rmtree(leftover, ignore_errors=True)
                 with suppress(OSError):  # other runs are under way, or there is none
                     (self.folder / SHARDS).rmdir()
 

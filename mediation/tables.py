@@ -21,9 +21,9 @@ def check_one_format(folder, names):
     for path in (Path(folder) / name for name in names):
         for ending in FORMATS:
             other = path.with_suffix(f".{ending}")
-            if other != path and other.exists():
-                raise InputError(f"{other} is there already: use --format {ending}, choose another -out_dir, or convert it with convert_tables.py "
-                                 "and move it away")
+            if other != path and other.exists() and not path.exists():
+                raise InputError(f"{other} is there already: use --format {ending}, or choose another -out_dir and convert its tables "
+                                 "with convert_tables.py when they are finished")
 
 
 class _CsvRows:

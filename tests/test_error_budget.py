@@ -1,10 +1,14 @@
 """What is checked of a sweep, and what that supports."""
 
+from contextlib import nullcontext
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 from scipy import stats
 
-from mediation.error_budget import LIKELY, Check, largest_share_off, units_to_check
+from mediation.batches import FastRows
+from mediation.error_budget import LIKELY, Check, draws, largest_share_off, units_to_check, within_budget
 
 
 def test_first_layers_and_largest_effects_are_always_checked():
@@ -36,3 +40,21 @@ def test_checks_add_up_and_survive_a_manifest():
     total = Check(1e-5, 4, 3) + Check(2e-5, 4, 2)
     assert total == Check(2e-5, 8, 5) == Check.from_entry(total.entry()) == Check.from_arrays(total.to_arrays())
     assert Check.from_entry({"largest_deviation_from_full_passes": 1e-5}) == Check(1e-5, 0, 0)  # a manifest of before
+
+
+def test_every_stimulus_of_a_sweep_is_drawn_from():
+    drawn = sum(draws(17, 4, [0, seed, 0]) for seed in range(500))
+    assert draws(17, 4, [0, 1, 2]).sum() == 4 and drawn.min() > 60  # 118 each, on average
+
+
+def test_a_fast_sweep_that_is_repeated_does_not_touch_what_was_counted_before():
+    model = SimpleNamespace(fast_rows=FastRows(48, 16, 16, 0, 7e-4), exactly=nullcontext)
+    options = SimpleNamespace(dtype="float32", precision="fast")
+
+    def sweep():
+        model.fast_rows.add(FastRows(48, 10, 16, 0, 9e-4))
+
+    found = iter([Check(0.1, 4, 2), Check(1e-6, 4, 2)])
+    within_budget(model, sweep, lambda _: next(found), options, "a sweep")
+    assert model.fast_rows.exact >= 16 + 48 and model.fast_rows.repeated == 1
+    assert model.fast_rows.sampled >= 16 and model.fast_rows.largest_deviation >= 7e-4

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 import torch
 
-from experiment import INTERPOLATION_TOLERANCE, INTERVENTION_TYPES, NARROWED_TOLERANCE, Intervention
+from experiment import INTERVENTION_TYPES, Intervention
 from mediation.forward import run_base
-from mediation.interpolation import LEVELS, Interpolants, coefficients, evaluate, fit, nodes
+from mediation.interpolation import LEVELS, NARROWED, TOLERANCE, Interpolants, coefficients, evaluate, fit, nodes
 from mediation.neurons import NeuronEdits
 from mediation.sweeps import sweep
 from tests.conftest import SINGLE_TOKEN_WORDS
@@ -109,7 +109,7 @@ def test_interpolated_direct_effects_are_near_those_that_are_run_on_every_archit
     """The checks at three points are a sample: between two kinks of OPT's ReLU, another point may be a little worse."""
     allowed = 2e-4 if architecture == "opt" else 1e-4
     for values, found, expected in direct_effects(toy_model(architecture), "man_direct", words):
-        assert found.error < INTERPOLATION_TOLERANCE[torch.float32]
+        assert found.error < TOLERANCE["float32"]
         for word in range(words):
             np.testing.assert_allclose(found(values[word], word), expected[word], rtol=0, atol=allowed)
 
@@ -117,7 +117,7 @@ def test_interpolated_direct_effects_are_near_those_that_are_run_on_every_archit
 @pytest.mark.parametrize("architecture", ["gpt2", "llama"])
 def test_float64_is_interpolated_as_finely_as_the_model_computes(toy_model, architecture):
     """Llama's norms are float32 whatever the model is: its rounding would pass for functions that do not converge."""
-    tolerance = {"gpt2": INTERPOLATION_TOLERANCE[torch.float64], "llama": NARROWED_TOLERANCE}[architecture]
+    tolerance = {"gpt2": TOLERANCE["float64"], "llama": NARROWED}[architecture]
     *_, (values, found, expected), _ = direct_effects(toy_model(architecture, torch.float64), "woman_direct", 60)  # the last layer that is run
     for word in range(60):
         np.testing.assert_allclose(found(values[word], word), expected[word], rtol=0, atol=5 * tolerance)

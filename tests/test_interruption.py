@@ -9,12 +9,14 @@ import subprocess
 import sys
 import threading
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from mediation.errors import InputError
+from mediation.interpolation import LEVELS
 from mediation.storage import RunFolder, whole_file
 
 PROJECT = Path(__file__).parent.parent
@@ -266,6 +268,63 @@ def test_a_table_in_another_format_is_not_made_a_second_time(run_script, toy_che
     code, _, error = run_script(f"{command} --format {second}", *model)
     assert code == 2 and f"is there already: use --format {first}" in error and "convert_tables.py" in error
     assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
+
+
+def test_a_converted_folder_goes_on_in_its_new_format(run_script, toy_checkpoint, tmp_path):
+    command = f"{FEW} --intervention_types man_direct"
+    model = ("-model", toy_checkpoint("gpt2"), "-out_dir", tmp_path)
+    assert run_script(f"{command} -template_indices 1", *model)[0] == 0
+    (folder,) = tmp_path.glob("results/*")
+    assert run_script(f"convert_tables.py {folder} --to parquet")[0] == 0
+    code, output, error = run_script(f"{command} -template_indices 1", *model)  # the CSV is still there
+    assert code == 0 and "kept: 1 finished tables" in output, error
+    for path in folder.glob("*.csv"):
+        path.unlink()
+    code, output, error = run_script(f"{command} -template_indices 1 2 --format parquet", *model)
+    assert code == 0 and "kept: 1 finished tables" in output, error
+    assert len(list(folder.glob("*.parquet"))) == 2
+
+
+def test_what_a_shorter_run_left_goes_with_the_longer_one(run_script, toy_checkpoint, tmp_path, monkeypatch):
+    import experiment
+    sweep, calls = experiment.Model.neuron_intervention_in_templates, []
+
+    def stop_at_second(self, *arguments, **named):
+        calls.append(0)
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+        return sweep(self, *arguments, **named)
+
+    monkeypatch.setattr(experiment.Model, "neuron_intervention_in_templates", stop_at_second)
+    command = f"{FEW} --intervention_types man_direct -model {toy_checkpoint('gpt2')} -out_dir {tmp_path} -template_indices"
+    assert run_script(f"{command} 1 13")[0] == 130 and list(tmp_path.glob("results/*/unfinished/*"))
+    assert run_script(f"{command} 1 13 2")[0] == 0
+    assert not list(tmp_path.glob("results/*/unfinished"))
+
+
+@pytest.mark.parametrize("shared_from", [2, 99])
+def test_an_error_in_any_template_is_found(run_script, toy_checkpoint, tmp_path, monkeypatch, shared_from):
+    """Interventions are drawn from all templates: those of one alone would not see what is wrong in the others."""
+    import experiment
+    import neuron_utils
+    monkeypatch.setattr(neuron_utils, "SHARED_FROM", shared_from)
+    for name, wrong in (("neuron_intervention_in_templates", lambda swept: swept[1:]), ("direct_interpolants", None)):
+        original = getattr(experiment.Model, name)
+
+        def off(self, *arguments, original=original, wrong=wrong, **named):
+            found = original(self, *arguments, **named)
+            if wrong:
+                wrong(found)[..., 0] += 0.3
+                return found
+            rest = 0.3 * (np.arange(found.values.shape[-1]) >= 2)  # columns of all templates but the first
+            constant = {level: np.eye(level)[0][:, None] for level in LEVELS}
+            return replace(found, values=found.values + rest, groups=tuple((members, values + rest * constant[values.shape[1]])
+                                                                           for members, values in found.groups))
+
+        monkeypatch.setattr(experiment.Model, name, off)
+    code, _, error = run_script("run_profession_neuron_experiments.py --professions nurse captain teacher --intervention_types man_direct",
+                                "-model", toy_checkpoint("llama"), "-out_dir", tmp_path)
+    assert code == 2 and "and full passes differ by" in error.splitlines()[-1]
 
 
 def test_full_passes_are_not_taken_for_a_finished_sweep(run_script, toy_checkpoint, tmp_path):

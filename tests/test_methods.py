@@ -366,3 +366,18 @@ def test_an_attention_study_that_was_stopped_goes_on(run_script, toy_checkpoint,
 def test_attention_scripts_refuse_what_means_nothing(run_script, toy_checkpoint, data, tmp_path):
     assert_refused(study(run_script, toy_checkpoint, tmp_path, "--method", "screen", "--full_passes"), "does not go with --full_passes")
     assert_refused(run_script("attention_intervention_subset_selection.py --method gradient", "-model", toy_checkpoint("gpt2")), "unrecognized arguments")
+
+
+def test_an_extended_run_takes_only_the_gradients_that_it_needs(run_script, toy_checkpoint, tmp_path, monkeypatch):
+    taken, gradients = [], Model.neuron_gradients
+
+    def recording(self, stimuli, prompt):
+        taken.extend(stimulus.base_strings[prompt] for stimulus in stimuli)
+        return gradients(self, stimuli, prompt)
+
+    monkeypatch.setattr(Model, "neuron_gradients", recording)
+    command = f"run_profession_neuron_experiments.py --professions nurse captain --method gradient -model {toy_checkpoint('gpt2')} -out_dir {tmp_path}"
+    assert run_script(f"{command} -template_indices 1")[0] == 0
+    taken.clear()
+    assert run_script(f"{command} -template_indices 1 13")[0] == 0
+    assert taken and not any("said that" in text for text in taken)

@@ -14,7 +14,7 @@ from transformers import PreTrainedTokenizerFast
 from experiment import INTERVENTION_TYPES, Intervention, Model
 from mediation.errors import InputError
 from mediation.neurons import single_neuron_edits
-from mediation.stimuli import begin_tokens, fill
+from mediation.stimuli import begin_tokens, fill, is_masked
 from mediation.storage import RunFolder
 from mediation.sweeps import by_full_passes
 from neuron_utils import SHARED_FROM, sweep_kind
@@ -212,4 +212,7 @@ def test_what_frames_a_text_of_a_masked_model_is_no_begin_token(with_begin_token
     tokenizer = PreTrainedTokenizerFast.from_pretrained(with_begin_token)
     framed = len(tokenizer("a")["input_ids"]) == 3
     tokenizer.mask_token = tokenizer.convert_ids_to_tokens(11)
-    assert begin_tokens(tokenizer) == ([] if framed else [9])
+    assert begin_tokens(tokenizer) == [9] and not is_masked(tokenizer)  # as Gemma's, which names a mask and predicts the next token
+    tokenizer = PreTrainedTokenizerFast.from_pretrained(with_begin_token)
+    tokenizer.mask_token, tokenizer.cls_token = tokenizer.convert_ids_to_tokens(11), tokenizer.bos_token  # as RoBERTa's
+    assert is_masked(tokenizer) and begin_tokens(tokenizer) == ([] if framed else [9])

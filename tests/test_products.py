@@ -233,15 +233,10 @@ def test_an_emulated_product_is_the_true_one_rounded_to_bfloat16(monkeypatch, sh
 
 
 @pytest.mark.parametrize("shape", SHAPES)
-def test_an_emulated_product_equals_the_hardwares(monkeypatch, shape):
-    if not products.multiplies_bfloat16(torch.device("cpu")):
-        pytest.skip("nothing to compare with: this processor does not multiply bfloat16")
-    x, weight, bias, _ = bfloat16_product(*shape)
-    in_hardware = products.product(weight, bias)(x)
-    monkeypatch.setattr(products, "multiplies_bfloat16", lambda device: False)
-    emulated = products.product(weight, bias)(x)
-    torch.testing.assert_close(emulated.double(), in_hardware.double(), rtol=2**-7, atol=1e-4)  # one last digit: sums in another order
-    assert (emulated != in_hardware).double().mean() < 0.01
+def test_this_machines_product_is_the_true_one_rounded_to_bfloat16(shape):
+    """In hardware where it can, else emulated: the same within the last digit, which sums in another order may move."""
+    x, weight, bias, exact = bfloat16_product(*shape)
+    torch.testing.assert_close(products.product(weight, bias)(x).double(), exact, rtol=2**-7, atol=1e-4)
 
 
 @pytest.mark.parametrize("script, options, result", [
@@ -306,7 +301,7 @@ def test_a_fast_sweep_that_is_off_is_run_again_exactly(toy_checkpoint, run_scrip
         monkeypatch.setitem(error_budget.ROUNDING, "float32", 5e-6 - batches.BOUND)
     code, output, error = run_script(f"{command} {tmp_path / 'fast'} --precision fast")
     assert code == 0, error
-    assert "2 sweeps whose sample was off" in output
+    assert "2 sweeps that were off by more than is accepted" in output
     tables = [pd.read_csv(path) for path in sorted(tmp_path.glob("*/results/*/The_X_said_that*.csv"))]
     pd.testing.assert_frame_equal(*tables, rtol=1e-6)
     (run,) = json.loads(next(tmp_path.glob("fast/results/*/manifest.json")).read_text())["runs"]

@@ -1,5 +1,8 @@
 """The read-out: the split normaliser against the full sum, and where it gives way to it."""
 
+import gc
+import weakref
+
 import pytest
 import torch
 from torch import nn
@@ -31,7 +34,7 @@ def test_split_normaliser_equals_the_full_sum(head, step, bias):
         head.bias = nn.Parameter(torch.randn(VOCABULARY), requires_grad=False)
     base = torch.randn(WIDTH)
     rows = base + step * torch.randn(200, WIDTH)
-    torch.testing.assert_close(Normaliser(head, base)(rows), full_sums(head, rows), rtol=0, atol=TOLERANCE + 3e-6)  # 3e-6: float32
+    torch.testing.assert_close(Normaliser(head, base)(head, rows), full_sums(head, rows), rtol=0, atol=TOLERANCE + 3e-6)  # 3e-6: float32
 
 
 @pytest.mark.parametrize("rank", [2_000, 10_000, 19_999])
@@ -48,7 +51,7 @@ def test_tokens_whose_logits_grow_strongly_are_seen(head, rank, length, others):
     head.weight[by_probability[2_100: 2_100 + others]] += directions[1:]
     steps = torch.logspace(-4, 0.5, 200).unsqueeze(1)
     rows = base + steps * directions[0] / length
-    torch.testing.assert_close(Normaliser(head, base)(rows), full_sums(head, rows), rtol=2e-6, atol=TOLERANCE + 3e-6 + 3e-7 * length)  # float32
+    torch.testing.assert_close(Normaliser(head, base)(head, rows), full_sums(head, rows), rtol=2e-6, atol=TOLERANCE + 3e-6 + 3e-7 * length)  # float32
 
 
 def test_normalisers_are_made_once_for_each_base_row_and_weight(head, monkeypatch):
@@ -68,7 +71,7 @@ def test_rows_far_from_the_base_get_the_full_sum(head):
     head.register_forward_hook(lambda _, inputs, output: seen.append(len(inputs[0])))
     normaliser = Normaliser(head, base)
     seen.clear()
-    found = normaliser(rows)
+    found = normaliser(head, rows)
     assert sum(seen) == 20
     torch.testing.assert_close(found[100:], log_sum_exp(head, rows[100:]), rtol=0, atol=0)
 
@@ -87,3 +90,12 @@ def test_odds_only_keeps_differences(toy_model):
     full, odds = (ReadOut(model.parts, predictions, odds_only=odds_only)(hidden) for odds_only in (False, True))
     torch.testing.assert_close(full[:, 0] - full[:, 1], odds[:, 0] - odds[:, 1], rtol=1e-9, atol=1e-9)
     assert (full.exp() < 1).all() and not torch.allclose(full, odds)
+
+
+def test_a_kept_normaliser_does_not_keep_its_model(head):
+    gone = weakref.ref(head)
+    Normaliser.of(head, torch.randn(WIDTH))
+    del head
+    gc.collect()
+    kept = [part for part in gc.get_objects() if isinstance(part, Normaliser)]
+    assert all(not any(value is gone() for value in vars(part).values()) for part in kept)
