@@ -11,15 +11,15 @@ are means over examples; the layouts follow the model's numbers of layers and he
 import argparse
 from pathlib import Path
 
+from mediation.files.storage import check_writable
 from mediation.options import MODEL_SPELLINGS, Parser, exit_on_bad_input
-from mediation.storage import check_writable
 
 
 def main(options):
     """Each file to its eight figures."""
     from tqdm import tqdm
 
-    from attention_utils import find_results, read_results
+    from mediation.results.attention_results import find_results, read_results
 
     check_writable(options.out_dir)
     figures = Path(options.out_dir) / "results" / "attention_intervention"
@@ -32,8 +32,8 @@ def main(options):
 
 def draw(results, label, figures):
     """The eight figures of one result file. `label`: its name without `attention_intervention_`, as in the figures' names."""
-    from attention_utils import EFFECTS, head_effects, layer_effects
-    from mediation import plots
+    from mediation.reports import plots
+    from mediation.results.attention_results import EFFECTS, head_effects, layer_effects
 
     title = f"{label.replace('_', ' ')}\n{len(results)} examples"
     heads = {kind: head_effects(results, kind).mean(axis=0) for kind in EFFECTS}

@@ -12,16 +12,16 @@ import re
 from pathlib import Path
 
 from mediation.errors import InputError
+from mediation.files.storage import check_writable, write_csv
 from mediation.options import Parser, exit_on_bad_input
-from mediation.storage import check_writable, write_csv
 
 
 def main(options):
     """Files to a table, the table to a figure."""
     import pandas as pd
 
-    from attention_utils import find_results, head_effects, read_results
-    from mediation import plots
+    from mediation.reports import plots
+    from mediation.results.attention_results import find_results, head_effects, read_results
 
     check_writable(options.out_dir)
     found = {path: match for path, label in find_results(options.out_dir).items()

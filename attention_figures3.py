@@ -14,14 +14,15 @@ from pathlib import Path
 import numpy as np
 
 from mediation.errors import InputError
+from mediation.files.storage import check_writable
 from mediation.options import Parser, add_masking_approach, add_model_options, exit_on_bad_input, positive, true_or_false
-from mediation.storage import check_writable
 
 
 def main(options):
     """Strongest heads, strongest examples, their attention."""
-    from attention_utils import head_effects, masking_suffix, read_results
-    from mediation import plots
+    from mediation.reports import plots
+    from mediation.results.attention_results import head_effects, read_results
+    from mediation.studies.attention import masking_suffix
     from utils import load_model
 
     check_writable(options.out_dir)
@@ -49,8 +50,8 @@ def attention_from_pronoun(model, entry):
     """(tokens of the context as strings, attention [2, L, H, T] from its last token in x and x')."""
     import torch
 
-    from mediation.attention import attention_weights
-    from mediation.stimuli import begin_tokens
+    from mediation.model.attention import attention_weights
+    from mediation.stimuli.prompts import begin_tokens
 
     contexts = [torch.tensor(begin_tokens(model.tokenizer) + model.tokenizer(entry[name], add_special_tokens=False)["input_ids"], device=model.device)
                 for name in ("base_string1", "base_string2")]

@@ -21,10 +21,10 @@ from pathlib import Path
 
 import numpy as np
 
-from mediation import winobias, winogender
 from mediation.errors import InputError
+from mediation.files.storage import RunFolder, check_writable, read_pickle
 from mediation.options import Parser, add_attention_options, add_selection_options, choices, exit_on_bad_input
-from mediation.storage import RunFolder, check_writable, read_pickle
+from mediation.stimuli import winobias, winogender
 
 SHORT_NAMES = {"winobias": "wb", "winogender": "wg"}  # in the file names of the 2020 code
 DATA = {"winobias": lambda: winobias.load("dev"), "winogender": lambda: winogender.load("bls")}
@@ -32,8 +32,8 @@ DATA = {"winobias": lambda: winobias.load("dev"), "winogender": lambda: winogend
 
 def main(options):
     """Stimuli, model; then one data set after the other."""
-    from mediation.checkpoints import model_name
-    from mediation.selection import check_size
+    from mediation.model.checkpoints import model_name
+    from mediation.studies.selection import check_size
     from utils import load_model
 
     if options.figures_only:
@@ -52,9 +52,9 @@ def select_heads(model, examples, data, options):
     """Filter, heads alone, selection, table and figure of one data set."""
     from tqdm import tqdm
 
-    from attention_utils import build_interventions, indirect_effects_of_sets, masking_suffix, select_examples
-    from mediation import selection
-    from utils import describe_machine, now
+    from mediation.files.storage import describe_machine, now
+    from mediation.studies import selection
+    from mediation.studies.attention import build_interventions, indirect_effects_of_sets, masking_suffix, select_examples
 
     name = model.name + masking_suffix(model)
     names = {kind: f"{kind}_{name}_{data}.pickle" for kind in ("mean_effect", *selection.KINDS)}
@@ -84,7 +84,7 @@ def select_heads(model, examples, data, options):
 
 def show(name, data, found, means, options):
     """Print the table of one data set and draw its figure."""
-    from mediation import plots, report
+    from mediation.reports import plots, report
 
     print(f"{name}, {data}: mean indirect effect of heads overridden together")
     print(report.selection(found, options.k, "head", means["mean_effect_model"]))
@@ -98,7 +98,7 @@ def show_files(name, data, options):
     Raises:
         InputError: no such files, or damaged ones.
     """
-    from mediation.selection import TITLES, read_found
+    from mediation.studies.selection import TITLES, read_found
 
     folder = Path(options.out_dir)
     for written in (data, SHORT_NAMES[data]):
@@ -116,7 +116,7 @@ def show_files(name, data, options):
 
 def mean_effects(files):
     """Mean indirect effects of every head [L, H], every layer's heads together [L] and all heads, from the file or computed into it."""
-    from mediation.attention import heads_layers_model
+    from mediation.mediators.heads import heads_layers_model
 
     done = files.read("mean_effect")
     if done is None:

@@ -12,15 +12,16 @@ an interrupted run goes on with the next example.
 
 import argparse
 
-from mediation import winobias
+from mediation.files.storage import check_writable
 from mediation.options import Parser, add_attention_options, add_method, exit_on_bad_input, refuse_full_passes
-from mediation.storage import check_writable
+from mediation.stimuli import winobias
 
 
 def main(options):
     """Stimuli, model, sweep, report."""
-    from attention_utils import masking_suffix, report_study, run_study
-    from mediation.checkpoints import model_name
+    from mediation.model.checkpoints import model_name
+    from mediation.reports.attention import report_study
+    from mediation.studies.attention import masking_suffix, run_study
     from utils import load_model
 
     examples = winobias.load(options.split)[: options.max_examples]

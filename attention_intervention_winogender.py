@@ -9,15 +9,16 @@ manifest.json beside it, and prints the strongest heads and layers.
 
 import argparse
 
-from mediation import winogender
+from mediation.files.storage import check_writable
 from mediation.options import Parser, add_attention_options, add_method, exit_on_bad_input, refuse_full_passes
-from mediation.storage import check_writable
+from mediation.stimuli import winogender
 
 
 def main(options):
     """Stimuli, model, sweep, report."""
-    from attention_utils import masking_suffix, report_study, run_study
-    from mediation.checkpoints import model_name
+    from mediation.model.checkpoints import model_name
+    from mediation.reports.attention import report_study
+    from mediation.studies.attention import masking_suffix, run_study
     from utils import load_model
 
     examples = winogender.load(options.stat)[: options.max_examples]

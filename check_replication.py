@@ -14,9 +14,9 @@ from pathlib import Path
 
 import numpy as np
 
-from mediation import winobias, winogender
 from mediation.errors import InputError
 from mediation.options import Parser, add_model_options, exit_on_bad_input, positive
+from mediation.stimuli import winobias, winogender
 
 PUBLISHED = Path(__file__).parent / "experiment_data" / "published"
 
@@ -26,8 +26,9 @@ def main(options):
     import pandas as pd
     from tqdm import tqdm
 
-    from attention_utils import EFFECTS, STRINGS, example_key, perform_intervention, read_results
+    from attention_utils import perform_intervention
     from experiment import Intervention
+    from mediation.results.attention_results import EFFECTS, STRINGS, example_key, read_results
     from utils import load_model
 
     path = find_file(options)
@@ -80,7 +81,7 @@ def find_file(options):
     """The file that is named, or the one that the model's name and --data say."""
     if options.json:
         return Path(options.json)
-    from mediation.checkpoints import model_name
+    from mediation.model.checkpoints import model_name
 
     name = model_name(options.model) + ("_random" if options.randomize else "")
     pattern = {"winobias": f"attention_intervention_{name}_filtered_dev.json", "winogender": f"attention_intervention_*_{name}_filtered.json"}[options.data]
@@ -94,7 +95,7 @@ def find_file(options):
 
 def load_examples(path):
     """All examples of the data set that a result file is of: a file of Winogender names its statistic, one of WinoBias its split."""
-    from attention_utils import read_json
+    from mediation.results.attention_results import read_json
 
     content = read_json(path)
     if isinstance(content, dict) and "stat" in content:
@@ -107,7 +108,7 @@ def selected(model, interventions, content):
     from tqdm import tqdm
 
     from attention_utils import get_odds_ratio
-    from mediation.statistics import strong_examples
+    from mediation.effects.statistics import strong_examples
 
     if not content["do_filter"]:
         return list(interventions)

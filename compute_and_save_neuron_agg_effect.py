@@ -7,10 +7,11 @@ the anti-stereotypical gender: he/she under the man interventions for female-bia
 interventions for all others. Writes {M}_neuron_effects.csv, and {M}_neuron_gender_contrast.csv where both indirect types are.
 """
 
-from mediation import professions, statistics
+from mediation.effects import statistics
 from mediation.errors import InputError
+from mediation.files.storage import write_csv
 from mediation.options import exit_on_bad_input, folder_and_model_parser
-from mediation.storage import write_csv
+from mediation.stimuli import professions
 
 TYPES = ("man_direct", "man_indirect", "woman_direct", "woman_indirect")
 
@@ -19,7 +20,8 @@ def main(options):
     """Tables to one aggregate: a template at a time, so that memory does not grow."""
     from tqdm import tqdm
 
-    from utils import describe_methods, find_tables, output_folder, read_interventions
+    from mediation.options import output_folder
+    from mediation.results.neuron_tables import describe_methods, find_tables, read_interventions
 
     out_dir = output_folder(options)
     paths = find_tables(options.folder, options.model, TYPES)

@@ -10,10 +10,10 @@ neuron_layer_effect.csv.
 import argparse
 from pathlib import Path
 
-from mediation import statistics
+from mediation.effects import statistics
 from mediation.errors import InputError
+from mediation.files.storage import write_csv
 from mediation.options import Parser, add_out_dir, exit_on_bad_input, share
-from mediation.storage import write_csv
 
 SUFFIX = "_neuron_effects.csv"
 
@@ -22,8 +22,9 @@ def main(options):
     """Effects of every neuron, of all models found, to the profile over layers."""
     import pandas as pd
 
-    from mediation import plots
-    from utils import LAYER_COLUMNS, describe_methods, output_folder, read_effects
+    from mediation.options import output_folder
+    from mediation.reports import plots
+    from mediation.results.neuron_tables import LAYER_COLUMNS, describe_methods, read_effects
 
     out_dir = output_folder(options)
     folder = Path(options.folder)

@@ -6,13 +6,16 @@ Reads the neuron tables of model M in FOLDER (or one table with the same probabi
 and prompts on which p(he) or p(she) is not above 0.01. Prints the effects and writes {M}_split_total_effects.csv.
 """
 
-from mediation import professions, report, statistics
+from mediation.effects import statistics
+from mediation.files.storage import write_csv
 from mediation.options import exit_on_bad_input, folder_and_model_parser
-from mediation.storage import write_csv
+from mediation.reports import report
+from mediation.stimuli import professions
 
 
 def main(options):
-    from utils import output_folder, read_probabilities
+    from mediation.options import output_folder
+    from mediation.results.neuron_tables import read_probabilities
 
     out_dir = output_folder(options)
     table, unrated = statistics.prompt_effects(read_probabilities(options.folder, options.model), professions.load())

@@ -8,15 +8,18 @@ formula and filter, the paper's first, and the correlations of bias with effect.
 neuron_profession_correlation.pdf.
 """
 
-from mediation import professions, report, statistics
+from mediation.effects import statistics
+from mediation.files.storage import write_csv
 from mediation.options import exit_on_bad_input, folder_and_model_parser
-from mediation.storage import write_csv
+from mediation.reports import report
+from mediation.stimuli import professions
 
 
 def main(options):
     """Probabilities without intervention to total effects, correlations and a figure."""
-    from mediation import plots
-    from utils import output_folder, read_probabilities
+    from mediation.options import output_folder
+    from mediation.reports import plots
+    from mediation.results.neuron_tables import read_probabilities
 
     out_dir = output_folder(options)
     table, unrated = statistics.prompt_effects(read_probabilities(options.folder, options.model), professions.load())

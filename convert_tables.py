@@ -13,16 +13,16 @@ import argparse
 from pathlib import Path
 
 from mediation.errors import InputError
+from mediation.files.storage import RunFolder, check_writable
 from mediation.options import Parser, exit_on_bad_input
-from mediation.storage import RunFolder, check_writable
 
 
 def main(options):
     """Find the tables, convert one after the other."""
     from tqdm import tqdm
 
-    from mediation.tables import convert
-    from utils import TYPES
+    from mediation.results.neuron_tables import TYPES
+    from mediation.results.tables import convert
 
     source = Path(options.folder)
     ending = "csv" if options.to == "parquet" else "parquet"
@@ -45,7 +45,7 @@ def main(options):
 
 def note_conversion(targets):
     """Say in the targets' manifest what the sources' says of them: the same command with the new --format then finds its tables finished."""
-    from utils import runs_in
+    from mediation.results.neuron_tables import runs_in
 
     names = {path.name: target.name for path, target in targets.items()}
     source, target = next(iter(targets.items()))

@@ -18,37 +18,27 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from mediation import checkpoints, interpolation, masked
-from mediation.architectures import find_parts
-from mediation.attention import HeadEdits, attention_weights, heads_layers_model
-from mediation.batches import FastRows
-from mediation.error_budget import CHECKED, Check, units_to_check
 from mediation.errors import InputError
-from mediation.forward import Narrowing, pack, run_base
-from mediation.gradients import head_gradients, neuron_gradients
-from mediation.interventions import Intervention
-from mediation.neurons import NeuronEdits, single_neuron_edits
-from mediation.products import check_bfloat16
-from mediation.readout import ReadOut, widen
-from mediation.sweeps import by_full_passes, heads_by_full_passes, sweep, sweep_by_full_passes, sweep_heads
-from utils import batch
+from mediation.mediators import interpolation
+from mediation.mediators.batches import FastRows, batch
+from mediation.mediators.gradients import head_gradients, neuron_gradients
+from mediation.mediators.heads import HeadEdits, heads_layers_model
+from mediation.mediators.masked_heads import sweep_masked_heads
+from mediation.mediators.neurons import INTERVENTION_TYPES, NULL, NeuronEdits, single_neuron_edits
+from mediation.mediators.sweeps import by_full_passes, heads_by_full_passes, sweep, sweep_by_full_passes, sweep_heads
+from mediation.model import checkpoints, masked
+from mediation.model.architectures import find_parts
+from mediation.model.attention import attention_weights
+from mediation.model.forward import Narrowing, pack, run_base
+from mediation.model.products import check_bfloat16
+from mediation.model.readout import ReadOut, widen
+from mediation.stimuli.interventions import Intervention
+from mediation.studies.error_budget import CHECKED, Check, units_to_check
 
 __all__ = ["Intervention", "Model"]
 
 PROMPTS_AT_ONCE = 64
 
-# context the model runs on, whose representations are put in (minus whose, for the differences); None: the null prompt's
-NULL, MAN, WOMAN = 0, 1, 2
-INTERVENTION_TYPES = {
-    "man_direct": (MAN, NULL, None),
-    "man_indirect": (NULL, MAN, None),
-    "woman_direct": (WOMAN, NULL, None),
-    "woman_indirect": (NULL, WOMAN, None),
-    "man_minus_woman": (NULL, MAN, WOMAN),
-    "woman_minus_man": (NULL, WOMAN, MAN),
-    "direct": (1, NULL, None),  # these two of stimuli with one alternative
-    "indirect": (NULL, 1, None),
-}
 
 
 def _at(run, places):
@@ -542,7 +532,7 @@ class Model:
         """`attention_intervention_for_sets` of a masked model."""
         intervention.check_for_attention()
         run_on, source = self._contexts(intervention, effect)
-        return masked.sweep_masked_heads(self.model, self.parts, run_on, source, intervention.candidates_tok, chosen.to(self.device), self.masking, bsize,
+        return sweep_masked_heads(self.model, self.parts, run_on, source, intervention.candidates_tok, chosen.to(self.device), self.masking, bsize,
                                          full_passes or self.full_passes, progress, self.fast_rows)
 
     def _contexts(self, intervention, effect):

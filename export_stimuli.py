@@ -13,10 +13,11 @@ verb, in five structures (after Finlayson et al. 2021); the alternative is the n
 import argparse
 from pathlib import Path
 
-from mediation import agreement, professions, stimuli, stimulus_files, winobias, winogender
 from mediation.errors import InputError
 from mediation.options import Parser, exit_on_bad_input, positive, seed
-from mediation.stimulus_files import Stimulus
+from mediation.stimuli import agreement, professions, stimulus_files, winobias, winogender
+from mediation.stimuli.stimulus_files import Stimulus
+from mediation.stimuli.templates import select_templates
 
 
 def main(options):
@@ -32,7 +33,7 @@ def of_professions(options):
     """Every template and word, against man and against woman."""
     return [Stimulus(f"{number}_{profession.word}_{alternative}", template, (profession.text, alternative), candidates,
                      "female-biased" if profession.bias < 0 else "male-biased" if profession.bias > 0 else "neutral")
-            for number, template in stimuli.select_templates(options.template_indices).items()
+            for number, template in select_templates(options.template_indices).items()
             for profession in professions.select(options.words, options.max_examples)
             for alternative, candidates in (("man", ("she", "he")), ("woman", ("he", "she")))]
 

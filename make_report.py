@@ -8,15 +8,18 @@ Reads what run_profession_neuron_experiments.py and the compute_* scripts wrote 
 
 from pathlib import Path
 
-from mediation import professions, report, statistics
+from mediation.effects import statistics
 from mediation.errors import InputError
+from mediation.files.storage import RunFolder, whole_file
 from mediation.options import exit_on_bad_input, folder_and_model_parser
-from mediation.storage import RunFolder, whole_file
+from mediation.reports import report
+from mediation.stimuli import professions
 
 
 def main(options):
     """Everything that lies in the folder, on one page."""
-    from utils import CONTRAST_COLUMNS, LAYER_COLUMNS, describe_methods, find_tables, output_folder, read_effects, read_probabilities
+    from mediation.options import output_folder
+    from mediation.results.neuron_tables import CONTRAST_COLUMNS, LAYER_COLUMNS, describe_methods, find_tables, read_effects, read_probabilities
 
     folder, model, out_dir = Path(options.folder), options.model, output_folder(options)
     tables = find_tables(folder, model)

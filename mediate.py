@@ -24,8 +24,8 @@ import sys
 from dataclasses import asdict
 from pathlib import Path
 
-from mediation import stimulus_files
 from mediation.errors import InputError
+from mediation.files.storage import RunFolder, check_writable, whole_file, write_csv
 from mediation.options import (
     Parser,
     add_masking_approach,
@@ -38,8 +38,8 @@ from mediation.options import (
     exit_on_bad_input,
     refuse_full_passes,
 )
-from mediation.storage import RunFolder, check_writable, whole_file, write_csv
-from mediation.tables import FORMATS, check_one_format
+from mediation.results.tables import FORMATS, check_one_format
+from mediation.stimuli import stimulus_files
 
 GROUPS = (("neurons",), ("mlps",), ("heads", "layers"))  # heads and layers come from one sweep
 MEDIATORS = tuple(mediator for group in GROUPS for mediator in group)
@@ -47,8 +47,8 @@ MEDIATORS = tuple(mediator for group in GROUPS for mediator in group)
 
 def main(options):
     """Stimuli, model, total effects; then one mediator after the other; figures and a report of what the files say."""
-    import mediate_utils
-    from attention_utils import masking_suffix
+    from mediation.studies import own_question
+    from mediation.studies.attention import masking_suffix
     from utils import load_model
 
     found = stimulus_files.read(options.stimuli)
@@ -58,20 +58,20 @@ def main(options):
         check_screen_share(options, model.num_layers)
     if model.masking and options.method != "exact":
         raise InputError(f"{model.name} is a masked model: its heads are all run, use --method exact")
-    comparisons = mediate_utils.build_comparisons(model, options.stimuli, found, options.multi_token)
-    fitting = {mediator: mediate_utils.applicable(model, comparisons, mediator) for mediator in options.mediators}
+    comparisons = own_question.build_comparisons(model, options.stimuli, found, options.multi_token)
+    fitting = {mediator: own_question.applicable(model, comparisons, mediator) for mediator in options.mediators}
     print(f"stimuli: {len(found)}, comparisons: {len(comparisons)}; model {model.name}: {model.num_layers} layers, {model.num_heads} heads and "
           f"{model.num_neurons} neurons a layer, on {model.device}")
     report_left_out(fitting, comparisons, options)
 
     name, run_folder = model.name + masking_suffix(model), RunFolder(options.out_dir)
-    common = mediate_utils.describe_stimuli(model, found, options)
+    common = own_question.describe_stimuli(model, found, options)
     totals = {"total_effects": f"total_effects_{name}.csv"}
     runs = []  # (files of a group of mediators, what decides their numbers)
     for group in GROUPS:
         files = {mediator: f"{mediator}_{name}.{options.format}" for mediator in group if mediator in fitting and fitting[mediator][0]}
         if files:
-            runs.append((files, mediate_utils.describe_settings(common, group, options)))
+            runs.append((files, own_question.describe_settings(common, group, options)))
     for files, settings in [(totals, common), *runs]:
         check_one_format(run_folder.folder, files.values())
         run_folder.claim(files.values(), settings)  # before anything is computed
@@ -104,7 +104,7 @@ def report_left_out(fitting, comparisons, options):
 
 def describe_run(model, files, settings, fitting, options):
     """The entry of the manifest."""
-    from utils import describe_machine, now
+    from mediation.files.storage import describe_machine, now
 
     left_out = {mediator: {reason: len(names) for reason, names in fitting[mediator][1].items()} for mediator in files if mediator in fitting}
     return {"settings": settings, "files": {file: {} for file in files.values()}, "stimuli": str(options.stimuli), "left_out": left_out,
@@ -113,11 +113,11 @@ def describe_run(model, files, settings, fitting, options):
 
 def write_totals(model, comparisons, run_folder, run, file):
     """The table without interventions, unless it is finished."""
-    import mediate_utils
-    from utils import now
+    from mediation.files.storage import now
+    from mediation.studies import own_question
 
     if not run_folder.is_finished(file):
-        run_folder.finish_file(run, file, rows=mediate_utils.write_total_effects(run_folder.folder / file, model, comparisons))
+        run_folder.finish_file(run, file, rows=own_question.write_total_effects(run_folder.folder / file, model, comparisons))
     run_folder.update(run, finished=now())
 
 
@@ -129,10 +129,10 @@ def write_mediators(model, comparisons, run_folder, run, files, name, options):
     """
     from tqdm import tqdm
 
-    import mediate_utils
-    from mediation.batches import FastRows
-    from mediation.error_budget import NOTHING_CHECKED, Check, budget, describe_check
-    from utils import now
+    from mediation.files.storage import now
+    from mediation.mediators.batches import FastRows
+    from mediation.studies import own_question
+    from mediation.studies.error_budget import NOTHING_CHECKED, Check, budget, describe_check
 
     shards = f"{'_'.join(files)}_{name}"
     for mediator, file in files.items():
@@ -141,11 +141,11 @@ def write_mediators(model, comparisons, run_folder, run, files, name, options):
             print(f"kept: {run_folder.folder / file} is finished")
             continue
         some = comparisons[mediator]
-        with tqdm(total=2 * len(some) * mediate_utils.units_of(model, mediator), desc=mediator, unit=" interventions", unit_scale=True,
+        with tqdm(total=2 * len(some) * own_question.units_of(model, mediator), desc=mediator, unit=" interventions", unit_scale=True,
                   smoothing=0.05) as progress:
-            sweep = mediate_utils.sweep_neurons if mediator in ("neurons", "mlps") else mediate_utils.sweep_attention
+            sweep = own_question.sweep_neurons if mediator in ("neurons", "mlps") else own_question.sweep_attention
             results = sweep(model, some, mediator, run_folder, shards, options, progress.update)
-            table, entry = mediate_utils.write_effects(run_folder.folder / file, mediator, model, some, results)
+            table, entry = own_question.write_effects(run_folder.folder / file, mediator, model, some, results)
         write_csv(means, table)
         run_folder.finish_file(run, file, **entry)
     entries = [run_folder.entry_of(file) for file in files.values()]
@@ -163,18 +163,18 @@ def write_mediators(model, comparisons, run_folder, run, files, name, options):
 
 def write_report(name, run_folder, common, options):
     """Figures of the means, and a report on all mediators of these stimuli that the folder holds; returns its text."""
-    import mediate_utils
-    from mediation import plots, report
+    from mediation.reports import plots, report
+    from mediation.studies import own_question
 
-    totals = mediate_utils.read_table(run_folder.folder / f"total_effects_{name}.csv")
+    totals = own_question.read_table(run_folder.folder / f"total_effects_{name}.csv")
     found, drawn = {}, []
     for run in run_folder.read()["runs"]:
         if common.items() <= run["settings"].items():
             for file, entry in run["files"].items():
                 mediator = file.partition("_")[0]
                 if mediator in MEDIATORS and "rows" in entry:
-                    found[mediator] = report.Mediator(mediate_utils.read_table(run_folder.folder / f"{mediator}_mean_{name}.csv"), file, entry, run,
-                                                      mediate_utils.screening_of(entry, run["settings"].get("screen_top")))
+                    found[mediator] = report.Mediator(own_question.read_table(run_folder.folder / f"{mediator}_mean_{name}.csv"), file, entry, run,
+                                                      own_question.screening_of(entry, run["settings"].get("screen_top")))
     found = {mediator: found[mediator] for mediator in MEDIATORS if mediator in found}
     for mediator, of_mediator in found.items():
         drawn += plots.mediator(mediator, of_mediator.means, name, run_folder.folder)

@@ -16,10 +16,11 @@ import shlex
 import sys
 from pathlib import Path
 
-from mediation import professions, stimuli
 from mediation.errors import InputError
+from mediation.files.storage import RunFolder, check_writable
 from mediation.options import Parser, add_model_options, add_selection_options, exit_on_bad_input, positive
-from mediation.storage import RunFolder, check_writable
+from mediation.stimuli import professions
+from mediation.stimuli.templates import select_templates, template_file_stem
 
 CANDIDATES = ("he", "she")
 
@@ -28,10 +29,12 @@ def main(options):
     """Stimuli, model, neurons alone, selection, table and figure."""
     from tqdm import tqdm
 
-    from mediation import plots, report, selection
-    from utils import describe_machine, load_model, now
+    from mediation.files.storage import describe_machine, now
+    from mediation.reports import plots, report
+    from mediation.studies import selection
+    from utils import load_model
 
-    templates = stimuli.select_templates(options.template_indices)
+    templates = select_templates(options.template_indices)
     chosen = professions.select(options.professions, options.max_examples)
     check_writable(options.out_dir)
     model = load_model(options)
@@ -74,7 +77,7 @@ def objective_prompts(model, templates, chosen):
         InputError: none does.
     """
     from experiment import Intervention
-    from mediation import statistics
+    from mediation.effects import statistics
 
     prompts = {}
     for template in templates.values():
@@ -83,7 +86,7 @@ def objective_prompts(model, templates, chosen):
         for profession, intervention, (he, she, *_) in zip(usable, interventions, model.base_probabilities(interventions)):
             if min(he, she) > statistics.LEAST_PROBABILITY:
                 kind, sign = ("man_indirect", 1) if profession.bias < 0 else ("woman_indirect", -1)
-                prompts[f"{stimuli.template_file_stem(template)}-{profession.word}"] = (intervention, kind, sign)
+                prompts[f"{template_file_stem(template)}-{profession.word}"] = (intervention, kind, sign)
     if not prompts:
         raise InputError(f"none of {len(chosen)} professions counts in {len(templates)} templates (biased, not definitional, single-token, p(he) and p(she) "
                          f"above {statistics.LEAST_PROBABILITY}): name others with --professions")
@@ -93,7 +96,7 @@ def objective_prompts(model, templates, chosen):
 
 def effects_of_sets(model, intervention, kind, sign, sets, batch_size):
     """Odds ratio minus 1 toward the anti-stereotypical gender, float64 [len(sets)], of sets of neurons changed together."""
-    from mediation.effects import effect
+    from mediation.effects.odds import effect
 
     longest = max(len(units) for units in sets)
     padded = [[*units, *[units[0]] * (longest - len(units))] for units in sets]  # a neuron named twice is changed once
@@ -103,7 +106,7 @@ def effects_of_sets(model, intervention, kind, sign, sets, batch_size):
 
 def marginal_contributions(files, evaluate, layers, width):
     """Every neuron of the model alone: {"layer", "neuron", "val"}, arrays, best mean odds ratio first; from the file, or computed into it."""
-    from mediation.selection import best_first
+    from mediation.studies.selection import best_first
 
     done = files.read("marg_contrib")
     if done is None:

@@ -21,11 +21,13 @@ from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 
-from mediation import professions, stimuli
 from mediation.errors import InputError
+from mediation.files.storage import RunFolder, check_space, check_writable, software
 from mediation.options import Parser, add_method, add_model_options, add_multi_token, add_screening, check_screen_share, exit_on_bad_input, refuse_full_passes
-from mediation.storage import RunFolder, check_space, check_writable, software
-from mediation.tables import FORMATS, check_one_format, table_writer
+from mediation.results.tables import FORMATS, check_one_format, table_writer
+from mediation.stimuli import professions
+from mediation.stimuli.prompts import check_candidates, tokenize_candidate
+from mediation.stimuli.templates import select_templates, template_file_stem
 
 TYPES = ("man_direct", "man_indirect", "woman_direct", "woman_indirect")
 DIFFERENCES = ("man_minus_woman", "woman_minus_man")
@@ -63,12 +65,13 @@ def parse_options(arguments=None):
 
 def main(options):
     """Stimuli, model, sweep, tables; bad input is found before anything is written."""
-    from mediation.readout import check_odds_only
-    from neuron_utils import bytes_on_the_way
-    from utils import describe_machine, load_model, now
+    from mediation.files.storage import describe_machine, now
+    from mediation.model.readout import check_odds_only
+    from mediation.studies.professions import bytes_on_the_way
+    from utils import load_model
 
     started = time.monotonic()  # the clock on the wall may jump
-    templates = stimuli.select_templates(options.template_indices)
+    templates = select_templates(options.template_indices)
     chosen = professions.select(options.professions, options.max_examples)
     check_writable(options.out_dir)
     types = [NO_INTERVENTION] if options.total_effects_only else list(dict.fromkeys(options.intervention_types))
@@ -81,7 +84,7 @@ def main(options):
         check_odds_only(one.candidates)  # all stimuli have these
     report_stimuli(model, templates, chosen, interventions, dropped)
 
-    files = {f"{stimuli.template_file_stem(templates[number])}_{kind}_{model.name}.{options.format}":
+    files = {f"{template_file_stem(templates[number])}_{kind}_{model.name}.{options.format}":
              {"template": templates[number], "intervention_type": kind}
              for number in templates for kind in types}
     settings = describe_settings(model, options, interventions)
@@ -112,7 +115,7 @@ def build_interventions(model, templates, chosen, candidates, multi_token=None):
     """
     from experiment import Intervention
 
-    stimuli.check_candidates(candidates, [stimuli.tokenize_candidate(model.tokenizer, candidate)[1] for candidate in candidates], multi_token is None)
+    check_candidates(candidates, [tokenize_candidate(model.tokenizer, candidate)[1] for candidate in candidates], multi_token is None)
     interventions, dropped = {}, {}
     for template in templates.values():
         kept, dropped[template] = professions.usable(model.tokenizer, template, chosen, multi_token=multi_token)
@@ -190,7 +193,7 @@ def write_probabilities(model, run_folder, run, interventions, _options):
     """Tables of the probabilities without intervention, one row a profession."""
     from tqdm import tqdm
 
-    from utils import base_columns
+    from mediation.results.neuron_tables import base_columns
 
     for name, entry in tqdm(unwritten(run_folder, run).items(), desc="total effects", unit=" templates"):
         words = interventions[entry["template"]]
@@ -204,9 +207,9 @@ def write_interventions(model, run_folder, run, interventions, options):
     """Sweep type by type, keep what is computed at once, and write a table when its professions are complete."""
     from tqdm import tqdm
 
-    from mediation.batches import FastRows
-    from mediation.error_budget import budget
-    from neuron_utils import Gradients, screening, sweep_kind, write_table
+    from mediation.mediators.batches import FastRows
+    from mediation.studies.error_budget import budget
+    from mediation.studies.professions import Gradients, screening, sweep_kind, write_table
 
     todo = unwritten(run_folder, run)
     swept = run_folder.open_files(run)  # all that is run together, the finished ones of this run among them: the same trees whenever it was stopped
@@ -252,8 +255,8 @@ def screening_entry(found):
 
 def report_checks(files, options, found):
     """Print how sure the numbers are; `found`: the Screening, where there was one."""
-    from mediation.error_budget import budget, describe_check
-    from mediation.report import describe_screening
+    from mediation.reports.report import describe_screening
+    from mediation.studies.error_budget import budget, describe_check
 
     checked = sum_of_checks(files)
     if options.method == "gradient":
@@ -268,7 +271,7 @@ def report_checks(files, options, found):
 
 def sum_of_checks(files):
     """What was checked of a run, from its files' entries in the manifest."""
-    from mediation.error_budget import NOTHING_CHECKED, Check
+    from mediation.studies.error_budget import NOTHING_CHECKED, Check
 
     return sum(map(Check.from_entry, files), NOTHING_CHECKED)
 

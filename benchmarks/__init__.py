@@ -8,9 +8,9 @@ from pathlib import Path
 
 import torch
 
-from mediation.checkpoints import find_device
+from mediation.model.checkpoints import find_device
+from mediation.model.products import multiplies_bfloat16
 from mediation.options import Parser, add_model_options, positive
-from mediation.products import multiplies_bfloat16
 
 GPT2_SMALL_SIZED = "gpt2-small-sized"
 
@@ -51,7 +51,7 @@ def save_gpt2_small_sized(folder, seed):
     """A folder in `folder` with a model of GPT-2 small's size and random weights; the tokenizer is SmolLM2's."""
     from transformers import AutoTokenizer, GPT2Config, GPT2LMHeadModel
 
-    from mediation.checkpoints import bundled_model
+    from mediation.model.checkpoints import bundled_model
 
     torch.manual_seed(seed)
     GPT2LMHeadModel(GPT2Config()).save_pretrained(folder / GPT2_SMALL_SIZED)
@@ -90,7 +90,7 @@ def log_odds(log_probabilities):
 
 def share_of_products(run, rounds):
     """Which part of a sweep's time its products with weights take when they are run alone, in the same shapes: median over turns."""
-    from mediation import products, readout
+    from mediation.model import products, readout
 
     calls, originals = [], (products._product_of, readout.product)
 

@@ -15,8 +15,8 @@ import sys
 import tempfile
 from pathlib import Path
 
+from mediation.files.storage import check_writable
 from mediation.options import Parser, exit_on_bad_input
-from mediation.storage import check_writable
 
 MODELS = ("smollm2-135m", "gpt2-small-sized")
 PARTS = [  # (title, module, options, options of a quick run)

@@ -18,9 +18,9 @@ from mediation.options import exit_on_bad_input
 def main(options):
     """All sets, both ways."""
     from experiment import Intervention
-    from mediation.attention import heads_layers_model
-    from mediation.batches import FastRows
-    from mediation.sweeps import sweep_heads
+    from mediation.mediators.batches import FastRows
+    from mediation.mediators.heads import heads_layers_model
+    from mediation.mediators.sweeps import sweep_heads
 
     in_fast = choose_precision(options)
     model = load(options)

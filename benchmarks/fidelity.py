@@ -17,6 +17,7 @@ from scipy import stats
 
 from benchmarks import load, parser, timed
 from mediation.options import exit_on_bad_input, positive
+from mediation.stimuli.templates import TEMPLATES, template_file_stem
 
 TOP, TOP_HEADS = 50, 10
 TYPES = ("man_direct", "man_indirect", "woman_direct", "woman_indirect")
@@ -42,12 +43,12 @@ def against_2020(model, options):
     from benchmarks.neuron_sweep import by_full_passes_2020
     from benchmarks.study import few_interventions
     from experiment import Intervention
-    from mediation import stimuli
-    from mediation.storage import RunFolder
-    from neuron_utils import Gradients, sweep_kind, write_table
+    pass
+    from mediation.files.storage import RunFolder
+    from mediation.studies.professions import Gradients, sweep_kind, write_table
 
     interventions = {template: {word: Intervention(model.tokenizer, template, [word, "man", "woman"], ["he", "she"], model.device)
-                                for word in ("nurse", "carpenter", "teacher", "farmer")} for template in stimuli.TEMPLATES}
+                                for word in ("nurse", "carpenter", "teacher", "farmer")} for template in TEMPLATES}
     some = interventions["The {} ran because"]["nurse"]
     settings, progress = settings_of(options, "gradient"), SimpleNamespace(update=lambda _: None)
     started = time.perf_counter()
@@ -58,7 +59,7 @@ def against_2020(model, options):
         for kind in TYPES:
             results = sweep_kind(model, run_folder, kind, dict.fromkeys(interventions, "table"), interventions, settings, progress, gradients)
             for template, words in interventions.items():
-                write_table(run_folder.folder / f"{stimuli.template_file_stem(template)}_{kind}.csv", partial(results, template), words, kind, settings)
+                write_table(run_folder.folder / f"{template_file_stem(template)}_{kind}.csv", partial(results, template), words, kind, settings)
     ours = (time.perf_counter() - started) / (4 * len(interventions))  # a prompt, all types
     with torch.no_grad():
         of_few, _ = timed(by_full_passes_2020, *few_interventions(model, some, 0, 256))
@@ -76,9 +77,9 @@ def settings_of(options, method):
 def draw_prompts(model, rng, count):
     """[(template, Intervention, word, intervention type)], types in turn."""
     from experiment import Intervention
-    from mediation import professions, stimuli
+    from mediation.stimuli import professions
 
-    usable = [(template, profession.word) for template in stimuli.TEMPLATES
+    usable = [(template, profession.word) for template in TEMPLATES
               for profession in professions.usable(model.tokenizer, template, professions.select())[0]]
     chosen = [usable[index] for index in rng.choice(len(usable), count, replace=False)]
     return [(template, Intervention(model.tokenizer, template, [word, "man", "woman"], ["he", "she"], model.device), word, TYPES[number % len(TYPES)])
@@ -87,8 +88,8 @@ def draw_prompts(model, rng, count):
 
 def neuron_prompt(model, template, intervention, word, kind, options):
     """{"exact", "gradient", "screen"}: changes in log odds [L + 1, D], {method: seconds}."""
-    from mediation.storage import RunFolder
-    from neuron_utils import Gradients, sweep_kind
+    from mediation.files.storage import RunFolder
+    from mediation.studies.professions import Gradients, sweep_kind
 
     effects, seconds = {}, {}
     for method in ("gradient", "screen", "exact"):
@@ -141,8 +142,8 @@ def median_and_worst(values):
 
 def draw_examples(model, rng, count):
     """Interventions of random WinoBias examples."""
-    from attention_utils import build_interventions
-    from mediation import winobias
+    from mediation.stimuli import winobias
+    from mediation.studies.attention import build_interventions
 
     examples = winobias.load("dev")
     return build_interventions(model, [examples[index] for index in rng.choice(len(examples), count, replace=False)])
@@ -150,7 +151,7 @@ def draw_examples(model, rng, count):
 
 def head_example(model, intervention, kind, options):
     """Changes in log odds by method {"exact", "gradient", "screen"} of "head" [L, H], and for exact and the heads' sums of "layer" [L] and "model"."""
-    from attention_utils import estimated_heads
+    from mediation.studies.attention import estimated_heads
 
     c1, c2 = model.continuation_probabilities(intervention)[0 if kind == "indirect" else 1]
 

@@ -11,9 +11,9 @@ import statistics
 import torch
 
 from benchmarks import load, parser, peak_of_this_process, timed
-from mediation import stimuli
 from mediation.errors import InputError
 from mediation.options import exit_on_bad_input, positive
+from mediation.stimuli.templates import TEMPLATES
 
 
 def main(options):
@@ -33,13 +33,13 @@ def main(options):
     def sweep(templates, chosen):
         return lambda: model.neuron_intervention_in_templates([stimulus(template) for template in templates], "man_indirect", units=chosen.sort().values)
 
-    one, drawn = stimuli.TEMPLATES[:1], shuffled[: options.units]
+    one, drawn = TEMPLATES[:1], shuffled[: options.units]
     before = peak_of_this_process()
     sweep(one, shuffled[:8])()  # packs the weights
     print(f"{model.name}, {torch.get_num_threads()} threads, {options.rounds} rounds; memory before the first sweep {before:.0f} MB, "
           f"with packed weights {peak_of_this_process():.0f} MB")
     grow("units", {count: sweep(one, shuffled[:count]) for count in (options.units // 4, options.units // 2, options.units, 2 * options.units)}, options.rounds)
-    grow("prompts (templates of one profession)", {count: sweep(stimuli.TEMPLATES[:count], drawn) for count in (1, 4, 8, 17)}, options.rounds)
+    grow("prompts (templates of one profession)", {count: sweep(TEMPLATES[:count], drawn) for count in (1, 4, 8, 17)}, options.rounds)
     layers = sorted({0, 1, model.num_layers // 2, model.num_layers - 1})
     count = min(options.units, neurons)
     grow(f"layer of {count} units", {layer: sweep(one, layer * neurons + in_a_layer[:count]) for layer in layers}, options.rounds)

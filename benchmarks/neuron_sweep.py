@@ -11,10 +11,10 @@ from functools import partial
 import torch
 
 from benchmarks import choose_precision, compare, load, parser, share_of_products
-from mediation.batches import FastRows
-from mediation.neurons import edited
+from mediation.mediators.batches import FastRows
+from mediation.mediators.neurons import edited
+from mediation.mediators.sweeps import sweep
 from mediation.options import exit_on_bad_input, positive
-from mediation.sweeps import sweep
 
 
 def main(options):

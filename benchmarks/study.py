@@ -18,6 +18,7 @@ import torch
 from benchmarks import choose_precision, load, parser, timed
 from benchmarks.neuron_sweep import by_full_passes_2020
 from mediation.options import exit_on_bad_input, share
+from mediation.stimuli.templates import select_templates
 
 INDIRECT = ("man_indirect", "woman_indirect")
 NEURONS_OF_2020 = 64  # in each template
@@ -27,13 +28,13 @@ WORDS_OF_GRADIENTS = 8
 def main(options):
     """Time the parts in turns, scale, print one table."""
     from experiment import Intervention
-    from mediation import professions, stimuli
+    from mediation.stimuli import professions
 
     in_fast = choose_precision(options)
     fast = load(options)
     exact = copy.copy(fast)  # the same weights
     exact.fast_rows = None
-    templates = list(stimuli.select_templates(None).values())
+    templates = list(select_templates(None).values())
     words = {}
     for template in templates:
         for profession in professions.usable(fast.tokenizer, template, professions.select(None, None))[0]:

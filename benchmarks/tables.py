@@ -19,7 +19,7 @@ import pandas as pd
 
 from benchmarks import peak_of_this_process, timed
 from mediation.options import Parser, positive
-from mediation.tables import read_columns, table_writer
+from mediation.results.tables import read_columns, table_writer
 
 LAYERS, NEURONS = 31, 576  # of SmolLM2-135M
 COLUMNS = ["word", "candidate1_base_prob", "candidate2_base_prob", "candidate1_prob", "candidate2_prob", "layer", "neuron"]

@@ -5,8 +5,10 @@ import os
 import signal
 import sys
 from contextlib import contextmanager
+from pathlib import Path
 
-from .errors import InputError
+from mediation.errors import InputError
+from mediation.files.storage import check_writable
 
 MODEL_SPELLINGS = ("--model", "--model_type", "--gpt2_version", "--model_name", "--model_version")
 METHODS = ("exact", "gradient", "screen")
@@ -216,3 +218,11 @@ def share(text):
     if not 0 < number <= 1:
         raise argparse.ArgumentTypeError(f"{text} is not above 0 and at most 1")
     return number
+
+
+def output_folder(options):
+    """-out_dir of an analysis script, or the folder it reads; checked before anything is computed."""
+    folder = Path(options.folder)
+    out_dir = Path(options.out_dir or (folder.parent if folder.is_file() else folder))
+    check_writable(out_dir)
+    return out_dir

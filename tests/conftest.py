@@ -12,16 +12,19 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from torch.overrides import TorchFunctionMode
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForMaskedLM, PreTrainedTokenizerFast
 
+from mediation.stimuli.templates import TEMPLATES
+
 PROJECT = Path(__file__).parent.parent
 SHARED = Path(os.environ.get("MEDIATION_SHARED", PROJECT.parent / "shared"))
 sys.path.insert(0, str(PROJECT))
 
 import experiment
 from experiment import Intervention, Model
-from mediation import assets, professions, stimuli
-from mediation.architectures import ARCHITECTURES
-from mediation.checkpoints import bundled_model
 from mediation.errors import InputError
+from mediation.files import assets
+from mediation.model.architectures import ARCHITECTURES
+from mediation.model.checkpoints import bundled_model
+from mediation.stimuli import professions
 
 WINOBIAS_ROWS = """1 [The carpenter] thanked the nurse because [he] was ill.
 2 The carpenter thanked [the nurse] because [she] had helped in the night.
@@ -104,7 +107,7 @@ def toy_tokenizer():
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(vocab_size=420, initial_alphabet=pre_tokenizers.ByteLevel.alphabet(), show_progress=False)
-    texts = [template.format(word) for template in stimuli.TEMPLATES for word in (*SINGLE_TOKEN_WORDS, "man", "woman")]
+    texts = [template.format(word) for template in TEMPLATES for word in (*SINGLE_TOKEN_WORDS, "man", "woman")]
     tokenizer.train_from_iterator([*texts, *(["a he", "a she"] * 60)], trainer)
     return PreTrainedTokenizerFast(tokenizer_object=tokenizer)
 

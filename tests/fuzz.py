@@ -24,11 +24,11 @@ import pandas as pd
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
 import run_profession_neuron_experiments
-from attention_utils import read_results
-from mediation import professions, stimulus_files, winobias, winogender
 from mediation.errors import InputError
-from mediation.storage import RunFolder, read_pickle, write_pickle
-from utils import NEURON_COLUMNS, read_effects, read_interventions, read_probabilities
+from mediation.files.storage import RunFolder, read_pickle, write_pickle
+from mediation.results.attention_results import read_results
+from mediation.results.neuron_tables import NEURON_COLUMNS, read_effects, read_interventions, read_probabilities
+from mediation.stimuli import professions, stimulus_files, winobias, winogender
 
 STRANGE = [b"", b"nan", b"NaN", b"inf", b"-1", b"1e999", b"99999999999999999999999", b"null", b"{}", b"[]", b"\"", b",", b"\t", b"\n", b"\r\n", b"[", b"]",
            b"\x00", b"\xff\xfe", "\U0001f600".encode(), "\u202eשלום".encode(), b"she", b"0.0", b"true", b"A" * 5000, b"gAAAA", b"\x80\x04cos\nsystem\n", b"}{"]

@@ -15,7 +15,7 @@ import time
 
 import numpy as np
 
-from mediation.storage import read_pickle
+from mediation.files.storage import read_pickle
 from tests.conftest import PROJECT
 
 IN_PROJECT = "import runpy, sys; from pathlib import Path; from mediation import assets; assets.PROJECT = Path(sys.argv[1]); sys.argv = sys.argv[2:]; " \

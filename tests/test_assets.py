@@ -9,8 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from mediation import assets, checkpoints
 from mediation.errors import InputError
+from mediation.files import assets
+from mediation.model import checkpoints
 
 PROJECT = Path(__file__).parent.parent
 NAME = "mediation_toy_asset-1.0-py3-none-any.whl"

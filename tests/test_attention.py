@@ -5,15 +5,18 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from attention_utils import EFFECTS, SCALARS, STRINGS, get_odds_ratio, perform_intervention
+from attention_utils import get_odds_ratio, perform_intervention
 from experiment import Intervention, Model
-from mediation import attention, winobias, winogender
-from mediation.attention import HeadEdits, attention_weights, heads_layers_model
-from mediation.effects import effect, log_odds
+from mediation.effects.odds import effect, log_odds
+from mediation.effects.statistics import strong_examples
 from mediation.errors import InputError
-from mediation.forward import pack
-from mediation.statistics import strong_examples
-from mediation.sweeps import sweep_heads
+from mediation.mediators.heads import HeadEdits, heads_layers_model
+from mediation.mediators.sweeps import sweep_heads
+from mediation.model import attention
+from mediation.model.attention import attention_weights
+from mediation.model.forward import pack
+from mediation.results.attention_results import EFFECTS, SCALARS, STRINGS
+from mediation.stimuli import winobias, winogender
 from tests.conftest import WINOBIAS_ROWS
 
 # interventions

@@ -9,12 +9,15 @@ import numpy as np
 import pytest
 import torch
 
-import attention_utils
-from attention_utils import STRINGS, find_results, perform_interventions, read_results
+from attention_utils import perform_interventions
 from experiment import Intervention, Model
-from mediation import winobias, winogender
-from mediation.attention import attention_weights
 from mediation.errors import InputError
+from mediation.model.attention import attention_weights
+from mediation.reports import attention as attention_report
+from mediation.results import attention_results
+from mediation.results.attention_results import STRINGS, find_results, read_results
+from mediation.stimuli import winobias, winogender
+from mediation.studies import attention as attention_study
 from tests.conftest import WINOBIAS_ROWS
 
 PROJECT = Path(__file__).parent.parent
@@ -61,7 +64,7 @@ def test_a_study_goes_on_where_it_was(study, tmp_path, monkeypatch):
     path = tmp_path / "out" / "winobias_data" / "attention_intervention_toy-gpt2_unfiltered_dev.json"
     undisturbed = path.read_bytes()
     path.unlink()
-    swept, sweep = [], attention_utils.sweep_example
+    swept, sweep = [], attention_study.sweep_example
 
     def interrupted(model, intervention, *rest):
         swept.append(intervention.base_strings[0])
@@ -69,7 +72,7 @@ def test_a_study_goes_on_where_it_was(study, tmp_path, monkeypatch):
             raise KeyboardInterrupt
         return sweep(model, intervention, *rest)
 
-    monkeypatch.setattr(attention_utils, "sweep_example", interrupted)
+    monkeypatch.setattr(attention_study, "sweep_example", interrupted)
     code, _, errors = study("winobias", "--do-filter", "False")
     assert code == 130 and "goes on from there" in errors and not path.exists()
     assert study("winobias", "--do-filter", "False")[0] == 0
@@ -194,9 +197,9 @@ def test_summaries(toy_model, stimulus, capsys):
     model = toy_model()
     results = perform_interventions([stimulus(model)] * 2, model)
     capsys.readouterr()
-    heads = attention_utils.report_interventions_summary_by_head(results, k=5)
-    layers = attention_utils.report_interventions_summary_by_layer(results)
-    attention_utils.report_intervention(results[0])
+    heads = attention_report.report_interventions_summary_by_head(results, k=5)
+    layers = attention_report.report_interventions_summary_by_layer(results)
+    attention_report.report_intervention(results[0])
     best = heads["indirect"].iloc[0]
     assert len(heads["direct"]) == 5 and best["mean"] == np.max(results[0]["indirect_effect_head"]) and len(layers["indirect"]) == 3
     assert "strongest 5 of 12 heads, over 2 examples" in capsys.readouterr().out
@@ -279,7 +282,7 @@ def test_published_files_load_and_their_means_are_those_of_their_results(shared)
         content = read_results(path)
         loaded = content["num_examples_loaded"]
         assert len(content["results"]) == content["num_examples_analyzed"] <= content.get("num_examples_aligned", loaded) <= loaded
-        for key, value in attention_utils.means(content["results"]).items():
+        for key, value in attention_results.means(content["results"]).items():
             assert content[key] == pytest.approx(value, rel=1e-9)
 
 
@@ -287,5 +290,5 @@ def test_the_published_figures_that_are_brought_along_are_the_published_ones(sha
     ours = read_results(PROJECT / "experiment_data" / "published" / "attention_intervention_gpt2_filtered_dev.json", examples[0]["winobias_dev"])
     published = read_results(shared / "published" / "winobias_data" / "attention_intervention_gpt2_filtered_dev.json")
     for entry, expected in zip(ours["results"], published["results"], strict=True):
-        assert attention_utils.example_key(*(entry[name] for name in STRINGS)) == attention_utils.example_key(*(expected[name] for name in STRINGS))
+        assert attention_results.example_key(*(entry[name] for name in STRINGS)) == attention_results.example_key(*(expected[name] for name in STRINGS))
         np.testing.assert_allclose(entry["indirect_effect_head"], expected["indirect_effect_head"], rtol=1e-6)

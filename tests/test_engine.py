@@ -5,12 +5,12 @@ import pytest
 import torch
 from transformers import AutoConfig
 
-from experiment import INTERVENTION_TYPES, Intervention, Model
-from mediation import sweeps
+from experiment import Intervention, Model
 from mediation.errors import InputError
-from mediation.forward import Resumption, run_base
-from mediation.neurons import NeuronEdits, edited, single_neuron_edits
-from mediation.readout import ReadOut
+from mediation.mediators import sweeps
+from mediation.mediators.neurons import INTERVENTION_TYPES, NeuronEdits, edited, single_neuron_edits
+from mediation.model.forward import Resumption, run_base
+from mediation.model.readout import ReadOut
 from tests.conftest import CAUSAL
 
 TOLERANCE = {torch.float64: 1e-10, torch.float32: 1e-5}  # relative, on probabilities

@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from mediation.batches import FastRows
-from mediation.error_budget import LIKELY, Check, draws, largest_share_off, units_to_check, within_budget
+from mediation.mediators.batches import FastRows
+from mediation.studies.error_budget import LIKELY, Check, draws, largest_share_off, units_to_check, within_budget
 
 
 def test_first_layers_and_largest_effects_are_always_checked():

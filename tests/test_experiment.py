@@ -9,8 +9,9 @@ import torch
 
 from experiment import Intervention, Model
 from mediation.errors import InputError
+from mediation.results.neuron_tables import NEURON_COLUMNS
 from tests.conftest import MASKED
-from utils import NEURON_COLUMNS, batch, convert_results_to_pd
+from utils import batch, convert_results_to_pd
 
 
 @pytest.fixture

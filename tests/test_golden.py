@@ -9,8 +9,10 @@ import pytest
 import torch
 
 from experiment import Intervention, Model
-from mediation import professions, statistics
-from utils import NEURON_COLUMNS, convert_results_to_pd, read_probabilities
+from mediation.effects import statistics
+from mediation.results.neuron_tables import NEURON_COLUMNS, read_probabilities
+from mediation.stimuli import professions
+from utils import convert_results_to_pd
 
 RELATIVE = 2e-5  # what the oracle's README suggests for probabilities; the contract asks for 1e-4
 KEYS = ["word", "layer", "neuron"]

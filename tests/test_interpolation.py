@@ -6,11 +6,11 @@ import numpy as np
 import pytest
 import torch
 
-from experiment import INTERVENTION_TYPES, Intervention
-from mediation.forward import run_base
-from mediation.interpolation import LEVELS, NARROWED, TOLERANCE, Interpolants, coefficients, evaluate, fit, nodes
-from mediation.neurons import NeuronEdits
-from mediation.sweeps import sweep
+from experiment import Intervention
+from mediation.mediators.interpolation import LEVELS, NARROWED, TOLERANCE, Interpolants, coefficients, evaluate, fit, nodes
+from mediation.mediators.neurons import INTERVENTION_TYPES, NeuronEdits
+from mediation.mediators.sweeps import sweep
+from mediation.model.forward import run_base
 from tests.conftest import SINGLE_TOKEN_WORDS
 
 TEMPLATES = ("The {} said that", "The {} went home because")

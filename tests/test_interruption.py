@@ -16,8 +16,8 @@ import numpy as np
 import pytest
 
 from mediation.errors import InputError
-from mediation.interpolation import LEVELS
-from mediation.storage import RunFolder, whole_file
+from mediation.files.storage import RunFolder, whole_file
+from mediation.mediators.interpolation import LEVELS
 
 PROJECT = Path(__file__).parent.parent
 COMMAND = "run_profession_neuron_experiments.py -template_indices 1 13 --professions nurse captain teacher doctor --intervention_types man_direct man_indirect"
@@ -109,8 +109,8 @@ def test_shards_are_used_again_and_damaged_ones_are_not(run_script, toy_checkpoi
 
 def test_shared_direct_effects_go_on_layer_by_layer(run_script, toy_checkpoint, tmp_path, monkeypatch):
     import experiment
-    import neuron_utils
-    monkeypatch.setattr(neuron_utils, "SHARED_FROM", 3)
+    from mediation.studies import professions as professions_study
+    monkeypatch.setattr(professions_study, "SHARED_FROM", 3)
     layers, fit = [], experiment.Model.direct_interpolants
 
     def stop_at_third(self, *arguments, **named):
@@ -306,8 +306,8 @@ def test_what_a_shorter_run_left_goes_with_the_longer_one(run_script, toy_checkp
 def test_an_error_in_any_template_is_found(run_script, toy_checkpoint, tmp_path, monkeypatch, shared_from):
     """Interventions are drawn from all templates: those of one alone would not see what is wrong in the others."""
     import experiment
-    import neuron_utils
-    monkeypatch.setattr(neuron_utils, "SHARED_FROM", shared_from)
+    from mediation.studies import professions as professions_study
+    monkeypatch.setattr(professions_study, "SHARED_FROM", shared_from)
     for name, wrong in (("neuron_intervention_in_templates", lambda swept: swept[1:]), ("direct_interpolants", None)):
         original = getattr(experiment.Model, name)
 

@@ -7,11 +7,12 @@ import pytest
 import torch
 from transformers import AutoModelForMaskedLM
 
-from attention_utils import EFFECTS, STRINGS, example_key, perform_intervention, read_results
+from attention_utils import perform_intervention
 from experiment import Intervention, Model
-from mediation import winobias
 from mediation.errors import InputError
-from mediation.masked import APPROACHES
+from mediation.model.masked import APPROACHES
+from mediation.results.attention_results import EFFECTS, STRINGS, example_key, read_results
+from mediation.stimuli import winobias
 from tests.conftest import MASKED
 
 MASK, BEGIN, SEPARATOR = 11, 12, 13

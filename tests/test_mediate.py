@@ -9,11 +9,11 @@ import pandas as pd
 import pytest
 import torch
 
-import mediate_utils
-from mediation import stimulus_files
 from mediation.errors import InputError
-from mediation.stimulus_files import Stimulus
-from mediation.storage import RunFolder
+from mediation.files.storage import RunFolder
+from mediation.stimuli import stimulus_files
+from mediation.stimuli.stimulus_files import Stimulus
+from mediation.studies import own_question
 from tests.test_stimulus_files import malformed
 
 TOY = [Stimulus("1", "The {} said that", ("nurse", "man", "woman"), ("she", "he"), "short"),
@@ -109,13 +109,13 @@ def test_slots_of_other_lengths_do_not_share_a_tree(toy_model):
     model = toy_model()
     stimuli = [Stimulus("a", "The {} said that", ("nurse doctor", "nurse captain"), ("she", "he")),
                Stimulus("b", "The nurse {} said that", ("doctor", "captain"), ("she", "he"))]
-    comparisons = mediate_utils.build_comparisons(model, "x", stimuli, "all")
-    assert mediate_utils.families(comparisons) == [[0], [1]]
+    comparisons = own_question.build_comparisons(model, "x", stimuli, "all")
+    assert own_question.families(comparisons) == [[0], [1]]
 
 
 def test_long_families_are_run_in_parts(toy_model):
     stimuli = [Stimulus(str(number), "The {} said" + " that" * 40 + f" {number}", ("nurse", "man"), ("she", "he")) for number in range(60)]
-    found = mediate_utils.families(mediate_utils.build_comparisons(toy_model(), "x", stimuli, None))
+    found = own_question.families(own_question.build_comparisons(toy_model(), "x", stimuli, None))
     assert sorted(index for members in found for index in members) == list(range(60)) and 1 < len(found) < 10
 
 
@@ -186,7 +186,7 @@ def test_three_hundred_malformed_files_end_in_one_line(toy_model, tmp_path):
     for number in range(300):
         path.write_bytes(malformed(random.Random(1000 + number)))
         try:
-            comparisons = mediate_utils.build_comparisons(model, path, stimulus_files.read(path), "last")
+            comparisons = own_question.build_comparisons(model, path, stimulus_files.read(path), "last")
             found = model.log_probabilities_in_templates([comparisons[-1].intervention])
             assert torch.isfinite(found).all() and (found < 0).all()
             run += 1
@@ -360,14 +360,14 @@ def test_a_unit_missed_in_several_comparisons_of_a_tree_is_one_miss():
     effects = np.array([[5.0, 4, 3, 1, 0], [5, 4, 3, 9, 0], [5, 4, 3, 9, 0]])
     kept = {"base": np.zeros((3, 2, 2)), "indirect": np.stack([np.zeros_like(effects), effects], axis=2), "indirect_chosen": np.array([0, 1, 2]),
             "indirect_drawn": np.array([3, 4]), "indirect_rest": np.int64(2), "indirect_estimates": effects[:, 3:]}
-    drawn, missed, rest, estimates, exact = mediate_utils.sample_of(kept, "indirect", 3)
+    drawn, missed, rest, estimates, exact = own_question.sample_of(kept, "indirect", 3)
     assert (drawn, missed, rest) == (2, 1, 2) and estimates.tolist() == exact.tolist() == [1, 0, 9, 0, 9, 0]
 
 
 def test_trees_that_share_a_null_prompt_draw_their_own_units(toy_checkpoint, tmp_path, run_script, monkeypatch):
     path, draws, estimate = write(tmp_path, [Stimulus("1", "The {} said that", ("nurse", "man", "woman", "king"), ("she", "he"))]), [], \
-        mediate_utils.estimated_neurons
-    monkeypatch.setattr(mediate_utils, "estimated_neurons", lambda *arguments: draws.append(arguments[-1]) or estimate(*arguments))
+        own_question.estimated_neurons
+    monkeypatch.setattr(own_question, "estimated_neurons", lambda *arguments: draws.append(arguments[-1]) or estimate(*arguments))
     code, _, error = run_script(f"mediate.py {path} -model {toy_checkpoint('llama')} -out_dir {tmp_path / 'out'} --mediators neurons {SCREEN}")
     assert code == 0, error
     assert len(draws) == 6 and len({str(seed) for seed in draws}) == 6

@@ -11,15 +11,16 @@ import pytest
 import torch
 from scipy import stats
 
-import neuron_utils
-from experiment import INTERVENTION_TYPES, Intervention, Model
-from mediation.attention import HeadEdits, attention_weights, heads_layers_model
-from mediation.neurons import NeuronEdits
-from mediation.statistics import Screening, agreement, misses, strongest_in_any, upper_share
-from mediation.storage import RunFolder
-from mediation.sweeps import by_full_passes, heads_by_full_passes
+from experiment import Intervention, Model
+from mediation.effects.statistics import Screening, agreement, misses, strongest_in_any, upper_share
+from mediation.files.storage import RunFolder
+from mediation.mediators.heads import HeadEdits, heads_layers_model
+from mediation.mediators.neurons import INTERVENTION_TYPES, NeuronEdits
+from mediation.mediators.sweeps import by_full_passes, heads_by_full_passes
+from mediation.model.attention import attention_weights
+from mediation.results.neuron_tables import read_interventions
+from mediation.studies import professions as professions_study
 from tests.test_scripts import assert_refused, contents
-from utils import read_interventions
 
 RUN = "run_profession_neuron_experiments.py -template_indices 1 13 --professions nurse captain teacher doctor"
 SCREEN = "--method screen --screen_share 0.625 --screen_sample 3 --screen_top 8"
@@ -37,7 +38,7 @@ def stimuli(model, words=("nurse", "captain", "teacher")):
 def gradients_of(model, folder, interventions):
     run_folder = RunFolder(folder)
     run_folder.claim([], {})
-    return neuron_utils.Gradients(model, run_folder, interventions)
+    return professions_study.Gradients(model, run_folder, interventions)
 
 
 # the first order
@@ -117,7 +118,7 @@ def test_gradients_keep_twelve_bytes_a_neuron_and_prompt(toy_model, tmp_path, dt
     for template, words in interventions.items():
         for word in words:
             gradients(template, word, 0)
-    needed = neuron_utils.bytes_on_the_way(model, interventions, "gradient")
+    needed = professions_study.bytes_on_the_way(model, interventions, "gradient")
     assert needed == 6 * (model.num_layers + 1) * model.num_neurons * (12 if dtype == torch.float32 else 24)
     assert 0 <= gradients.run_folder.shard_bytes() - needed < 6 * 1000  # names and sizes in each of six files
 
@@ -219,7 +220,7 @@ def test_analyses_say_which_method_made_the_numbers(run_script, made, tmp_path, 
 
 @pytest.mark.parametrize("options, function, calls", [("--method gradient", "neuron_gradients", 4), (SCREEN, "neuron_intervention_in_templates", 16)])
 def test_a_run_that_was_stopped_goes_on(run_script, toy_checkpoint, tmp_path, monkeypatch, options, function, calls):
-    monkeypatch.setattr(neuron_utils, "WORDS_AT_ONCE", 2)
+    monkeypatch.setattr(professions_study, "WORDS_AT_ONCE", 2)
     command = f"{RUN} {options}"
     assert run_script(command, "-model", toy_checkpoint("llama"), "-out_dir", tmp_path / "whole")[0] == 0
     done, original = [], getattr(Model, function)
@@ -296,7 +297,7 @@ def test_misses_are_drawn_units_as_strong_as_the_top():
 def test_one_draw_is_counted_once_over_templates():
     entries = [{"intervention_type": kind, "screen": {"drawn": 12, "rest": 100, "missed": missed}}
                for kind, missed in (("man_direct", [["nurse", 5]]), ("man_direct", [["nurse", 5], ["clerk", 5]]), ("man_indirect", []))]
-    assert neuron_utils.screening(entries, 50) == Screening(24, 2, 100, 50)
+    assert professions_study.screening(entries, 50) == Screening(24, 2, 100, 50)
 
 
 def test_agreement():
@@ -346,8 +347,8 @@ def test_the_attention_study_by_every_method(run_script, toy_checkpoint, data, t
 
 
 def test_an_attention_study_that_was_stopped_goes_on(run_script, toy_checkpoint, data, tmp_path, monkeypatch):
-    import attention_utils
-    swept, sweep = [], attention_utils.sweep_example
+    from mediation.studies import attention as attention_study
+    swept, sweep = [], attention_study.sweep_example
 
     def stop_at_second(*arguments):
         swept.append(0)
@@ -356,7 +357,7 @@ def test_an_attention_study_that_was_stopped_goes_on(run_script, toy_checkpoint,
         return sweep(*arguments)
 
     assert study(run_script, toy_checkpoint, tmp_path / "whole", "--method", "gradient")[0] == 0
-    monkeypatch.setattr(attention_utils, "sweep_example", stop_at_second)
+    monkeypatch.setattr(attention_study, "sweep_example", stop_at_second)
     assert study(run_script, toy_checkpoint, tmp_path / "stopped", "--method", "gradient")[0] == 130
     assert study(run_script, toy_checkpoint, tmp_path / "stopped", "--method", "gradient")[0] == 0
     one, other = (path.read_bytes() for path in sorted(tmp_path.glob("*/winobias_data/attention*.json")))

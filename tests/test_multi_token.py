@@ -11,13 +11,13 @@ import torch
 from tqdm import tqdm
 from transformers import PreTrainedTokenizerFast
 
-from experiment import INTERVENTION_TYPES, Intervention, Model
+from experiment import Intervention, Model
 from mediation.errors import InputError
-from mediation.neurons import single_neuron_edits
-from mediation.stimuli import begin_tokens, fill, is_masked
-from mediation.storage import RunFolder
-from mediation.sweeps import by_full_passes
-from neuron_utils import SHARED_FROM, sweep_kind
+from mediation.files.storage import RunFolder
+from mediation.mediators.neurons import INTERVENTION_TYPES, single_neuron_edits
+from mediation.mediators.sweeps import by_full_passes
+from mediation.stimuli.prompts import begin_tokens, fill, is_masked
+from mediation.studies.professions import SHARED_FROM, sweep_kind
 from tests.test_engine import TOLERANCE
 
 CANDIDATES = (["he", "she"], ["he was", "she said that"], ["was fired", "he"])

@@ -12,15 +12,17 @@ import pytest
 import torch
 
 import experiment
-from experiment import INTERVENTION_TYPES, Intervention, Model
-from mediation import batches, error_budget, products
-from mediation.attention import heads_layers_model
-from mediation.batches import FastRows, in_two_precisions
+from experiment import Intervention, Model
 from mediation.errors import InputError
-from mediation.forward import run_base
-from mediation.neurons import single_neuron_edits
-from mediation.products import exchanged, on_differences, packed, recorded
-from mediation.sweeps import sweep, sweep_heads
+from mediation.mediators import batches
+from mediation.mediators.batches import FastRows, in_two_precisions
+from mediation.mediators.heads import heads_layers_model
+from mediation.mediators.neurons import INTERVENTION_TYPES, single_neuron_edits
+from mediation.mediators.sweeps import sweep, sweep_heads
+from mediation.model import products
+from mediation.model.forward import run_base
+from mediation.model.products import exchanged, on_differences, packed, recorded
+from mediation.studies import error_budget
 from tests.conftest import PROJECT
 
 TEMPLATES = ("The {} said that", "The {} yelled because", "The {} was fired because")

@@ -6,12 +6,14 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from attention_utils import build_interventions, get_odds_ratio, perform_intervention
+from attention_utils import get_odds_ratio, perform_intervention
 from experiment import Intervention, Model
-from mediation import assets, winobias
-from mediation.effects import effect, log_odds
+from mediation.effects.odds import effect, log_odds
+from mediation.effects.statistics import strong_examples
 from mediation.errors import InputError
-from mediation.statistics import strong_examples
+from mediation.files import assets
+from mediation.stimuli import winobias
+from mediation.studies.attention import build_interventions
 
 
 @pytest.fixture(scope="module")

@@ -20,12 +20,13 @@ from transformers import AutoModelForCausalLM
 
 import mediation
 from experiment import Model
-from mediation import professions, storage
 from mediation.errors import InputError
-from mediation.storage import RunFolder
+from mediation.files import storage
+from mediation.files.storage import RunFolder
+from mediation.results.neuron_tables import read_interventions, read_probabilities
+from mediation.stimuli import professions
 from tests import fuzz
 from tests.test_interruption import COMMAND, PROJECT, start, tables, undisturbed  # noqa: F401
-from utils import read_interventions, read_probabilities
 
 
 def run_limited(model, out_dir, limit=None, **environment):

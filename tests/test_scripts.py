@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from utils import read_interventions, read_probabilities
+from mediation.results.neuron_tables import read_interventions, read_probabilities
 
 PROJECT = Path(__file__).parent.parent
 SCRIPTS = ("run_profession_neuron_experiments.py", "compute_neuron_total_effect.py", "compute_neuron_split_total_effect.py",

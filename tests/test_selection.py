@@ -16,11 +16,13 @@ import numpy as np
 import pytest
 import torch
 
-from attention_utils import indirect_effects_of_sets, perform_intervention
+from attention_utils import perform_intervention
 from experiment import Intervention
-from mediation import selection
+from mediation.effects.statistics import smallest_reaching
 from mediation.errors import InputError
-from mediation.storage import RunFolder, read_pickle, write_pickle
+from mediation.files.storage import RunFolder, read_pickle, write_pickle
+from mediation.studies import selection
+from mediation.studies.attention import indirect_effects_of_sets
 from tests.conftest import WINOBIAS_ROWS
 
 PROJECT = Path(__file__).parent.parent
@@ -221,7 +223,7 @@ def test_lazy_greedy_that_left_nothing_out_is_certified():
 def test_greedy_never_repeats_a_unit():
     assert selection.greedy_step(np.array([[5.0, 4.0], [3.0, 6.0]]), [3]) == (0, 5.0)
     assert selection.best_first([1.0, 2.0, 2.0, 0.0]).tolist() == [1, 2, 0, 3]
-    assert selection.smallest_reaching([0.1, 0.3, 0.2], 0.25) == 2 and selection.smallest_reaching([0.1], 1) is None
+    assert smallest_reaching([0.1, 0.3, 0.2], 0.25) == 2 and smallest_reaching([0.1], 1) is None
 
 
 # files
@@ -230,7 +232,7 @@ def test_greedy_never_repeats_a_unit():
 @pytest.fixture
 def likely(monkeypatch):
     """The objective's filter on base probabilities is for real vocabularies: a toy's random head gives no word 1%."""
-    monkeypatch.setattr("mediation.statistics.LEAST_PROBABILITY", 0.0)
+    monkeypatch.setattr("mediation.effects.statistics.LEAST_PROBABILITY", 0.0)
 
 
 def test_a_larger_k_goes_on_and_a_smaller_one_keeps(neurons, likely, tmp_path):

@@ -26,9 +26,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from matplotlib.figure import Figure
 
-import neuron_utils
-from mediation import checkpoints, stimulus_files
-from mediation.stimulus_files import Stimulus
+from mediation.model import checkpoints
+from mediation.stimuli import stimulus_files
+from mediation.stimuli.stimulus_files import Stimulus
+from mediation.studies import professions as professions_study
 from tests.conftest import PROJECT
 from tests.test_reliability import damaged_checkpoint
 
@@ -191,7 +192,7 @@ def workplace(toy_checkpoint, tmp_path_factory):
         patch.setattr(checkpoints, "load_model", load_once)
         patch.setattr(os, "fsync", lambda _: None)  # nobody pulls the plug
         patch.setattr(Figure, "savefig", lambda _, file, **__: file.write(b"a figure"))  # drawing takes long
-        patch.setattr(neuron_utils, "SHARED_FROM", 3)  # so that few words are interpolated
+        patch.setattr(professions_study, "SHARED_FROM", 3)  # so that few words are interpolated
         yield Workplace(root, names)
 
 

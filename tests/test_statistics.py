@@ -8,8 +8,9 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from scipy import stats
 
-from mediation import report, statistics
-from mediation.effects import effect, gender_contrast, log_odds, odds_ratio
+from mediation.effects import statistics
+from mediation.effects.odds import effect, gender_contrast, log_odds, odds_ratio
+from mediation.reports import report
 
 probability = st.floats(1e-30, 1)
 

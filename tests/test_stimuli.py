@@ -4,33 +4,35 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mediation import professions, stimuli
 from mediation.errors import InputError
+from mediation.stimuli import professions
+from mediation.stimuli.prompts import fill, tokenize_candidate
+from mediation.stimuli.templates import TEMPLATES, select_templates, split_base_string, template_file_stem
 
 
 def test_templates_are_those_of_the_paper_in_its_order():
-    assert len(stimuli.TEMPLATES) == 17
-    assert stimuli.TEMPLATES[0] == "The {} said that" and stimuli.TEMPLATES[6] == "The {} ate because" and stimuli.TEMPLATES[16] == "The {} yelled because"
-    assert stimuli.template_file_stem(stimuli.TEMPLATES[12]) == "The_X_went_home_because"
-    assert list(stimuli.select_templates([9, 1, 9])) == [9, 1]
-    assert len(stimuli.select_templates(None)) == 17
+    assert len(TEMPLATES) == 17
+    assert TEMPLATES[0] == "The {} said that" and TEMPLATES[6] == "The {} ate because" and TEMPLATES[16] == "The {} yelled because"
+    assert template_file_stem(TEMPLATES[12]) == "The_X_went_home_because"
+    assert list(select_templates([9, 1, 9])) == [9, 1]
+    assert len(select_templates(None)) == 17
 
 
 @pytest.mark.parametrize("index", [0, 18, 99, -1])
 def test_a_template_outside_the_list(index):
     with pytest.raises(InputError, match=f"template index {index} does not exist: templates are numbered 1 to 17"):
-        stimuli.select_templates([1, index])
+        select_templates([1, index])
 
 
 def test_a_base_string_is_taken_apart():
-    assert stimuli.split_base_string("The registered_nurse stayed up because") == ("The {} stayed up because", "registered_nurse")
+    assert split_base_string("The registered_nurse stayed up because") == ("The {} stayed up because", "registered_nurse")
     with pytest.raises(InputError, match="fits none"):
-        stimuli.split_base_string("A nurse said that")
+        split_base_string("A nurse said that")
 
 
 @given(st.text("abcdef _", min_size=1).filter(str.strip), st.sampled_from(["The {} said that", "{} said", "He saw the {}, who", "({})"]))
 def test_the_slot_is_the_tokens_of_the_substitute(toy_tokenizer, word, base_string):
-    prompt = stimuli.fill(toy_tokenizer, base_string, word)
+    prompt = fill(toy_tokenizer, base_string, word)
     start, end = prompt.slot
     inside = toy_tokenizer.decode(prompt.tokens[start:end])
     assert word.strip() in inside  # the blank or bracket before a word may be part of its first token
@@ -39,7 +41,7 @@ def test_the_slot_is_the_tokens_of_the_substitute(toy_tokenizer, word, base_stri
 
 def test_the_slot_after_words_of_several_tokens(toy_tokenizer):
     """The 2020 code counted blanks, and would have changed a token of "violinist" here."""
-    prompt = stimuli.fill(toy_tokenizer, "The violinist said that the {} said", "nurse")
+    prompt = fill(toy_tokenizer, "The violinist said that the {} said", "nurse")
     assert toy_tokenizer.convert_ids_to_tokens(prompt.tokens[slice(*prompt.slot)]) == ["Ġnurse"]
     assert prompt.slot[0] > 5
 
@@ -51,13 +53,13 @@ def test_the_slot_after_words_of_several_tokens(toy_tokenizer):
 ])
 def test_what_cannot_be_filled(toy_tokenizer, base_string, substitute, message):
     with pytest.raises(InputError, match=message):
-        stimuli.fill(toy_tokenizer, base_string, substitute)
+        fill(toy_tokenizer, base_string, substitute)
 
 
 def test_candidates_stand_after_a_blank(toy_tokenizer):
-    assert stimuli.tokenize_candidate(toy_tokenizer, "he")[0] == stimuli.tokenize_candidate(toy_tokenizer, " he ")[0] == ["Ġhe"]
+    assert tokenize_candidate(toy_tokenizer, "he")[0] == tokenize_candidate(toy_tokenizer, " he ")[0] == ["Ġhe"]
     with pytest.raises(InputError, match="empty candidate"):
-        stimuli.tokenize_candidate(toy_tokenizer, " ")
+        tokenize_candidate(toy_tokenizer, " ")
 
 
 def test_words_that_are_not_single_tokens_are_dropped_with_the_reason(toy_tokenizer, rated):

@@ -5,9 +5,9 @@ import random
 
 import pytest
 
-from mediation import agreement, stimulus_files
 from mediation.errors import InputError
-from mediation.stimulus_files import Stimulus
+from mediation.stimuli import agreement, stimulus_files
+from mediation.stimuli.stimulus_files import Stimulus
 
 GOOD = {"id": "one", "base": "The {} said that", "substitutes": ["nurse", "man", "woman"], "candidates": ["she", "he"], "group": "female"}
 

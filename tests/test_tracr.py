@@ -7,7 +7,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from mediation.effects import log_odds
+from mediation.effects.odds import log_odds
 
 FLOAT64 = 1e-6  # absolute, in a log effect
 

@@ -22,8 +22,8 @@ import numpy as np
 import torch
 
 from benchmarks import GPT2_SMALL_SIZED, NO_BFLOAT16, save_gpt2_small_sized
+from mediation.model.products import multiplies_bfloat16
 from mediation.options import MODEL_SPELLINGS, Parser, exit_on_bad_input, positive, seed
-from mediation.products import multiplies_bfloat16
 
 HERE = Path(__file__).parent
 ROOT = HERE.parent.parent
@@ -58,7 +58,7 @@ def main(options):
 def draw_tasks(options, folder):
     """({kind: arrays of a task}, {kind: what it is, in words}), as `worker` describes them."""
     from experiment import Intervention, Model
-    from mediation.attention import heads_layers_model
+    from mediation.mediators.heads import heads_layers_model
 
     source = save_gpt2_small_sized(folder, options.seed) if options.model == GPT2_SMALL_SIZED else model_folder(options.model)
     model = Model(device="cpu", gpt2_version=str(source))
@@ -84,8 +84,8 @@ def draw_tasks(options, folder):
 
 def model_folder(name):
     """The folder of a bundled model, or the folder that is named."""
-    from mediation.assets import MODELS
-    from mediation.checkpoints import bundled_model
+    from mediation.files.assets import MODELS
+    from mediation.model.checkpoints import bundled_model
 
     return bundled_model(name) if name in MODELS else Path(name).absolute()
 

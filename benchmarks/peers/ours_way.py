@@ -12,11 +12,11 @@ import torch
 from benchmarks.neuron_sweep import by_full_passes_2020
 from benchmarks.peers.worker import ROWS, serve
 from experiment import Model
-from mediation.attention import HeadEdits
-from mediation.batches import FastRows
-from mediation.forward import run_base
-from mediation.neurons import NeuronEdits
-from mediation.sweeps import sweep, sweep_heads
+from mediation.mediators.batches import FastRows
+from mediation.mediators.heads import HeadEdits
+from mediation.mediators.neurons import NeuronEdits
+from mediation.mediators.sweeps import sweep, sweep_heads
+from mediation.model.forward import run_base
 
 
 def load(task):

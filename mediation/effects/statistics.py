@@ -1,0 +1,346 @@
+"""From tables of probabilities to the figures that are cited: estimands, correlations, aggregates over prompts.
+
+Every estimand carries its formula and its filter: the 2020 study and its scripts average different things under one name.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+from scipy import stats
+
+from mediation.effects.odds import effect, gender_contrast, log_odds, odds_ratio
+from mediation.errors import InputError
+
+LEAST_PROBABILITY = 0.01  # the paper's filter: both candidates above it on the null prompt
+RESAMPLES = 2000
+
+
+@dataclass(frozen=True)
+class Estimand:
+    """One cited number: what it is, how it is computed, over which prompts; `interval` is a 95% bootstrap over professions."""
+
+    name: str
+    formula: str
+    filter: str
+    value: float
+    median: float
+    interval: tuple
+    prompts: int
+
+
+@dataclass(frozen=True)
+class Correlation:
+    """Pearson correlations: `r` over prompts, as the 2020 study has it; `r_of_means` over professions.
+
+    A profession counts with the mean over its prompts. `p`: two-sided, of the second correlation: it takes
+    professions for independent; the prompts of one profession are not.
+    """
+
+    name: str
+    filter: str
+    r: float
+    prompts: int
+    r_of_means: float
+    p: float
+    professions: int
+
+
+def prompt_effects(probabilities, professions):
+    """One row a prompt with the ratings of its word, its log odds and its total effects.
+
+    Args:
+        probabilities: table of `utils.read_probabilities`; candidate 1 is "he", candidate 2 "she".
+        professions: {word: Profession}.
+
+    Returns: (table, words without a rating, left out). Added columns: definitional, bias, log_odds (he over she, null prompt),
+    log_he_effect (log odds ratio he/she of man's prompt over the null), log_she_effect (she/he of woman's over the null),
+    he_effect, she_effect (their exponentials minus 1: total effects, Vig et al. 2020, equation 1).
+    """
+    table = probabilities[probabilities["word"].isin(professions)].copy()
+    unrated = sorted(set(probabilities["word"]) - set(professions))
+    table["definitional"] = [professions[word].is_definitional for word in table["word"]]
+    table["bias"] = [professions[word].bias for word in table["word"]]
+    null, man, woman = (log_odds(table[f"candidate1_{prompt}_prob"], table[f"candidate2_{prompt}_prob"]) for prompt in ("base", "alt1", "alt2"))
+    table["log_odds"] = null
+    table["log_he_effect"], table["log_she_effect"] = man - null, null - woman
+    table["he_effect"], table["she_effect"] = effect(man, null), effect(-woman, -null)
+    return table.reset_index(drop=True), unrated
+
+
+def estimand(name, formula, filter_text, prompts, effects, by_template=False, seed=0):
+    """Mean of `effects` over the rows of `prompts`: pooled, or the mean of the templates' means. NaN over no prompts."""
+    effects = np.asarray(effects, np.float64)
+    if not len(prompts):
+        return Estimand(name, formula, filter_text, np.nan, np.nan, (np.nan, np.nan), 0)
+    templates = pd.factorize(prompts["template"])[0] if by_template else np.zeros(len(prompts), int)
+    words = pd.factorize(prompts["word"])[0]
+    shape = (templates.max() + 1, words.max() + 1)
+    sums, counts = np.zeros(shape), np.zeros(shape)  # [templates, words]
+    np.add.at(sums, (templates, words), effects)
+    np.add.at(counts, (templates, words), 1)
+    # professions are drawn with replacement: the prompts of one profession are not independent
+    drawn = np.random.default_rng(seed).multinomial(shape[1], np.full(shape[1], 1 / shape[1]), RESAMPLES)  # [resamples, words]
+    with np.errstate(invalid="ignore"):
+        resampled = np.nanmean((drawn @ sums.T) / (drawn @ counts.T), axis=1)
+    interval = tuple(np.nanpercentile(resampled, [2.5, 97.5])) if shape[1] > 1 else (np.nan, np.nan)
+    return Estimand(name, formula, filter_text, float((sums.sum(1) / counts.sum(1)).mean()), float(np.median(effects)), interval, len(prompts))
+
+
+def total_effects(table):
+    """The estimands of `compute_neuron_total_effect.py`, the paper's first. Argument: table of `prompt_effects`."""
+    generic = table[~table["definitional"]]
+    likely = generic[(generic["candidate1_base_prob"] > LEAST_PROBABILITY) & (generic["candidate2_base_prob"] > LEAST_PROBABILITY)]
+    female, male = likely[likely["bias"] < 0], likely[likely["bias"] > 0]
+    both = pd.concat([female, male])
+    paper = "no definitional words, p(he) and p(she) > .01"
+    return [
+        estimand("total effect", "female-biased: odds(he) man/null - 1; male-biased: odds(she) woman/null - 1; mean", paper,
+                 both, [*female["he_effect"], *male["she_effect"]]),
+        estimand("  of female-biased professions", "odds(he) man/null - 1; mean", f"{paper}, bias < 0", female, female["he_effect"]),
+        estimand("  of male-biased professions", "odds(she) woman/null - 1; mean", f"{paper}, bias > 0", male, male["she_effect"]),
+        estimand("2020 script's total effect", "null odds(he) > 1: odds(he) man/null - 1; else odds(she) woman/null - 1; mean of templates' means",
+                 "no definitional words", generic, np.where(generic["log_odds"] > 0, generic["he_effect"], generic["she_effect"]), True),
+        estimand("  male (he) effect", "odds(he) man/null - 1; mean of templates' means", "no definitional words", generic, generic["he_effect"], True),
+        estimand("  female (she) effect", "odds(she) woman/null - 1; mean of templates' means", "no definitional words", generic, generic["she_effect"], True),
+    ]
+
+
+def bias_correlations(table):
+    """Correlations of a profession's bias with its log total effects. Argument: table of `prompt_effects`."""
+    generic = table[~table["definitional"]]
+    return [_correlation(f"bias with log {gender} effect", text, prompts, f"log_{gender}_effect")
+            for gender in ("she", "he") for text, prompts in (("all prompts", table), ("no definitional words", generic))]
+
+
+def _correlation(name, filter_text, prompts, column):
+    means = prompts.groupby("word")[["bias", column]].mean()
+    (r, _), (r_of_means, p) = (_pearson(table["bias"], table[column]) for table in (prompts, means))
+    return Correlation(name, filter_text, r, len(prompts), r_of_means, p, len(means))
+
+
+def _pearson(x, y):
+    """(r, two-sided p); NaN where there is nothing to correlate."""
+    if len(x) < 3 or np.ptp(x) == 0 or np.ptp(y) == 0:
+        return np.nan, np.nan
+    result = stats.pearsonr(x, y)
+    return float(result.statistic), float(result.pvalue)
+
+
+def split_total_effects(table):
+    """The estimands of `compute_neuron_split_total_effect.py`: total effects by what the model prefers and by the stereotype.
+
+    Definitional words left out, both candidates above 0.01 on the null prompt.
+    """
+    kept = table[~table["definitional"] & (table["candidate1_base_prob"] > LEAST_PROBABILITY) & (table["candidate2_base_prob"] > LEAST_PROBABILITY)]
+    splits = {"model": (kept[kept["log_odds"] < 0], kept[kept["log_odds"] > 0], "null odds(he) below 1", "null odds(he) above 1"),
+              "stereotype": (kept[kept["bias"] < 0], kept[kept["bias"] > 0], "bias < 0", "bias > 0")}
+    found = []
+    for by, (female, male, female_filter, male_filter) in splits.items():
+        both, effects = pd.concat([female, male]), [*female["he_effect"], *male["she_effect"]]
+        found += [estimand(f"female professions by {by} -> man", "odds(he) man/null - 1; mean", female_filter, female, female["he_effect"]),
+                  estimand(f"male professions by {by} -> woman", "odds(she) woman/null - 1; mean", male_filter, male, male["she_effect"]),
+                  estimand(f"both by {by}", "mean over the prompts of both", "the two together", both, effects)]
+    return found
+
+
+def strong_examples(odds_ratios, quantile):
+    """The model-filtered examples: those whose odds ratio r = y(x') / y(x) lies above a quantile of all r above 1.
+
+    Args:
+        odds_ratios: [N]; quantile: in [0, 1), 0.25 in the study.
+
+    Returns: (indices kept, number of examples with r > 1, threshold).
+
+    Raises:
+        InputError: no example with r > 1.
+    """
+    odds_ratios = np.asarray(odds_ratios, np.float64)
+    aligned = odds_ratios[odds_ratios > 1]
+    if not len(aligned):
+        raise InputError("no example has an odds ratio above 1 in this model, filtering leaves nothing: use --do-filter False")
+    threshold = float(np.quantile(aligned, quantile))
+    kept = np.flatnonzero(odds_ratios > threshold)
+    if not len(kept):
+        raise InputError(f"no example has an odds ratio above the threshold {threshold:.6f}: use more examples or --do-filter False")
+    return kept.tolist(), len(aligned), threshold
+
+
+class Moments:
+    """Mean and sample standard deviation of arrays that come one by one, without keeping them (Welford 1962)."""
+
+    def __init__(self):
+        self.count, self.mean, self._squares = 0, 0.0, 0.0
+
+    def add(self, values):
+        """Add one array; all must have one shape."""
+        self.count += 1
+        step = values - self.mean
+        self.mean = self.mean + step / self.count
+        self._squares = self._squares + step * (values - self.mean)
+
+    @property
+    def deviation(self):
+        """Sample standard deviation (divided by n - 1); NaN for one array."""
+        return np.sqrt(self._squares / (self.count - 1)) if self.count > 1 else np.full_like(self.mean, np.nan)
+
+
+class NeuronAggregate:
+    """Effects of every neuron over prompts, one prompt after the other; memory does not grow with their number.
+
+    Odds ratios are oriented to the anti-stereotypical gender: female-biased professions (bias < 0) he/she under the man
+    interventions, all others she/he under the woman interventions.
+    """
+
+    def __init__(self):
+        self.prompts = self.female_biased = 0
+        self.layers = self.neurons = None
+        self.indirect, self.direct, self.total, self.contrast = Moments(), Moments(), Moments(), Moments()
+
+    def check_units(self, path, layers, neurons):
+        """Raises InputError when a table does not have the neurons of the tables before it."""
+        if self.layers is None:
+            self.layers, self.neurons = layers, neurons
+        elif not (np.array_equal(layers, self.layers) and np.array_equal(neurons, self.neurons)):
+            raise InputError(f"{path} does not have the same neurons as the tables before it: write it again")
+
+    @staticmethod
+    def types_needed(profession):
+        """The two intervention types that count for a profession."""
+        return ("man_direct", "man_indirect") if profession.bias < 0 else ("woman_direct", "woman_indirect")
+
+    def add(self, profession, log_odds_of):
+        """Add one prompt. `log_odds_of`: {type: (log odds he over she without intervention, [units] under each)}."""
+        direct_type, indirect_type = self.types_needed(profession)
+        toward = 1 if profession.bias < 0 else -1
+        ratios = []
+        for kind, moments in ((indirect_type, self.indirect), (direct_type, self.direct)):
+            base, intervened = log_odds_of[kind]
+            ratios.append(odds_ratio(toward * intervened, toward * base))
+            moments.add(ratios[-1])
+        self.total.add(ratios[0] + ratios[1] - 1)
+        if "man_indirect" in log_odds_of and "woman_indirect" in log_odds_of:
+            self.contrast.add(gender_contrast(log_odds_of["man_indirect"][1], log_odds_of["woman_indirect"][1]))
+        self.prompts += 1
+        self.female_biased += profession.bias < 0
+
+    def effects(self):
+        """The table of `{M}_neuron_effects.csv`: odds ratios (1 = no effect), sample standard deviations over prompts."""
+        table = pd.DataFrame({"neuron_": self._names(), "layer_direct_mean": self.layers.astype(float), "neuron_direct_mean": self.neurons.astype(float)})
+        for name, moments in (("odds_ratio_indirect", self.indirect), ("odds_ratio_direct", self.direct), ("total_causal_effect", self.total)):
+            table[f"{name}_mean"], table[f"{name}_std"] = moments.mean, moments.deviation
+        return table.sort_values("neuron_", ignore_index=True)
+
+    def gender_contrasts(self):
+        """Half the difference of a neuron's log indirect effects under man and under woman (log odds he over she), over prompts."""
+        return pd.DataFrame({"neuron_": self._names(), "layer": self.layers, "neuron": self.neurons, "gender_contrast_mean": self.contrast.mean,
+                             "gender_contrast_std": self.contrast.deviation, "prompts": self.contrast.count})
+
+    def _names(self):
+        return [f"{layer}-{neuron}" for layer, neuron in zip(self.layers, self.neurons)]
+
+
+def top_of_layer(effects, share):
+    """Mean effect of the strongest neurons of each layer.
+
+    Args:
+        effects: table of `{M}_neuron_effects.csv`.
+        share: part of a layer's neurons, in (0, 1]; at least one neuron is taken, rounding down.
+
+    Returns: table with layer, neurons (how many), and means of odds_ratio_indirect_mean and odds_ratio_indirect_std over them.
+    """
+    rows = []
+    for layer, neurons in effects.groupby("layer_direct_mean"):
+        top = neurons.nlargest(max(1, int(share * len(neurons))), "odds_ratio_indirect_mean")
+        rows.append({"layer": int(layer), "neurons": len(top), "odds_ratio_indirect_mean": top["odds_ratio_indirect_mean"].mean(),
+                     "odds_ratio_indirect_std": top["odds_ratio_indirect_std"].mean()})
+    return pd.DataFrame(rows)
+
+
+def strongest_in_any(strength, count):
+    """Units to be run exactly for several prompts at once: the prompts' strongest in turn, each prompt's best first.
+
+    Args:
+        strength: [prompts, units], what units are ranked by; -inf for a unit that is not to be chosen.
+
+    Returns: at most `count` different units, in the order in which they were chosen.
+    """
+    ranked = np.argsort(-strength, axis=1, kind="stable").T.ravel()  # best of every prompt, second of every prompt, ...
+    units, first = np.unique(ranked, return_index=True)
+    chosen = units[np.argsort(first)][:count]
+    return chosen[np.isfinite(strength[:, chosen]).any(axis=0)]
+
+
+def screened_units(strength, silent, always, count, sampled, rng):
+    """Which units of several prompts screening runs exactly.
+
+    Args:
+        strength: [prompts, units], what the units are ranked by; silent: bool [units], those without effect as they are.
+        always: the first so many units are run whatever their strength (word embedding and first block); count: units run in all, these
+            included; sampled: others, drawn by `rng`.
+
+    Returns: chosen units (sorted), drawn units (sorted), number of units left out.
+    """
+    candidates = np.flatnonzero(~silent)[always:]
+    picked = candidates[strongest_in_any(strength[:, candidates], max(0, count - always))]
+    rest = np.setdiff1d(candidates, picked)
+    drawn = np.sort(rng.choice(rest, min(sampled, len(rest)), replace=False))
+    return np.concatenate([np.arange(always), np.sort(picked)]), drawn, len(rest)
+
+
+def upper_share(found, drawn, confidence=0.95):
+    """Clopper and Pearson's (1934) one-sided upper bound on a share of which `found` of `drawn` random members are known; 1 where none was drawn."""
+    return float(stats.beta.ppf(confidence, found + 1, drawn - found)) if found < drawn else 1.0
+
+
+@dataclass(frozen=True)
+class Screening:
+    """How sure a screening is of its strongest units, from units drawn at random among those that it left out, and run exactly.
+
+    `drawn`: units drawn; `missed`: those that belong to the exact top of one of their prompts; `rest`: units left out a prompt;
+    `top`: size of the top.
+    """
+
+    drawn: int
+    missed: int
+    rest: int
+    top: int
+
+    @property
+    def missed_a_prompt(self):
+        """Units of the exact top that were left out, mean over prompts: at most that many, with 95% confidence."""
+        return upper_share(self.missed, self.drawn) * self.rest
+
+    @property
+    def recall(self):
+        """Share of the exact top that was found, mean over prompts: at least that much, with 95% confidence; 0 is no statement."""
+        return max(0.0, 1 - self.missed_a_prompt / self.top)
+
+
+def misses(effects, chosen, drawn, top):
+    """Which of the drawn units belong to a prompt's exact top: as strong as the weakest of the `top` strongest that were chosen, or stronger.
+
+    The true top's weakest is at least as strong as that one, so no miss goes uncounted.
+
+    Args:
+        effects: [units], exact for the units of `chosen` and `drawn` (indices, apart from each other); only their size counts.
+
+    Returns: bool [drawn].
+    """
+    known = np.sort(np.abs(effects[chosen]))
+    threshold = known[-top] if len(known) >= top else 0.0
+    return np.abs(effects[drawn]) >= threshold
+
+
+def agreement(estimates, exact):
+    """{"pearson", "spearman", "largest_difference"} of estimated and exact effects, arrays of one shape; None for a correlation of constants."""
+    estimates, exact = np.ravel(estimates), np.ravel(exact)
+    varied = len(exact) > 1 and np.ptp(exact) > 0 and np.ptp(estimates) > 0
+    return {"pearson": float(stats.pearsonr(estimates, exact).statistic) if varied else None,
+            "spearman": float(stats.spearmanr(estimates, exact).statistic) if varied else None,
+            "largest_difference": float(np.abs(estimates - exact).max()) if len(exact) else 0.0}
+
+
+def smallest_reaching(values, level):
+    """The least number of units whose objective reaches `level`; None when none does. `values`: after 1, 2, ... units."""
+    return next((number for number, value in enumerate(values, start=1) if value >= level), None)

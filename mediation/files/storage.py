@@ -1,0 +1,383 @@
+"""Files that are whole or not there: atomic writes, the manifest of a results folder, and the shards of a sweep under way."""
+
+import datetime
+import fcntl
+import glob
+import hashlib
+import importlib.metadata
+import io
+import json
+import os
+import pickle
+import platform
+import shutil
+import socket
+import sys
+import tempfile
+from contextlib import ExitStack, contextmanager, suppress
+from pathlib import Path
+
+import numpy as np
+
+from mediation import __version__
+from mediation.errors import InputError
+
+MANIFEST = "manifest.json"
+SHARDS = "unfinished"
+LOCKS = ".locks"
+DIGEST = hashlib.sha256().digest_size  # bytes behind a shard's archive, by which damage is seen
+PACKAGES = ("torch", "transformers", "tokenizers", "numpy")  # their versions decide the last digits of a number, and more
+
+
+@contextmanager
+def whole_file(path, mode="w"):
+    """Open a temporary file beside `path`; it takes the place of `path` when the block ends well, and goes when it does not.
+
+    Raises:
+        InputError: the folder cannot be written.
+    """
+    path = Path(path)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}-")
+    except OSError as error:
+        raise InputError(f"{path.parent} cannot be written ({error.strerror}): choose another folder") from error
+    try:
+        with open(handle, mode, **({} if "b" in mode else {"encoding": "utf-8", "newline": ""})) as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        os.chmod(temporary, 0o666 & ~_umask())  # mkstemp makes files that only their owner reads
+        os.replace(temporary, path)
+    except BaseException as error:
+        Path(temporary).unlink(missing_ok=True)
+        if isinstance(error, OSError) and error.filename is None:
+            error.filename = str(path)  # a full disk is told without a name
+        raise
+
+
+def _umask():
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
+
+
+@contextmanager
+def whole_folder(path):
+    """A temporary folder beside `path` that takes its name when the block ends well."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}-") as temporary:
+        target = Path(temporary) / path.name
+        target.mkdir()
+        yield target
+        target.rename(path)
+
+
+def write_json(path, content, indent=1):
+    """Write JSON, whole or not at all; returns the path."""
+    with whole_file(path) as file:
+        json.dump(content, file, indent=indent, ensure_ascii=False)
+        file.write("\n")
+    return path
+
+
+def write_csv(path, table, index=False):
+    """Write a pandas table, whole or not at all; returns the path."""
+    with whole_file(path) as file:
+        table.to_csv(file, index=index)
+    return path
+
+
+def write_pickle(path, content):
+    """Write a pickle of plain Python and NumPy values, whole or not at all; returns the path."""
+    with whole_file(path, "wb") as file:
+        pickle.dump(content, file, protocol=4)
+    return path
+
+
+class _PlainUnpickler(pickle.Unpickler):
+    """Builds plain Python and NumPy values; whatever else a file names is refused, for it could run code."""
+
+    NUMPY = ("_reconstruct", "scalar", "ndarray", "dtype", "_frombuffer")
+
+    def find_class(self, module, name):
+        if (module.split(".")[0] == "numpy" and name in self.NUMPY) or (module, name) == ("_codecs", "encode"):
+            return super().find_class(module, name)
+        raise InputError(f"it names {module}.{name}, which is neither plain Python nor NumPy")
+
+
+def read_pickle(path):
+    """Content of a pickle, built of plain Python and NumPy values only.
+
+    Raises:
+        InputError: a file that is not there, cut short, no pickle, or one that would run code; the offending name is told.
+    """
+    try:
+        with open(path, "rb") as file:
+            return _PlainUnpickler(file).load()
+    except InputError as error:
+        raise InputError(f"{path} is refused: {error}: do not open it, and make it again") from error
+    except Exception as error:  # a damaged pickle raises whatever its bytes happen to say
+        raise InputError(f"{path} cannot be read as a pickle ({type(error).__name__}): move it away, it is made again then") from error
+
+
+def check_space(folder, needed, what):
+    """Raises InputError when the disk of `folder` has no room for so many bytes of `what`; makes nothing."""
+    existing = Path(folder).absolute()
+    while not existing.exists():
+        existing = existing.parent
+    free = shutil.disk_usage(existing).free
+    if needed > free:
+        raise InputError(f"{folder}: {what} take {needed / 1e9:.3g} GB on the way, {free / 1e9:.3g} GB are "
+                         "free: choose another -out_dir, or fewer templates or professions at once")
+
+
+def check_writable(folder):
+    """Raises InputError when `folder` could not be made and written, without making it."""
+    existing = Path(folder).absolute()
+    try:
+        while not existing.exists():
+            existing = existing.parent
+        with tempfile.TemporaryFile(dir=existing):
+            pass
+    except OSError as error:
+        raise InputError(f"{folder} cannot be written ({existing}: {error.strerror}): choose another -out_dir") from error
+
+
+def software():
+    """{name: version} of what computes the numbers, this software first."""
+    return {"causal-mediation": __version__, **{name: importlib.metadata.version(name) for name in PACKAGES}}
+
+
+class RunFolder:
+    """A results folder with its manifest: which run made which file, and with which settings.
+
+    manifest.json is {"runs": [run, ...]}; a run holds its `settings`, `files` {name: what it holds}, `started`, `finished`
+    (null while it runs) and whatever the script adds. A finished file's entry has `rows` and `software`, the versions that made
+    it; `taken_over`: another run had finished it. A folder may hold the files of many runs and models.
+    """
+
+    def __init__(self, folder):
+        self.folder = Path(folder)
+
+    @contextmanager
+    def _manifest(self):
+        """The manifest, to be read and changed while no other process does; written back whole."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        handle = os.open(self.folder, os.O_RDONLY)
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX)
+            self._remove_parts(MANIFEST)
+            content = self.read()
+            yield content
+            write_json(self.folder / MANIFEST, content)
+        finally:
+            os.close(handle)
+
+    def read(self):
+        """The manifest's content; {"runs": []} where there is none.
+
+        Raises:
+            InputError: a file that is not a manifest.
+        """
+        path = self.folder / MANIFEST
+        try:
+            content = json.loads(path.read_text(encoding="utf-8"))
+            runs = [dict(run) for run in content["runs"]]
+            for run in runs:
+                if not (isinstance(run["settings"], dict) and isinstance(run["files"], dict) and all(isinstance(each, dict) for each in run["files"].values())):
+                    raise TypeError("a run without settings and files")
+            return {"runs": runs}
+        except FileNotFoundError:
+            return {"runs": []}
+        except (ValueError, KeyError, TypeError) as error:
+            raise InputError(f"{path} is not a manifest of this software ({error}): move it away") from error
+
+    def settings_of(self, file_name):
+        """Settings of the run that made (or is making) a file; None for a file the manifest does not know."""
+        owners = [run["settings"] for run in self.read()["runs"] if file_name in run["files"]]
+        return owners[-1] if owners else None
+
+    def is_finished(self, file_name):
+        """True for a file that is there and that its run in the manifest calls complete."""
+        return bool(self.entry_of(file_name)) and (self.folder / file_name).exists()
+
+    def entry_of(self, file_name):
+        """What the manifest says of a finished file; {} for others."""
+        return _finished_entry(self.read()["runs"], file_name)
+
+    def claim(self, files, settings):
+        """Make sure that a run with these settings may write these files, before it writes anything.
+
+        Raises:
+            InputError: one of them is there already, made with other settings or by nobody knows whom: nothing is overwritten.
+        """
+        self._fingerprint = _short_hash([settings, sorted(files)])
+        for name in files:
+            before = self.settings_of(name)
+            if before is None and (self.folder / name).exists():
+                raise InputError(f"{self.folder / name} is already there and no manifest tells how it was made: choose another -out_dir or move it away")
+            if before is not None and before != settings:
+                raise InputError(f"{self.folder / name} was made with other settings ({differences(before, settings)}): choose another -out_dir")
+
+    @contextmanager
+    def claimed(self, files, settings):
+        """`claim`, and while open no other process that asks for one of these files goes on: it waits, and says for whom.
+
+        What was kept on the way goes when the block has ended and all files are finished.
+
+        The locks are the operating system's: they go with the process that holds them, however it ends.
+        """
+        self.claim(files, settings)
+        with ExitStack() as locks:
+            for name in sorted(files):  # always in the same order, so that two processes do not wait for each other
+                locks.enter_context(self._only_process(name))
+                self._remove_parts(name)
+            self.claim(files, settings)  # the other process may have had other settings
+            yield
+            if all(self.is_finished(name) for name in files):
+                for run in self.read()["runs"]:  # shorter runs that were stopped, too, where a longer one has made all their files
+                    if run["settings"] == settings and all(self.is_finished(name) for name in run["files"]):
+                        for leftover in (self.folder / SHARDS).glob(f"*-{_short_hash([settings, sorted(run['files'])])}-*"):  # of any version
+                            shutil.rmtree(leftover, ignore_errors=True)
+                with suppress(OSError):  # other runs are under way, or there is none
+                    (self.folder / SHARDS).rmdir()
+
+    def _remove_parts(self, name):
+        """Remove what a process that was killed had written of a file; only for the holder of its lock."""
+        for part in self.folder.glob(f".{glob.escape(name)}-*"):
+            part.unlink(missing_ok=True)
+
+    @contextmanager
+    def _only_process(self, file_name):
+        path = self.folder / LOCKS / f"{file_name}.lock"
+        while True:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            try:
+                handle = os.open(path, os.O_CREAT | os.O_RDWR)
+            except FileNotFoundError:  # the process before us has just tidied up
+                continue
+            try:
+                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                print(f"{self.folder / file_name} is being made by {os.read(handle, 200).decode(errors='replace') or 'another process'}: waiting for it",
+                      file=sys.stderr)
+                fcntl.flock(handle, fcntl.LOCK_EX)
+            if path.exists() and os.fstat(handle).st_ino == path.stat().st_ino:
+                break
+            os.close(handle)  # the lock of a file that its holder has removed
+        try:
+            os.ftruncate(handle, 0)
+            os.write(handle, f"process {os.getpid()} on {socket.gethostname()}".encode())
+            yield
+        finally:
+            path.unlink(missing_ok=True)
+            with suppress(OSError):  # locks of other files are there
+                path.parent.rmdir()
+            os.close(handle)
+
+    def begin(self, run):
+        """Add a run to the manifest, or go on with the one that has the same settings and files. Returns its index.
+
+        What another run finished is taken over, with all that the manifest says of it.
+        """
+        with self._manifest() as content:
+            same = [index for index, before in enumerate(content["runs"])
+                    if before["settings"] == run["settings"] and list(before["files"]) == list(run["files"])]
+            if not same:
+                content["runs"].append(run)
+            index = same[0] if same else len(content["runs"]) - 1
+            files = content["runs"][index]["files"]
+            for name, entry in files.items():
+                found = _finished_entry(content["runs"], name)
+                if "rows" not in entry and found and (self.folder / name).exists():
+                    files[name] = entry | found | {"taken_over": True}
+            return index
+
+    def open_files(self, index):
+        """{name: entry} of the files that a run has to compute: all but those that it took over, as long as these are there."""
+        files = self.read()["runs"][index]["files"]
+        return {name: entry for name, entry in files.items() if not (entry.get("taken_over") and (self.folder / name).exists())}
+
+    def update(self, index, **entries):
+        """Change entries of a run in the manifest."""
+        with self._manifest() as content:
+            content["runs"][index].update(entries)
+
+    def finish_file(self, index, name, **entries):
+        """Say in the manifest that a file of a run is whole; `entries` have its number of `rows`."""
+        with self._manifest() as content:
+            entry = content["runs"][index]["files"][name]
+            entry.pop("taken_over", None)
+            entry.update(entries, software=software())
+
+    def shard_path(self, file_name, word):
+        """Where the results for one word of an unfinished file are kept, after `claim`.
+
+        Other settings, other files of a run and other versions of the software have other places: nothing of theirs is taken up.
+        """
+        return self.folder / SHARDS / f"{Path(file_name).stem}-{self._fingerprint}-{_short_hash(software())}" / f"{word}.npz"
+
+    def shard_bytes(self):
+        """Bytes of all that a run has kept on the way. After `claim`."""
+        total = 0
+        for path in (self.folder / SHARDS).glob(f"*-{self._fingerprint}-{_short_hash(software())}/*"):
+            with suppress(FileNotFoundError):  # another process has just finished with it
+                total += path.stat().st_size
+        return total
+
+    def save_shard(self, file_name, word, **arrays):
+        """Keep arrays for one word; the file is whole or not there."""
+        archive = io.BytesIO()
+        np.savez(archive, **arrays)
+        content = archive.getvalue()
+        with whole_file(self.shard_path(file_name, word), "wb") as file:
+            file.write(content + hashlib.sha256(content).digest())
+
+    def load_shard(self, file_name, word):
+        """{name: array} kept for one word, or None when there is nothing usable: it is then computed again."""
+        try:
+            content = self.shard_path(file_name, word).read_bytes()
+        except OSError:
+            return None
+        archive, digest = content[:-DIGEST], content[-DIGEST:]
+        if hashlib.sha256(archive).digest() != digest:  # an archive's own checksums do not see a member that has gone
+            return None
+        with np.load(io.BytesIO(archive), allow_pickle=False) as arrays:
+            return dict(arrays)
+
+    def remove_shards(self, file_name):
+        """Forget the shards of a file that is finished."""
+        shutil.rmtree(self.shard_path(file_name, "any").parent, ignore_errors=True)
+        with suppress(OSError):  # other files are still under way
+            (self.folder / SHARDS).rmdir()
+
+
+def _short_hash(content):
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:12]
+
+
+def _finished_entry(runs, name):
+    """What the runs of a manifest say of a finished file, the last one first; {} when none calls it finished."""
+    return next((run["files"][name] for run in reversed(runs) if "rows" in run["files"].get(name, {})), {})
+
+
+def differences(before, now):
+    """The settings that differ, in words: "alpha 1.0 -> 2.0, dtype 'float32' -> 'float64'"."""
+    def short(value):
+        text = repr(value)
+        return text if len(text) <= 60 else text[:57] + "..."
+    names = [name for name in {**before, **now} if before.get(name) != now.get(name)]
+    return ", ".join(f"{name} {short(before.get(name))} -> {short(now.get(name))}" for name in names)
+
+
+def describe_machine(model):
+    """What a manifest tells of the machine and the versions."""
+    packages = ("torch", "transformers", "tokenizers", "numpy", "pandas")
+    return {"device": str(model.device), "python": platform.python_version(), "processor": platform.machine(),
+            **{package: importlib.metadata.version(package) for package in packages}}
+
+
+def now():
+    """The time of a manifest's entry, with its zone."""
+    return datetime.datetime.now().astimezone().isoformat(timespec="seconds")

@@ -1,0 +1,1 @@
+"""What can be changed in a run: neurons and attention heads; their sweeps, by one descent and by full passes; gradients, interpolation, batches."""

@@ -1,0 +1,127 @@
+"""Where a checkpoint keeps its parts. Nothing else in the project asks what model it is.
+
+A neuron of the study is an output of the word embedding or of a block's MLP module (OPT has none: there it is the layer that its MLP ends
+with). What the sweeps rely on: a causal model's block ends by adding that output, as it is or behind the norm that `mlp_norm` names, to the
+residual stream. A masked model's block need not, for only its attention is studied.
+To add an architecture with that property, add a line; the tests run every line against plain hooks.
+"""
+
+from dataclasses import dataclass
+from inspect import signature
+from operator import attrgetter
+
+from torch import nn
+
+from mediation.errors import InputError
+
+
+@dataclass(frozen=True)
+class Architecture:
+    """Attribute paths from the language model (`embedding`, `blocks`, `final_norm`, `head`) and from a block (`attention`, `mlp`, `mlp_norm`).
+
+    `final_norm`: all between the last block and the unembedding: a path, or several paths and modules that are run in turn.
+    `masked`: it predicts masked tokens and sees in both directions.
+    """
+
+    embedding: str
+    blocks: str
+    final_norm: str | tuple
+    attention: str = "self_attn"
+    mlp: str = "mlp"
+    head: str = "lm_head"
+    mlp_norm: str | None = None
+    masked: bool = False
+
+
+LLAMA = Architecture("model.embed_tokens", "model.layers", "model.norm")
+ARCHITECTURES = {  # by transformers' config.model_type
+    "gemma3_text": Architecture("model.embed_tokens", "model.layers", "model.norm", mlp_norm="post_feedforward_layernorm"),
+    "gpt2": Architecture("transformer.wte", "transformer.h", "transformer.ln_f", attention="attn"),
+    "gpt_neox": Architecture("gpt_neox.embed_in", "gpt_neox.layers", "gpt_neox.final_layer_norm", attention="attention"),
+    "llama": LLAMA,
+    "mistral": LLAMA,
+    "opt": Architecture("model.decoder.embed_tokens", "model.decoder.layers", "model.decoder.final_layer_norm", mlp="fc2"),
+    "phi3": LLAMA,
+    "qwen2": LLAMA,
+    "qwen3": LLAMA,
+    "bert": Architecture("bert.embeddings.word_embeddings", "bert.encoder.layer", "cls.predictions.transform", attention="attention.self",
+                         mlp="output", head="cls.predictions.decoder", masked=True),
+    "distilbert": Architecture("distilbert.embeddings.word_embeddings", "distilbert.transformer.layer",
+                               ("vocab_transform", "activation", "vocab_layer_norm"), attention="attention", mlp="ffn", head="vocab_projector", masked=True),
+    "roberta": Architecture("roberta.embeddings.word_embeddings", "roberta.encoder.layer", ("lm_head.dense", nn.GELU(), "lm_head.layer_norm"),
+                            attention="attention.self", mlp="output", head="lm_head.decoder", masked=True),
+}
+
+
+@dataclass(frozen=True)
+class Parts:
+    """The modules of one model: L blocks with their attentions and MLPs (and the norms behind these, or None), the word embedding, what
+    stands before the unembedding, and the unembedding. `masked`: it predicts masked tokens. `cache_name`: what its blocks call a cache of keys
+    and values, or None."""
+
+    embedding: nn.Module
+    blocks: nn.ModuleList
+    attentions: tuple
+    mlps: tuple
+    mlp_norms: tuple
+    final_norm: nn.Module
+    head: nn.Module
+    masked: bool
+    cache_name: str | None
+
+
+def is_masked(kind):
+    """Whether models of this transformers model_type, one of the table, predict masked tokens."""
+    return ARCHITECTURES[kind].masked
+
+
+def check_supported(config):
+    """Whether the study runs on models of a transformers config, decided before weights are loaded.
+
+    Raises:
+        InputError: an architecture that is not in the table, or a variant of one that does not have the property above.
+    """
+    kind = config.model_type
+    if kind not in ARCHITECTURES:
+        raise InputError(f"architecture {kind!r} is not supported: the study runs on {', '.join(sorted(ARCHITECTURES))}")
+    _check_variant(kind, config)
+
+
+def has_kinks(config):
+    """True where the activation function of the MLPs is none that Chebyshev polynomials follow: ReLU and its kind."""
+    names = (getattr(config, name, None) for name in ("activation_function", "hidden_act", "hidden_activation"))
+    return any("relu" in str(name) for name in names)
+
+
+def find_parts(model):
+    """The parts of a transformers language model whose config is supported."""
+    where = ARCHITECTURES[model.config.model_type]
+    blocks = attrgetter(where.blocks)(model)
+    final = (where.final_norm,) if isinstance(where.final_norm, str) else where.final_norm
+    steps = [attrgetter(step)(model) if isinstance(step, str) else step for step in final]
+    return Parts(
+        embedding=attrgetter(where.embedding)(model),
+        blocks=blocks,
+        attentions=tuple(attrgetter(where.attention)(block) for block in blocks),
+        mlps=tuple(getattr(block, where.mlp) for block in blocks),
+        mlp_norms=tuple(getattr(block, where.mlp_norm) if where.mlp_norm else None for block in blocks),
+        final_norm=steps[0] if len(steps) == 1 else nn.Sequential(*steps),
+        head=attrgetter(where.head)(model),
+        masked=where.masked,
+        cache_name=None if where.masked else next(name for name in ("past_key_values", "layer_past") if name in signature(blocks[0].forward).parameters),
+    )
+
+
+def _check_variant(kind, config):
+    """Raises InputError for settings under which a listed architecture is another one."""
+    others = {
+        "norms after the MLP's sum": getattr(config, "do_layer_norm_before", True) is False,
+        "no final norm": getattr(config, "_remove_final_layer_norm", False),
+        "an embedding of another width": getattr(config, "word_embed_proj_dim", config.hidden_size) != config.hidden_size,
+        "soft-capped logits": getattr(config, "final_logit_softcapping", None) is not None,
+        "attention in both directions": bool(getattr(config, "use_bidirectional_attention", False)),
+        "a decoder": ARCHITECTURES[kind].masked and getattr(config, "is_decoder", False),
+    }
+    found = [name for name, is_so in others.items() if is_so]
+    if found:
+        raise InputError(f"this {kind} model has {found[0]}, which the study does not run: choose another checkpoint of {', '.join(sorted(ARCHITECTURES))}")

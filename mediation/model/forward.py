@@ -1,0 +1,202 @@
+"""A forward pass that can be resumed at any block and position, through the library's own blocks.
+
+`run_base` runs a prompt once and keeps what a resumed pass needs: the residual stream before every block, keys and
+values, and the arguments each block was called with. `Resumption` then moves a batch of changed residuals through one
+block at a time, at the positions from the first changed one on: in a causal model the earlier ones cannot change.
+
+Shapes: B batch (interventions), T tokens, S = T - position tokens that can change, L layers, D hidden size.
+Costs about 4 x T x D numbers a layer for a prompt. Not for training: everything runs without gradients.
+"""
+
+import inspect
+from dataclasses import dataclass
+
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from mediation.model.products import recorded
+
+
+class RecordingCache:
+    """Stands in for a key-value cache: keeps what every layer computes, and changes nothing."""
+
+    def __init__(self):
+        self.layers = {}
+
+    def update(self, keys, values, layer, *_, **__):
+        """Record keys and values [1, key-value heads, T, head size] of a layer; return them as they are."""
+        self.layers[layer] = (keys, values)
+        return keys, values
+
+
+class PrefixCache:
+    """Stands in for a key-value cache: puts the recorded keys and values of the first `length` positions before the batch's."""
+
+    def __init__(self, recorded, length):
+        self.layers = {layer: (k[:, :, :length], v[:, :, :length]) for layer, (k, v) in recorded.layers.items()}
+
+    def update(self, keys, values, layer, *_, **__):
+        """keys, values [B, key-value heads, S, head size] -> [B, key-value heads, length + S, head size]. Nothing is stored."""
+        return tuple(torch.cat([prefix.expand(len(new), -1, -1, -1), new], dim=2)
+                     for prefix, new in zip(self.layers[layer], (keys, values)))
+
+
+@dataclass(frozen=True)
+class BaseRun:
+    """What one run of one prompt left behind. Tensors in the model's dtype, on its device.
+
+    `embedding` [T, D]: output of the word embedding; `residuals` L + 1 x [T, D]: input of every block and output of the last;
+    `mlp_outputs` L x [T, D]; `arguments` L dictionaries: what each block was called with; `cache`: keys and values;
+    `linear_layers`: what its linear layers were given and gave, where it was asked for (see `products.recorded`).
+    """
+
+    embedding: torch.Tensor
+    residuals: tuple
+    mlp_outputs: tuple
+    arguments: tuple
+    cache: RecordingCache
+    linear_layers: dict
+
+    def outputs(self, layer):
+        """What a layer of neurons gave at every position, [T, D]; 0 the word embedding, i the MLP of block i - 1."""
+        return self.mlp_outputs[layer - 1] if layer else self.embedding
+
+    def representations(self, position):
+        """Values of all neurons at one position, [L + 1, D]; row 0 the word embedding, row i the MLP of block i - 1."""
+        return torch.stack([self.embedding[position], *(output[position] for output in self.mlp_outputs)])
+
+
+@dataclass(frozen=True)
+class Tree:
+    """Sequences of tokens that share their beginnings, as one sequence of T nodes: each node sees itself and what leads to it.
+
+    `tokens`, `position_ids` int64 [T]; `visible` bool [T, T]: row sees column; both None where the model's own are meant.
+    `predictions`: tuple of (nodes, tokens), which tokens are predicted at which nodes.
+    """
+
+    tokens: torch.Tensor
+    position_ids: torch.Tensor
+    visible: torch.Tensor
+    predictions: tuple
+
+
+def _grow(sequences, device):
+    """(tokens, position_ids, visible) of the tree of token sequences, nodes in the order of their first sequence; and each sequence's nodes."""
+    nodes, paths = {}, []  # nodes: {the tokens that lead to it and its own: its index}
+    for sequence in sequences:
+        paths.append([nodes.setdefault(tuple(sequence[:end]), len(nodes)) for end in range(1, len(sequence) + 1)])
+    visible = torch.zeros(len(nodes), len(nodes), dtype=torch.bool)
+    for path in paths:
+        for depth, node in enumerate(path):
+            visible[node, path[: depth + 1]] = True
+    tokens, depths = torch.tensor([[reached[-1], len(reached) - 1] for reached in nodes], device=device).unbind(dim=1)
+    return (tokens, depths, visible.to(device)), paths
+
+
+def pack(prompts, candidates, device):
+    """Tree of prompts (lists of token ids) and their continuations by `candidates` (lists of token ids, none empty).
+
+    Predictions come prompt by prompt, candidate by candidate. A candidate's last token predicts nothing that is asked for, and is left out.
+    """
+    paired = [(list(prompt), list(candidate)) for prompt in prompts for candidate in candidates]
+    tree, paths = _grow([prompt + candidate[:-1] for prompt, candidate in paired], device)
+    return Tree(*tree, tuple((path[len(prompt) - 1:], candidate) for path, (prompt, candidate) in zip(paths, paired)))
+
+
+def run_base(model, parts, tokens, tree=None, linear_layers=False):
+    """Run the prompt `tokens` (int64 [T]) once and keep what resumed passes need. Hooks are removed even if the run fails.
+
+    With `tree` (whose tokens are run), branches do not see each other. `linear_layers`: keep what those are given and give, too.
+
+    `model` runs eager attention: it is given an explicit mask, which can be cut to the positions that are run again.
+    """
+    cache, embedding, residuals, mlp_outputs, arguments = RecordingCache(), [], [], [], []
+
+    def at_block(block, positional, named):
+        call = inspect.signature(block.forward).bind(*positional, **named).arguments
+        call.update(call.pop("kwargs", {}))
+        hidden = call.pop("hidden_states")
+        if parts.cache_name:
+            call[parts.cache_name] = cache
+        residuals.append(hidden[0])
+        arguments.append(call)
+        return (hidden,), call
+
+    handles = [block.register_forward_pre_hook(at_block, with_kwargs=True) for block in parts.blocks]
+    handles.append(parts.embedding.register_forward_hook(lambda _, __, output: embedding.append(output[0])))
+    handles += [mlp.register_forward_hook(lambda _, __, output: mlp_outputs.append(output.reshape(-1, output.shape[-1]))) for mlp in parts.mlps]
+    handles.append(parts.blocks[-1].register_forward_hook(lambda _, __, output: residuals.append(output[0])))
+    try:
+        with recorded(parts.blocks if linear_layers else ()) as of_linear_layers:
+            model.base_model(tokens.unsqueeze(0), use_cache=False, **as_arguments(model, tree))
+    finally:
+        for handle in handles:
+            handle.remove()
+    return BaseRun(embedding[0], tuple(residuals), tuple(mlp_outputs), tuple(arguments), cache, of_linear_layers)
+
+
+class Narrowing(TorchDispatchMode):
+    """While open, `seen` becomes True when float64 numbers are made float32, as many norms and softmaxes of the library do whatever the model's dtype."""
+
+    def __init__(self):
+        super().__init__()
+        self.seen = False
+
+    def __torch_dispatch__(self, function, _types, args=(), kwargs=None):
+        result = function(*args, **(kwargs or {}))
+        if isinstance(result, torch.Tensor) and result.dtype == torch.float32:
+            self.seen |= any(isinstance(given, torch.Tensor) and given.dtype == torch.float64 for given in args)
+        return result
+
+
+def as_arguments(model, tree):
+    """Mask and positions of a tree, as the library's models take them: one mask, or one for each type of layer."""
+    if tree is None or tree.visible is None:
+        return {}
+    window, types = getattr(model.config, "sliding_window", None), getattr(model.config, "layer_types", None)
+    mask = _additive(tree.visible, model.dtype)
+    if window and (not types or "sliding_attention" in types):
+        apart = tree.position_ids[:, None] - tree.position_ids
+        sliding = _additive(tree.visible & (apart < window), model.dtype)
+        mask = {"full_attention": mask, "sliding_attention": sliding} if types else sliding
+    return {"attention_mask": mask, "position_ids": tree.position_ids.unsqueeze(0)}
+
+
+def _additive(visible, dtype):
+    """bool [T, T] -> [1, 1, T, T], 0 where it is true and the smallest number elsewhere."""
+    return torch.zeros(visible.shape, dtype=dtype, device=visible.device).masked_fill(~visible, torch.finfo(dtype).min)[None, None]
+
+
+class Resumption:
+    """Resumed passes of one base run: everything before `position` stays as it was.
+
+    >>> resumption = Resumption(parts, base, position)
+    >>> hidden = resumption.block(3, base.residuals[3][position:].unsqueeze(0))  # = base.residuals[4][position:]
+    """
+
+    def __init__(self, parts, base, position):
+        self.parts = parts
+        self.base = base
+        self.position = position
+        cache = {parts.cache_name: PrefixCache(base.cache, position)} if parts.cache_name else {}
+        self.arguments = [self._cut(call) | cache for call in base.arguments]
+
+    def _cut(self, call):
+        """A block's arguments for the positions from `self.position` on."""
+        cut = dict(call)
+        if call.get("attention_mask") is not None:
+            cut["attention_mask"] = call["attention_mask"][:, :, self.position:]  # [1, 1, S, T]
+        for name in ("position_ids", "cache_position"):
+            if call.get(name) is not None:
+                cut[name] = call[name][..., self.position:]
+        if call.get("position_embeddings") is not None:
+            cut["position_embeddings"] = tuple(table[:, self.position:] for table in call["position_embeddings"])
+        return cut
+
+    def block(self, index, hidden):
+        """Move `hidden` [B, S, D] through one block."""
+        return self.parts.blocks[index](hidden, **self.arguments[index])
+
+    def rows(self, index, count):
+        """`count` copies of the base run's residual stream before block `index`, [count, S, D]."""
+        return self.base.residuals[index][self.position:].expand(count, -1, -1).clone()

@@ -1,0 +1,60 @@
+"""Models that predict masked tokens: a candidate is scored token by token after the context, each at a mask (Vig et al. 2020, NeurIPS version).
+
+Six approaches: 1 the context, the candidate so far and a mask; 2 the later tokens of the candidate follow the mask as they are; 3 they follow
+as masks; 4, 5, 6 the same between the model's begin and separator tokens. Every token of a candidate is a sequence of its own, and the
+weights that are put in come from the same sequence of the other prompt, whole.
+"""
+
+from dataclasses import dataclass
+
+import torch
+
+from mediation.errors import InputError
+from mediation.model.forward import Tree, run_base
+from mediation.model.readout import ReadOut
+
+APPROACHES = (1, 2, 3, 4, 5, 6)
+
+
+@dataclass(frozen=True)
+class Masking:
+    """How a candidate is scored: the approach (1 to 6) and the ids of the tokens that it needs."""
+
+    approach: int
+    mask: int
+    begin: int
+    separator: int
+
+    @classmethod
+    def of(cls, tokenizer, approach):
+        """Raises InputError for an unknown approach or a tokenizer without the tokens."""
+        if approach not in APPROACHES:
+            raise InputError(f"masking approach {approach!r} is unknown: choose 1 to 6")
+        ids = tokenizer.mask_token_id, tokenizer.cls_token_id, tokenizer.sep_token_id
+        if None in ids[: 1 if approach <= 3 else 3]:
+            raise InputError("the tokenizer of this masked model names no mask, begin or separator token: save the model with its tokenizer")
+        return cls(approach, *ids)
+
+    def sequences(self, context, candidate):
+        """One Tree (of one branch) a token of the candidate, that predicts it at its mask; context int64 [T], candidate a list of ids."""
+        found = []
+        for index, token in enumerate(candidate):
+            later = candidate[index + 1:]
+            before = [*context.tolist(), *candidate[:index]]
+            after = ([], later, [self.mask] * len(later))[(self.approach - 1) % 3]
+            begin, end = ([], []) if self.approach <= 3 else ([self.begin], [self.separator])
+            sequence = torch.tensor([*begin, *before, self.mask, *after, *end], device=context.device)
+            found.append(Tree(sequence, None, None, (([len(begin) + len(before)], [token]),)))
+        return found
+
+
+def log_probabilities(model, parts, context, candidates, masking):
+    """Mean token log-probability of each candidate (lists of ids) after `context` (int64 [T]), float64 [C]."""
+    means = []
+    for candidate in candidates:
+        each = [ReadOut(parts, scored.predictions)(run_base(model, parts, scored.tokens, scored).residuals[-1].unsqueeze(0))[0, 0]
+                for scored in masking.sequences(context, candidate)]
+        means.append(torch.stack(each).mean())
+    return torch.stack(means)
+
+

@@ -1,0 +1,172 @@
+"""What a residual stream that left the last block says of tokens: logits, and the normaliser that makes them log-probabilities.
+
+The normaliser sums over the whole vocabulary, a sixth to a quarter of a sweep's work. Rows of a sweep lie near its base run, so
+`Normaliser` sums some thousand tokens exactly and expands the others around the base run, where a bound says that it may.
+
+Shapes: B rows, P positions, D hidden size, V vocabulary.
+"""
+
+import weakref
+from functools import partial
+
+import torch
+from torch import nn
+
+from mediation.errors import InputError
+from mediation.model.products import product
+
+ROWS = 96  # rows of logits held at once: larger buffers spend their time in page faults
+LIKELIEST, FARTHEST = 1024, 256  # tokens whose logits are always computed: of the largest probability, and of the others those least like the rest
+AT_ONCE = 8192  # tokens of the unembedding that are copied at once
+TOLERANCE = 2e-6  # in a log-probability; a float32 sum over the vocabulary is as far off
+KEPT = 300_000_000  # bytes of normalisers of base rows: of SmolLM2's 70, both alternatives in 17 templates twice over
+
+_kept = weakref.WeakKeyDictionary()  # unembedding -> {base row and version of the weight: its Normaliser}, the last KEPT bytes of them
+
+
+class Normaliser:
+    """Log of the sum of exp(logits) for rows near a base row, mostly without the whole vocabulary; off by at most TOLERANCE, and rounding.
+
+    With d a row's difference to the base row, the sum over the other tokens (not LIKELIEST, not FARTHEST) is the base run's times E[exp(w.d)], a
+    token drawn by its base probability and w its unembedding. With the mean m, u = (w - m).d has E[u] = 0 and E[u^2] = d.C d for the covariance C
+    of the w, so E[exp(w.d)] = exp(m.d) (1 + E[u^2] / 2 + r). No token is left out of m and C. By Taylor's theorem
+    |r| <= E[|u|^3] exp(U) / 6 <= U exp(U) E[u^2] / 6, where U is a bound of |u| over all these tokens, which is the largest |w - m| times |d|. Rows for
+    which that, times the other tokens' share of the sum, is not below TOLERANCE get the full sum.
+
+    Args:
+        head: the unembedding, a linear layer; base: [D], the base row behind the final norm.
+    """
+
+    def __init__(self, head, base):
+        self.base = base
+        logits = head(base).double()
+        always = logits.topk(LIKELIEST).indices
+        logits[always] = -torch.inf
+        mean = self._mean(head, logits)
+        distances = torch.cat([(some - mean).norm(dim=1) for some in head.weight.split(AT_ONCE)]).masked_fill(logits == -torch.inf, 0)
+        always = torch.cat([always, distances.topk(FARTHEST).indices])
+        logits[always] = -torch.inf
+        self.always = product(head.weight[always], None if head.bias is None else head.bias[always])
+        self.log_sum = logits.logsumexp(0)  # of the others in the base run
+        self.mean, self.farthest, covariance = self._mean(head, logits), 0.0, 0.0
+        for some in (logits > -torch.inf).nonzero().flatten().split(AT_ONCE):
+            centred = head.weight[some] - self.mean
+            covariance = covariance + (centred * (logits[some] - self.log_sum).exp().to(base.dtype).unsqueeze(1)).T @ centred
+            self.farthest = max(self.farthest, float(centred.norm(dim=1).max()))
+        self.spread = product(covariance)
+
+    def _mean(self, head, logits):
+        """[D], of the unembeddings, weighted by exp(logits)."""
+        return logits.softmax(0).to(self.base.dtype) @ head.weight
+
+    @classmethod
+    def of(cls, head, base):
+        """The normaliser of a base row, made once: sweeps over one prompt ask for it again and again."""
+        kept = _kept.setdefault(head, {})
+        key = head.weight.data_ptr(), head.weight._version, float(head.weight.sum()), base.cpu().numpy().tobytes()
+        kept[key] = kept.pop(key, None) or cls(head, base)
+        width = base.numel()
+        for oldest in list(kept)[:-max(2, KEPT // (4 * width * (width + LIKELIEST + FARTHEST)))]:
+            del kept[oldest]
+        return kept[key]
+
+    @staticmethod
+    def serves(head, dtype, rows):
+        """Whether it is worth its making, which costs as much as D rows' full sums: as many rows, a plain linear layer over a large vocabulary,
+        float32 (half precision cannot sum)."""
+        tokens, width = head.weight.shape
+        return type(head) is nn.Linear and dtype == torch.float32 and rows > width and tokens > 4 * (LIKELIEST + FARTHEST + width)
+
+    def __call__(self, head, rows):
+        """rows [B, D] -> [B], float64; `head`, which a Normaliser that is kept must not hold on to, is the one that it was made of."""
+        difference = rows - self.base
+        always = self.always(rows).logsumexp(dim=1).double()
+        square = (self.spread(difference) * difference).sum(dim=1).double()  # E[u^2]
+        unlikely = self.log_sum + (difference @ self.mean).double() + (square / 2).log1p()
+        total = torch.logaddexp(always, unlikely)
+        largest = self.farthest * difference.norm(dim=1).double()  # U
+        error = (unlikely - total).exp() * largest * largest.exp() * square / 6
+        for some in (~(error < TOLERANCE)).nonzero().flatten().split(ROWS):
+            total[some] = log_sum_exp(head, rows[some])
+        return total
+
+
+def widen(head):
+    """Make the unembedding of a half-precision model give float32 logits, which it would round to two or three digits on their way out."""
+    head.forward = partial(_float32_logits, head)
+
+
+def _float32_logits(head, hidden):
+    """[..., D] -> [..., V]; the unembedding is copied in parts."""
+    return torch.cat([hidden.float() @ some.float().T for some in head.weight.split(AT_ONCE)], dim=-1) + (0 if head.bias is None else head.bias.float())
+
+
+def log_sum_exp(head, rows):
+    """Log of the sum of exp(logits) over the whole vocabulary, rows [B, D] -> float64 [B]."""
+    return torch.cat([_wide(head(some)).logsumexp(dim=1).double() for some in rows.split(ROWS)])
+
+
+def _wide(logits):
+    """At least float32: half precision has too few digits for a sum over the vocabulary."""
+    return logits if logits.dtype == torch.float64 else logits.float()
+
+
+def check_odds_only(tokens):
+    """Raises InputError for a candidate of several tokens: normalisers of other positions do not cancel."""
+    longest = max(tokens, key=len)
+    if len(longest) > 1:
+        raise InputError(f"odds_only is for candidates of one token each, one has "
+                         f"{len(longest)} ({longest}): leave --odds_only out, or choose other --candidates")
+
+
+class ReadOut:
+    """Log-probabilities of predictions from residual streams of many rows, near one base run.
+
+    Args:
+        parts: the model's modules.
+        predictions: tuple of (positions, tokens): which tokens are predicted at which positions; one column of the result each.
+        base: residual stream of the base run [T, D] behind the last block; rows: how many rows are to be read out.
+        odds_only: leave the normaliser out: columns are then known up to what two tokens predicted at one position share.
+        fast: one more column, the largest Euclidean distance from the base run behind the final norm, over the positions.
+
+    Raises:
+        InputError: `odds_only` for a prediction of several tokens.
+    """
+
+    def __init__(self, parts, predictions, base=None, rows=1, odds_only=False, fast=False):
+        if odds_only:
+            check_odds_only([tokens for _, tokens in predictions])
+        self.parts, self.predictions, self.odds_only, self.fast = parts, predictions, odds_only, fast
+        self.positions = sorted({position for positions, _ in predictions for position in positions})
+        self.columns = len(predictions) + fast
+        self.base = None if base is None else parts.final_norm(base[None, self.positions])  # [1, P, D]
+        self.normalisers = {}
+        if base is not None and not odds_only and Normaliser.serves(parts.head, base.dtype, rows):
+            self.normalisers = {position: Normaliser.of(parts.head, row) for position, row in zip(self.positions, self.base[0])}
+
+    def __call__(self, hidden, first=0):
+        """Mean token log-probability of each prediction.
+
+        Args:
+            hidden: [B, T - first, D], residual streams that left the last block, from position `first` on.
+
+        Returns: float64 [B, columns], on the CPU.
+        """
+        normed = self.parts.final_norm(hidden[:, [position - first for position in self.positions]])
+        rows = dict(zip(self.positions, normed.unbind(dim=1)))
+        sums = {}
+        if self.normalisers:
+            sums = {position: self.normalisers[position](self.parts.head, row) for position, row in rows.items()}
+        elif not self.odds_only:  # all positions at once: with few rows, reading the unembedding is most of the time
+            sums = dict(zip(self.positions, log_sum_exp(self.parts.head, normed.flatten(0, 1)).reshape(normed.shape[:2]).unbind(dim=1)))
+        columns = []
+        for positions, tokens in self.predictions:
+            each = [self._logit(rows[position], token) - sums.get(position, 0.0) for position, token in zip(positions, tokens)]
+            columns.append(torch.stack(each).mean(dim=0))
+        if self.fast:
+            columns.append((normed - self.base).norm(dim=2).amax(dim=1).double())
+        return torch.stack(columns, dim=1).cpu()
+
+    def _logit(self, rows, token):
+        """Logit of one token, rows [B, D] -> float64 [B]."""
+        return rows.double() @ self.parts.head.weight[token].double() + (0.0 if self.parts.head.bias is None else self.parts.head.bias[token].double())

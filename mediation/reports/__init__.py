@@ -1,0 +1,1 @@
+"""What people look at: printed tables, Markdown, figures. Reads results and effects, never a model."""

@@ -1,0 +1,60 @@
+"""What the attention scripts print of a JSON: counts, means, the strongest heads, the layers."""
+
+import numpy as np
+import pandas as pd
+
+from mediation.results.attention_results import EFFECTS, head_effects, layer_effects, read_results
+
+
+def report_study(path):
+    """Print what a JSON says: counts, means, and the sum of indirect and direct beside the total, to show their interaction."""
+    content = read_results(path)
+    results = content["results"]
+    counts = {key: content[key] for key in ("num_examples_loaded", "num_examples_aligned", "threshold", "num_examples_analyzed") if key in content}
+    if "method" in content:
+        print(f"method {content['method']}: heads {'by first-order estimates' if content['method'] == 'gradient' else 'ranked by gradient, the strongest run'}"
+              "; layers and the whole model were run")
+    print(", ".join(f"{key.removeprefix('num_').replace('_', ' ')} {value:.6g}" for key, value in counts.items()))
+    if content["do_filter"]:
+        print("filtered by the odds ratio that the total effect is made of, which raises it: see --do-filter False beside it")
+    total, indirect, direct = (content[key] for key in ("mean_total_effect", "mean_model_indirect_effect", "mean_model_direct_effect"))
+    print(f"total effect {total:.6f}; model-level indirect {indirect:.6f} + direct {direct:.6f} = {indirect + direct:.6f} "
+          f"({100 * (indirect + direct) / total:.1f}% of the total: the two are no exact parts of it)\n")
+    report_interventions_summary_by_head(results)
+    report_interventions_summary_by_layer(results)
+    print("wrote", path)
+
+
+def report_intervention(entry):
+    """Print one entry: contexts, candidates, total effect, and the model-level effects, whose sum is near the total but no identity."""
+    print(f"x : {entry['base_string1']}\nx': {entry['base_string2']}\nc1: {entry['candidate1']}\nc2: {entry['candidate2']}")
+    print(f"total effect {entry['total_effect']:.4f}; indirect {entry['indirect_effect_model']:.4f} + direct {entry['direct_effect_model']:.4f} "
+          f"= {entry['indirect_effect_model'] + entry['direct_effect_model']:.4f}")
+
+
+def report_interventions_summary_by_head(results, effect_types=EFFECTS, k=10):
+    """Print the k heads with the largest mean effect; returns {effect: table with layer, head, mean, standard deviation, share above 0}."""
+    tables = {}
+    for kind in effect_types:
+        effects = head_effects(results, kind)
+        layer, head = (index.ravel() for index in np.indices(effects.shape[1:]))
+        tables[kind] = _summary(effects.reshape(len(results), -1), {"layer": layer, "head": head}).head(k)
+        print(f"{kind} effect, strongest {len(tables[kind])} of {effects[0].size} heads, over {len(results)} examples",
+              tables[kind].to_string(index=False, float_format="%.4f"), "", sep="\n")
+    return tables
+
+
+def report_interventions_summary_by_layer(results, effect_types=EFFECTS):
+    """Print the layers by mean effect of overriding all their heads; returns {effect: table with layer, mean, standard deviation, share above 0}."""
+    tables = {}
+    for kind in effect_types:
+        effects = layer_effects(results, kind)
+        tables[kind] = _summary(effects, {"layer": np.arange(effects.shape[1])})
+        print(f"{kind} effect by layer, over {len(results)} examples", tables[kind].to_string(index=False, float_format="%.4f"), "", sep="\n")
+    return tables
+
+
+def _summary(effects, names):
+    deviation = effects.std(axis=0, ddof=1) if len(effects) > 1 else np.full(effects.shape[1], np.nan)
+    table = pd.DataFrame({**names, "mean": effects.mean(axis=0), "standard deviation": deviation, "share above 0": (effects > 0).mean(axis=0)})
+    return table.sort_values("mean", ascending=False, ignore_index=True)

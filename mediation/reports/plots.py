@@ -1,0 +1,286 @@
+"""Figures, from tables only. Sized for a column of a paper; text stays text in the PDF."""
+
+import textwrap
+
+import matplotlib
+
+matplotlib.use("pdf")
+
+import matplotlib.pyplot as plt
+import numpy as np
+import seaborn as sns
+from matplotlib.ticker import MaxNLocator
+
+from mediation.files.storage import whole_file
+
+COLUMN_WIDTH = 3.4  # inches
+STYLE = {"font.size": 8, "axes.labelsize": 8, "axes.titlesize": 8, "xtick.labelsize": 7, "ytick.labelsize": 7, "legend.fontsize": 7,
+         "pdf.fonttype": 42, "axes.spines.top": False, "axes.spines.right": False, "axes.linewidth": 0.6, "figure.constrained_layout.use": True}
+
+
+def _save(figure, path):
+    with whole_file(path, "wb") as file:
+        figure.savefig(file, format="pdf", metadata={"CreationDate": None})
+    plt.close(figure)
+    return path
+
+
+def profession_correlation(table, correlation, model, path):
+    """Bias of each profession against its log total effect toward "she": a dot a profession, the mean over its templates.
+
+    Args:
+        table: table of `statistics.prompt_effects`.
+        correlation: the Correlation that the title quotes.
+
+    Returns: the path written.
+    """
+    words = table.groupby(["word", "bias", "definitional"], as_index=False)["log_she_effect"].mean()
+    with plt.rc_context(STYLE):
+        figure, axes = plt.subplots(figsize=(COLUMN_WIDTH, 2.8))
+        for definitional, colour, label in ((False, "C0", "profession (mean over templates)"), (True, "C1", "definitional word")):
+            dots = words[words["definitional"] == definitional]
+            axes.scatter(dots["bias"], dots["log_she_effect"], s=8, color=colour, alpha=0.6, linewidth=0, label=label)
+        sns.regplot(data=table, x="bias", y="log_she_effect", scatter=False, ci=None, color="0.3", line_kws={"linewidth": 1}, ax=axes)
+        axes.set(xlabel="bias: definitional + stereotypical rating\n(negative = female, positive = male)",
+                 ylabel="log total effect toward “she”\n(log odds ratio, woman over profession)",
+                 title=f"{model}\nr = {correlation.r:.3f} over {correlation.prompts:,} prompts,\n"
+                       f"{correlation.r_of_means:.3f} over {correlation.professions} professions")
+        axes.xaxis.set_major_locator(MaxNLocator(5))
+        figure.legend(loc="outside lower center", ncols=2, frameon=False, handletextpad=0.1, columnspacing=1)
+        return _save(figure, path)
+
+
+def layer_effect(layers, model, path):
+    """Indirect effect of one model's strongest neurons in each layer: a line a share, its band one standard deviation over prompts.
+
+    `layers`: table with layer, share, odds_ratio_indirect_mean, odds_ratio_indirect_std.
+    """
+    with plt.rc_context(STYLE):
+        figure, axes = plt.subplots(figsize=(COLUMN_WIDTH, 2.5))
+        for index, (share, rows) in enumerate(layers.groupby("share")):
+            mean, deviation = rows["odds_ratio_indirect_mean"] - 1, rows["odds_ratio_indirect_std"]
+            axes.plot(rows["layer"], mean, marker="o", markersize=2.5, linewidth=1, color=f"C{index}", label=f"strongest {100 * share:g}% of each layer")
+            axes.fill_between(rows["layer"], mean - deviation, mean + deviation, color=f"C{index}", alpha=0.15, linewidth=0)
+        axes.set_title(f"{model}\n(band: one standard deviation over prompts)")
+        return _finish_layer_axes(figure, axes, path)
+
+
+def layer_effects(layers, path):
+    """The same for several models, one share: a line a model. `layers` has a column model."""
+    with plt.rc_context(STYLE):
+        figure, axes = plt.subplots(figsize=(COLUMN_WIDTH, 2.5))
+        for index, (model, rows) in enumerate(layers.groupby("model", sort=False)):
+            axes.plot(rows["layer"], rows["odds_ratio_indirect_mean"] - 1, marker="o", markersize=2.5, linewidth=1, color=f"C{index % 10}",
+                      linestyle="--" if model.endswith("_random") else "-", label=model.replace("_random", " (random weights)"))
+        axes.set_title(f"strongest {100 * layers['share'].iloc[0]:g}% of each layer's neurons")
+        return _finish_layer_axes(figure, axes, path)
+
+
+def _finish_layer_axes(figure, axes, path):
+    axes.axhline(0, color="0.6", linewidth=0.6, zorder=0)
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    axes.set(xlabel="layer (0 = word embedding)", ylabel="natural indirect effect\n(odds ratio − 1)")
+    axes.legend(frameon=False)
+    return _save(figure, path)
+
+
+def layer_profiles(profiles, kind, title, path, label):
+    """A line a group over the layers. `profiles`: {group: effects [layers]}; `label`: of the layers' axis."""
+    with plt.rc_context(STYLE):
+        figure, axes = plt.subplots(figsize=(1.5 * COLUMN_WIDTH, 2.4 + 0.08 * len(profiles)))
+        lines = [axes.plot(np.arange(len(effects)), effects, marker="o", markersize=2.5, linewidth=1, color=f"C{index % 10}",
+                           linestyle=("-", "--", ":")[index // 10 % 3])[0] for index, effects in enumerate(profiles.values())]
+        axes.axhline(0, color="0.6", linewidth=0.6, zorder=0)
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+        axes.set_yscale("symlog", linthresh=1)  # the first layers can be ten times the others
+        axes.yaxis.set_major_formatter("{x:g}")
+        axes.set(xlabel=label, ylabel=f"{EFFECT_LABELS[kind]}\n(log odds ratio)", title=title)
+        figure.legend(lines, [group.replace("$", r"\$") for group in profiles], loc="outside lower center", ncols=2, frameon=False)
+        return _save(figure, path)
+
+
+EFFECT_LABELS = {"indirect": "natural indirect effect", "direct": "natural direct effect"}
+COLOURS = {"indirect": "C0", "direct": "C1"}
+
+
+def _heat(axes, effects, kind):
+    """One cell a head, layers upward as they are run.
+
+    Colours are centred on 0 = no effect. Direct effects of single heads all lie near the total effect: theirs span what there is.
+    """
+    largest = np.abs(effects).max() or 1.0
+    colours = {"cmap": "RdBu_r", "vmin": -largest, "vmax": largest} if kind == "indirect" else {"cmap": "viridis"}
+    sns.heatmap(effects, ax=axes, **colours, cbar_kws={"label": EFFECT_LABELS[kind], "shrink": 0.8})
+    axes.invert_yaxis()
+    _thin_ticks(axes.xaxis, effects.shape[1])
+    _thin_ticks(axes.yaxis, effects.shape[0])
+    axes.set(xlabel="head", ylabel="layer")
+    axes.tick_params(labelrotation=0, length=2)
+
+
+def _thin_ticks(axis, count):
+    """Ticks at the middle of cells, a dozen at the most."""
+    step = -(-count // 12)
+    axis.set_ticks(np.arange(0, count, step) + 0.5, [str(number) for number in range(0, count, step)])
+
+
+def _height(layers):
+    return min(5.5, 1.5 + 0.09 * layers)
+
+
+def head_heat_map(effects, kind, title, path):
+    """Mean effect of every head. `effects` [L, H]."""
+    with plt.rc_context(STYLE):
+        figure, axes = plt.subplots(figsize=(COLUMN_WIDTH, _height(len(effects))))
+        _heat(axes, effects, kind)
+        axes.set_title(title)
+        return _save(figure, path)
+
+
+def head_heat_map_with_bar(effects, layer_effects, kind, title, path, sort=False):
+    """The same, beside it a bar a layer: the mean effect of overriding all its heads, [L]; with `sort` heads in the order of their effect."""
+    with plt.rc_context(STYLE):
+        figure, (axes, bars) = plt.subplots(1, 2, figsize=(1.5 * COLUMN_WIDTH, _height(len(effects))), width_ratios=(3, 1))
+        _heat(axes, -np.sort(-effects, axis=1) if sort else effects, kind)
+        if sort:
+            axes.set_xlabel("heads, sorted in each layer")
+        bars.barh(np.arange(len(layer_effects)) + 0.5, layer_effects, height=0.8, color=COLOURS[kind])
+        bars.set(ylim=axes.get_ylim(), yticks=[], xlabel="all heads\nof the layer")
+        bars.axvline(0, color="0.4", linewidth=0.6)
+        bars.xaxis.set_major_locator(MaxNLocator(3))
+        figure.suptitle(title, fontsize=8)
+        return _save(figure, path)
+
+
+def layer_bars(effects, deviations, kind, title, path, label="layer (all its heads overridden)"):
+    """Mean effect of overriding all heads of a layer, with the standard error over examples. `effects`, `deviations` [L]; `label`: of its axis."""
+    with plt.rc_context(STYLE):
+        figure, axes = plt.subplots(figsize=(COLUMN_WIDTH, 2.3))
+        axes.bar(np.arange(len(effects)), effects, yerr=deviations, color=COLOURS[kind], error_kw={"linewidth": 0.7, "ecolor": "0.3"})
+        axes.axhline(0, color="0.4", linewidth=0.6)
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+        axes.set(xlabel=label, ylabel=f"{EFFECT_LABELS[kind]}\n(bar: standard error)", title=title)
+        return _save(figure, path)
+
+
+def stacked_layer_bars(indirect, direct, title, path):
+    """Mean indirect and direct effect of every layer, one on the other. Both [L]."""
+    with plt.rc_context(STYLE):
+        figure, axes = plt.subplots(figsize=(COLUMN_WIDTH, 2.5))
+        layers = np.arange(len(indirect))
+        axes.bar(layers, indirect, color=COLOURS["indirect"], label="indirect")
+        # on the indirect bar where both point one way, from 0 where they do not
+        axes.bar(layers, direct, bottom=np.where(np.sign(indirect) == np.sign(direct), indirect, 0), color=COLOURS["direct"], label="direct")
+        axes.axhline(0, color="0.4", linewidth=0.6)
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+        axes.set(xlabel="layer (all its heads overridden)", ylabel="natural effects, stacked", title=title)
+        figure.legend(loc="outside lower center", ncols=2, frameon=False)
+        return _save(figure, path)
+
+
+def effects_of_models(table, path):
+    """Total, direct and indirect effect of several models side by side. `table`: index model, columns what the legend says."""
+    with plt.rc_context(STYLE):
+        figure, axes = plt.subplots(figsize=(max(COLUMN_WIDTH, 0.9 * len(table)), 2.9))
+        width = 0.8 / len(table.columns)
+        for index, (name, values) in enumerate(table.items()):
+            axes.bar(np.arange(len(table)) + index * width, values, width=width, label=name, color=f"C{index}")
+        axes.axhline(0, color="0.4", linewidth=0.6)
+        axes.set_xticks(np.arange(len(table)) + 0.4 - width / 2, [textwrap.fill(name.replace("_random", " (random)").replace("-", "- "), 12).replace("- ", "-")
+                                                                for name in table.index])
+        axes.set(ylabel="mean effect\n(odds ratio − 1)")
+        figure.legend(loc="outside lower center", ncols=2, frameon=False)
+        return _save(figure, path)
+
+
+def attention_on_context(tokens, heads, title, path):
+    """Where chosen heads look from the pronoun, in both contexts.
+
+    Args:
+        tokens: T strings, the last one holding both pronouns ("she / he").
+        heads: {label: [2, T] attention weights from the pronoun, in x and x'}; each row sums to 1.
+    """
+    with plt.rc_context(STYLE):
+        figure, panels = plt.subplots(1, len(heads), figsize=(max(COLUMN_WIDTH, 1.3 + 1.2 * len(heads)), 0.9 + 0.17 * len(tokens)), sharey=True, squeeze=False)
+        rows = np.arange(len(tokens))
+        for axes, (label, weights) in zip(panels[0], heads.items()):
+            for index, (name, values) in enumerate(zip(("x (female pronoun)", "x' (male pronoun)"), weights)):
+                axes.barh(rows + (index - 0.5) * 0.4, values, height=0.4, color=f"C{3 if index == 0 else 0}", label=name)
+            axes.set(title=label, xlim=(0, 1), xticks=(0, 0.5, 1))
+            axes.xaxis.set_major_formatter("{x:g}")
+        panels[0, 0].set_yticks(rows, tokens)
+        panels[0, 0].invert_yaxis()
+        panels[0, len(heads) // 2].set_xlabel("attention from the pronoun")
+        figure.suptitle(textwrap.fill(title, int(18 + 16 * len(heads))), fontsize=8)
+        figure.legend(*panels[0, 0].get_legend_handles_labels(), loc="outside lower center", ncols=2, frameon=False)
+        return _save(figure, path)
+
+
+def sparsity(found, k, label, all_units, shape, title, path):
+    """Effect against number of units, and where the greedy (else the top-k) units sit.
+
+    Args:
+        found: as in `report.selection`; shape: (layers, units of a layer); all_units: effect of all units together, a line.
+    """
+    with plt.rc_context(STYLE):
+        figure, (curve, where) = plt.subplots(1, 2, figsize=(2 * COLUMN_WIDTH, 2.7), width_ratios=(3, 2))
+        for index, name in enumerate(name for name in found if name != "random order"):
+            values = found[name]["val"][:k]
+            curve.plot(np.arange(1, len(values) + 1), values, marker="o", markersize=3, linewidth=1, color=f"C{index}", label=name)
+        if "random order" in found:
+            values = np.array(found["random order"]["val"])[:, :k]
+            numbers = np.arange(1, values.shape[1] + 1)
+            curve.fill_between(numbers, values.min(axis=0), values.max(axis=0), color="0.6", alpha=0.4, linewidth=0, label=f"{len(values)} random orders")
+        curve.axhline(all_units, color="0.3", linewidth=0.8, linestyle="--", label=f"all {shape[0] * shape[1]:,} {label}s")
+        curve.xaxis.set_major_locator(MaxNLocator(integer=True))
+        curve.set(xlabel=f"number of {label}s", ylabel="mean indirect effect\n(odds ratio − 1)", title=title)
+        shown = next((name for name in ("greedy", "lazy greedy", "top-k") if name in found), None)
+        if shown:
+            pairs = np.array(found[shown][label][:k])
+            numbers = np.arange(1, len(pairs) + 1)
+            where.scatter(pairs[:, 1], pairs[:, 0], c=numbers, cmap="viridis_r", s=18)
+            for number, (layer, unit) in zip(numbers, pairs):
+                where.annotate(str(number), (unit, layer), xytext=(3, 3), textcoords="offset points", fontsize=6)
+            where.set(title=f"{shown}, in the order of choice")
+        lowest = int(pairs[:, 0].min()) if shown and shape[0] == 1 else 0
+        where.set(xlabel=label, ylabel="layer", xlim=(-0.5, shape[1] - 0.5), ylim=(lowest - 0.5, lowest + shape[0] - 0.5))
+        where.xaxis.set_major_locator(MaxNLocator(6, integer=True))
+        where.yaxis.set_major_locator(MaxNLocator(6, integer=True))
+        figure.legend(loc="outside lower center", ncols=4, frameon=False)
+        return _save(figure, path)
+
+
+MEDIATOR_LABELS = {"neurons": "layer (0 = word embedding), one neuron changed", "mlps": "layer (0 = word embedding), all neurons at the slot",
+                   "layers": "layer (all its heads overridden)"}
+
+
+def mediator(name, means, model, folder):
+    """Figures of one mediator from its table of means; returns the paths written.
+
+    Args:
+        name: neurons, mlps, heads or layers; means: table with group, layer, and for both effects {effect}_effect_mean, _std, and the same of log effects.
+    """
+    means = means[means["layer"] != "all"].assign(layer=lambda table: table["layer"].astype(int))
+    whole, groups = means[means["group"] == "all"], [group for group in means["group"].unique() if group != "all"]
+    paths = []
+    for kind in ("indirect", "direct"):
+        column, path = f"{kind}_effect_mean", folder / f"{name}_{kind}_{model}.pdf"
+        title = f"{model}, {whole['comparisons'].iloc[0]} comparisons"
+        if name == "heads":
+            paths.append(head_heat_map(whole.pivot(index="layer", columns="head", values=column).to_numpy(), kind, title, path))
+        elif name != "neurons":
+            errors = whole[f"{kind}_effect_std"] / np.sqrt(whole["comparisons"])
+            paths.append(layer_bars(whole[column].to_numpy(), errors.to_numpy(), kind, title, path, MEDIATOR_LABELS[name]))
+        elif kind == "indirect":
+            paths.append(layer_profiles({"strongest 1% of each layer": _profile(name, whole)}, kind, title, path, MEDIATOR_LABELS[name]))
+    if name in MEDIATOR_LABELS and 1 < len(groups) <= 12:
+        profiles = {group: _profile(name, means[means["group"] == group]) for group in groups}
+        title = f"{model}, by group" + (": strongest 1% of each layer" if name == "neurons" else "")
+        paths.append(layer_profiles(profiles, "indirect", title, folder / f"{name}_by_group_{model}.pdf", MEDIATOR_LABELS[name]))
+    return paths
+
+
+def _profile(name, rows):
+    """Mean log indirect effect of each layer, [layers]; of its strongest 1% of neurons, by size, where these are the mediator."""
+    values = rows.groupby("layer")["indirect_log_effect_mean"]
+    return (values.apply(lambda each: each.abs().nlargest(max(1, len(each) // 100)).mean()) if name == "neurons" else values.first()).to_numpy()

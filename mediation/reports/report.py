@@ -1,0 +1,243 @@
+"""What the analysis scripts print, as text: tables that a researcher reads, each number with its formula and filter."""
+
+import textwrap
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+
+from mediation.effects.statistics import smallest_reaching
+from mediation.stimuli.templates import TEMPLATES
+
+
+def describe_prompts(model, table, unrated):
+    """One line on what a total effect is computed over, one more on words that had to be left out."""
+    lines = [f"{model}: {_count(len(table), 'prompt')}, {_count(table['word'].nunique(), 'profession')}, {_count(table['template'].nunique(), 'template')}"]
+    if unrated:
+        lines.append(f"left out, not rated: {', '.join(unrated)}")
+    return "\n".join(lines)
+
+
+def describe_estimands(estimands):
+    """A table of value, median, interval and prompts; below it what each line is."""
+    width = max(len(estimand.name) for estimand in estimands)
+    lines = [f"{'':{width}}  {'value':>9} {'median':>9}  {'95% interval':>20} {'prompts':>8}"]
+    for estimand in estimands:
+        low, high = estimand.interval
+        lines.append(f"{estimand.name:{width}}  {estimand.value:9.3f} {estimand.median:9.3f}  {f'[{low:.3f}, {high:.3f}]':>20} {estimand.prompts:8}")
+    lines += ["", "value = odds ratio - 1 (0 = no effect); median over prompts; interval: bootstrap over professions; null = the profession's prompt"]
+    lines += [f"  {estimand.name.strip()}: {estimand.formula} ({estimand.filter})" for estimand in estimands]
+    return "\n".join(lines)
+
+
+def describe_correlations(correlations):
+    """A line a correlation, and what its p value takes for independent."""
+    lines = ["correlations (Pearson) over prompts, and over professions, each the mean of its prompts"]
+    for each in correlations:
+        lines.append(f"  {each.name + ', ' + each.filter:<52} r = {each.r:.3f} ({each.prompts} prompts), "
+                     f"r = {each.r_of_means:.3f} (p = {each.p:.2g}, {each.professions} professions)")
+    lines.append("p: two-sided, takes the professions for independent; the prompts of one are not")
+    return "\n".join(lines)
+
+
+def estimand_table(estimands):
+    """The same numbers, unrounded, as a table to be written: name, value, median, low, high, prompts, formula, filter."""
+    return pd.DataFrame([{"name": e.name.strip(), "value": e.value, "median": e.median, "low": e.interval[0], "high": e.interval[1],
+                          "prompts": e.prompts, "formula": e.formula, "filter": e.filter} for e in estimands])
+
+
+def describe_screening(screening, samples):
+    """What a screened run may claim, in words.
+
+    Args:
+        screening: statistics.Screening of the run; samples: what the manifest says of each table's sample (`screen` of its files).
+    """
+    bound = (f"recall of a prompt's exact top {screening.top}, mean over prompts: at least {screening.recall:.3f} with 95% confidence "
+             f"(at most {screening.missed_a_prompt:.2f} of them missed a prompt)"
+             if screening.recall > 0 else
+             f"too few draws for any statement about the recall of a prompt's exact top {screening.top} (bound 0): more professions, or a larger "
+             "--screen_sample, make one")
+    worst = [min((sample[name] for sample in samples if sample[name] is not None), default=float("nan")) for name in ("pearson", "spearman")]
+    return (f"method screen: {screening.drawn} random neurons of the {screening.rest} a prompt that were left out were run: {screening.missed} belong to "
+            f"the exact top {screening.top} of one of their prompts\n{bound}\n"
+            f"estimates against exact runs in these samples (change in log odds): Pearson {worst[0]:.4f}, Spearman {worst[1]:.4f} in the worst table, "
+            f"largest difference {max(sample['largest_difference'] for sample in samples):.1e}")
+
+
+def neuron_study(model, runs, probabilities, estimands, correlation, effects, contrasts, layers, files, method=""):
+    """The report of a neuron study in Markdown: what was asked, what was found, how sure it is, what was left out.
+
+    Args:
+        runs: the runs of the model in the folder's manifest.
+        probabilities: table of `utils.read_probabilities`; estimands, correlation: of `statistics`.
+        effects, contrasts: tables of `statistics.NeuronAggregate`; layers: table of `neuron_layer_effect.csv` for this model.
+        files: paths to name at the end.
+        method: what to say of a method that estimates (`utils.describe_methods`); empty where every number is exact.
+    """
+    swept = [entry | {"words": run["settings"]["professions"]} for run in runs for entry in run["files"].values() if "sweep_seconds" in entry]
+    units, interventions = len(effects), sum(entry["rows"] for entry in swept)
+    seconds = sum(entry["sweep_seconds"] for entry in swept)
+    all_interventions = 4 * units * len(probabilities)
+    what = "effects, most of them estimates" if any("method" in run["settings"] for run in runs) else "interventions"
+    words = list(dict.fromkeys(word for entry in swept for word in entry["words"]))
+    templates = list(dict.fromkeys(entry["template"] for entry in swept))
+    total = estimands[0]
+    lines = [
+        f"# Neuron study of {model}",
+        "",
+        f"**Question.** Which neurons carry the gender of a person word into the choice between “he” and “she”, and how much? "
+        f"Model {model}, weights {runs[-1]['settings']['weights_sha256'][:12]}, {effects['layer_direct_mean'].nunique() - 1} layers, {units:,} neurons "
+        "(word embedding = layer 0, MLP outputs = layers 1 and up).",
+        "",
+        f"**Total effect** (replace the profession by “man” or “woman”; {probabilities['template'].nunique()} of {len(TEMPLATES)} templates, "
+        f"{probabilities['word'].nunique()} professions; {total.prompts:,} of {len(probabilities):,} prompts count, see the filters): {total.value:.1f} "
+        f"(95% interval {total.interval[0]:.1f} to {total.interval[1]:.1f}), median {total.median:.1f}. "
+        "A mean far above its median is driven by few prompts. Bias correlates with the log effect toward “she” "
+        f"at r = {correlation.r:.3f} over prompts, {correlation.r_of_means:.3f} over {correlation.professions} "
+        f"professions (p = {correlation.p:.2g}, which takes these for independent).",
+        "",
+        "```", describe_estimands(estimands), "```",
+        "",
+        f"**Neurons** ({interventions:,} {what}: {_count(len(words), 'profession')}: {textwrap.shorten(', '.join(words), 80, placeholder=' ...')}; "
+        f"{_count(len(templates), 'template')}: {textwrap.shorten(', '.join(templates), 80, placeholder=' ...')}). "
+        "Natural indirect effect = odds ratio - 1 toward the anti-stereotypical gender when one neuron takes the value it has for “man” or “woman”; "
+        "mean and standard deviation over these prompts.",
+        "",
+        *([f"**Method.** {method}.", ""] if method else []),
+        "```", _strongest(effects, "odds_ratio_indirect_mean", "odds_ratio_indirect_std", 10, shift=1).to_string(index=False, float_format="%.3f"), "```",
+    ]
+    if contrasts is not None:
+        lines += ["", "**Gender contrast** = (log effect under man - log effect under woman) / 2: what is left of a neuron's effect when the part that any "
+                  "person word has, man and woman alike, is taken out.", "",
+                  "```", _strongest(contrasts, "gender_contrast_mean", "gender_contrast_std", 10).to_string(index=False, float_format="%.3f"), "```"]
+    peak = layers.loc[layers["odds_ratio_indirect_mean"].idxmax()]
+    lines += [
+        "",
+        f"**Layers.** The strongest {100 * peak['share']:g}% of a layer's neurons have their largest mean effect in layer {peak['layer']:.0f}: "
+        f"{peak['odds_ratio_indirect_mean'] - 1:.3f}. Neurons of the last layer cannot reach the output from an earlier position: their effect is exactly 0.",
+        "",
+        f"**How sure.** {how_sure(runs, swept)} {seconds / 60:.1f} minutes of sweeps, {interventions / seconds:,.0f} {what} a second.",
+        "",
+    ]
+    if interventions < all_interventions:
+        asked = model.removesuffix("_random") + (" --randomize" if model.endswith("_random") else "")
+        asked += f" --method {runs[-1]['settings']['method']}" if "method" in runs[-1]["settings"] else ""
+        lines += [f"**Left out.** {all_interventions - interventions:,} of {all_interventions:,} interventions: all are "
+                  f"{probabilities['template'].nunique()} templates x {probabilities['word'].nunique()} professions x 4 types. At this speed they take "
+                  f"{all_interventions / interventions * seconds / 3600:.0f} hours (the run can be stopped and goes on from where it was):", "",
+                  f"    python run_profession_neuron_experiments.py -model {asked} -out_dir all", ""]
+    lines += ["**Files.**", "", *(f"- {path}" for path in files), ""]
+    return "\n".join(lines)
+
+
+def how_sure(runs, swept):
+    """What the checks against full passes say, and the recall of screened runs."""
+    deviation = max(entry["largest_deviation_from_full_passes"] for entry in swept)
+    estimated = any(run["settings"].get("method") == "gradient" for run in runs)
+    lines = [f"Random {'neurons' if estimated else 'interventions'} of every sweep were run again as full passes under plain hooks: log-probabilities differ "
+             f"{'from the estimates ' if estimated else ''}by at most {deviation:.1e}."]
+    for found in (run["screening"] for run in runs if "screening" in run):
+        lines.append(f"Screening: of {found['drawn']} neurons drawn at random among those left out, {found['missed']} belong to the exact top {found['top']} "
+                     f"of a prompt; the recall of that top, mean over prompts, is at least {found['recall_at_least']:.3f} with 95% confidence"
+                     + (" (0: too few draws for a statement)." if found["recall_at_least"] == 0 else "."))
+    return " ".join(lines)
+
+
+@dataclass(frozen=True)
+class Mediator:
+    """What is known of one mediator: table of means, name of the whole table, its entry in the manifest and its run's, statistics.Screening or None."""
+
+    means: pd.DataFrame
+    file: str
+    entry: dict
+    run: dict
+    screening: object = None
+
+
+def mediation(model, stimuli, totals, mediators, figures):
+    """The report of mediate.py, Markdown: total effects by group, the strongest units of every mediator, how sure it is, where everything is.
+
+    Args:
+        stimuli: the file; totals: table of total effects; mediators: {mediator: Mediator}; figures: paths.
+    """
+    lines = [f"# Mediation analysis of {stimuli}, {model}", "",
+             f"{_count(totals['id'].nunique(), 'stimulus', 'stimuli')}, {_count(len(totals), 'comparison')} of a null prompt with an alternative. "
+             "Effects are odds ratios minus 1 of the second candidate over the first, relative to the null prompt; 0 is no effect.", "",
+             "## Total effects", "", "| group | comparisons | mean of logs | median | mean | share above 0 |", "|" + 6 * " --- |"]
+    groups = {"all": totals} | {group: rows for group, rows in totals.groupby("group", sort=False) if group and totals["group"].nunique() > 1}
+    for group, rows in groups.items():
+        effects = rows["total_effect"]
+        lines += [f"| {group} | {len(rows)} | {np.log1p(effects).mean():.4g} | {effects.median():.4g} | {effects.mean():.4g} | {(effects > 0).mean():.2f} |"]
+    lines += ["", "Means of odds ratios are driven by few strong comparisons: see the mean of their logarithms and the median beside them."]
+    for name, mediator in mediators.items():
+        lines += _mediator(name, mediator)
+    lines += ["", "## How it was made", ""]
+    for name, mediator in mediators.items():
+        settings, machine = mediator.run["settings"], mediator.run["machine"]
+        lines += [f"{name}: method {settings['method']}, precision {settings['precision']}, {settings['dtype']}, seed {settings['seed']}; "
+                  f"multi-token words: {settings['multi_token'] or 'left out'}; "
+                  f"{', '.join(f'{part} {version}' for part, version in machine.items())}. Command: `{mediator.run['command']}`", ""]
+    lines += ["Figures and tables: " + ", ".join([*(path.name for path in figures), *(mediator.file for mediator in mediators.values())]), ""]
+    return "\n".join(lines)
+
+
+def _mediator(name, mediator):
+    """Lines of a report on one mediator."""
+    whole = mediator.means[mediator.means["group"] == "all"]
+    unit = {"neurons": "neuron", "heads": "head"}.get(name)
+    lines = ["", f"## {'MLPs' if name == 'mlps' else name.capitalize()}", "", f"{_count(int(whole['comparisons'].iloc[0]), 'comparison')}. "
+             + ("The strongest by the size of the mean log indirect effect:" if unit else "By layer:"), "",
+             f"| {'layer-' + unit if unit else 'layer'} | indirect effect, mean of logs | mean | (std) | direct effect, mean of logs | mean | (std) |",
+             "|" + 7 * " --- |"]
+    ranked = whole["indirect_log_effect_mean"].abs().sort_values(ascending=False, kind="stable").index
+    for _, row in (whole.loc[ranked[:10]] if unit else whole).iterrows():
+        effects = [f"{row[f'{kind}_log_effect_mean']:.4g} | {row[f'{kind}_effect_mean']:.4g} | ({row[f'{kind}_effect_std']:.2g})"
+                   for kind in ("indirect", "direct")]
+        lines += [f"| {row['layer']}{'-' + str(row[unit]) if unit else ''} | {' | '.join(effects)} |"]
+    lines += [f"\nleft out: {_count(number, 'comparison')}: {reason}" for reason, number in mediator.run["left_out"].get(name, {}).items()]
+    deviation, method = mediator.entry["largest_deviation_from_full_passes"], mediator.run["settings"]["method"]
+    if name == "layers":
+        lines += ["", "Every layer and the whole model were run."]
+    elif method == "gradient" and unit:
+        lines += ["", f"First-order estimates: those of a random sample differ from full passes by at most {deviation:.1e} in a log-probability."]
+    else:
+        lines += ["", f"Checked against full passes: a random sample differs by at most {deviation:.1e} in a log-probability."]
+    return lines + ([describe_screening(mediator.screening, [mediator.entry["screen"]])] if mediator.screening else [])
+
+
+def selection(found, k, label, all_units):
+    """Effect against number of units, as a table, and what it says.
+
+    Args:
+        found: {"top-k" | "greedy" | "random order": {"val", label: [(layer, unit)]}} of `selection.run`; all_units: effect of all units together.
+    """
+    table = pd.DataFrame(index=pd.RangeIndex(1, k + 1, name=f"{label}s"))
+    for name, content in found.items():
+        if name == "random order":
+            values = pd.DataFrame(content["val"]).iloc[:, :k]
+            values.columns += 1
+            table["random, mean"], table["random, largest"] = values.mean(), values.max()
+        else:
+            numbers = pd.RangeIndex(1, len(content["val"]) + 1)
+            table[name] = pd.Series(content["val"], numbers, float)
+            table[f"{name} {label}"] = pd.Series([f"{layer}-{unit}" for layer, unit in content[label]][: len(numbers)], numbers[: len(content[label])])
+    lines = [table.to_string(float_format="%.6f", na_rep=""), "", f"all {label}s together: {all_units:.6f}"]
+    for name, content in found.items():
+        if name != "random order":
+            values = content["val"][:k]
+            number = smallest_reaching(values, all_units)
+            lines.append(f"{name}: " + (f"{_count(number, label)} reach it" if number else f"{_count(len(values), label)} do not reach it, {values[-1]:.6f}"))
+        if "certified" in content:
+            lines.append(f"lazy greedy: {content['evaluations']} evaluations of sets, {content['saved']} saved; {content['grown']} gains grew; "
+                         f"{'certified' if content['certified'] else 'not certified'} equal to plain greedy")
+    return "\n".join(lines)
+
+
+def _count(number, noun, plural=None):
+    return f"{number} {noun if number == 1 else plural or noun + 's'}"
+
+
+def _strongest(table, mean, deviation, count, shift=0):
+    """The rows with the largest |mean - shift|, with readable headings."""
+    top = table.loc[(table[mean] - shift).abs().nlargest(count).index]
+    return pd.DataFrame({"layer-neuron": top["neuron_"], "mean": top[mean] - shift, "standard deviation": top[deviation]})

@@ -1,0 +1,267 @@
+"""Neuron tables as the study of 2020 has them: their columns, made from results and read back, CSV or parquet."""
+
+import ast
+import re
+import sys
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from mediation.effects.odds import log_odds
+from mediation.errors import InputError
+from mediation.files.storage import RunFolder
+from mediation.results.tables import FORMATS, read_columns, table_columns
+from mediation.stimuli.templates import split_base_string
+
+BASE_COLUMNS = ["word", "base_string", "alt_string1", "alt_string2", "candidate1", "candidate2",
+                "candidate1_base_prob", "candidate2_base_prob", "candidate1_alt1_prob", "candidate2_alt1_prob",
+                "candidate1_alt2_prob", "candidate2_alt2_prob"]
+NEURON_COLUMNS = [*BASE_COLUMNS, "candidate1_prob", "candidate2_prob", "layer", "neuron"]
+PROBABILITIES = BASE_COLUMNS[6:]  # without intervention, on the null, man's and woman's prompt
+EFFECT_COLUMNS = ["neuron_", "layer_direct_mean", "neuron_direct_mean", "odds_ratio_indirect_mean", "odds_ratio_indirect_std",
+                  "odds_ratio_direct_mean", "odds_ratio_direct_std", "total_causal_effect_mean", "total_causal_effect_std"]
+CONTRAST_COLUMNS = ["neuron_", "layer", "neuron", "gender_contrast_mean", "gender_contrast_std", "prompts"]
+LAYER_COLUMNS = ["model", "share", "layer", "neurons", "odds_ratio_indirect_mean", "odds_ratio_indirect_std"]
+TYPES = ("man_direct", "man_indirect", "woman_direct", "woman_indirect", "man_minus_woman", "woman_minus_man", "no_intervention")
+HALF_PRECISION = {"bfloat16": ".04", "float16": ".002"}  # median error of the effects of 200 neurons of SmolLM2-135M on log odds, half of which are below .003
+APART = {False: 1e-3, True: 1e-2}  # of one prompt's probabilities in two tables; in half precision (True) they depend on what is run together
+
+
+def base_columns(word, intervention, probabilities):
+    """The first twelve columns of a neuron table as a dictionary: who was asked what, and the six probabilities without intervention."""
+    values = [word, *intervention.base_strings[:3], *(str(tokens) for tokens in intervention.candidates[:2]), *probabilities]
+    return dict(zip(BASE_COLUMNS, values))
+
+
+def convert_results_to_pd(interventions, intervention_results, layer_fixed=None, neuron_fixed=None):
+    """Results of `Model.neuron_intervention_experiment` as a table, one row a (word, layer, neuron), columns as in the contract.
+
+    Args:
+        interventions: {word: Intervention}.
+        intervention_results: {word: the eight values of `neuron_intervention_single_experiment`}.
+        layer_fixed: for results of one layer or one set: what is written in the column `layer` (None: rows of the result, from 0).
+        neuron_fixed: for results of one set: what is written in the column `neuron`.
+    """
+    tables = []
+    for word, (*probabilities, candidate1, candidate2) in intervention_results.items():
+        candidate1, candidate2 = (np.atleast_2d(np.asarray(values, dtype=np.float64)) for values in (candidate1, candidate2))
+        layer, neuron = (index.ravel() for index in np.indices(candidate1.shape))
+        table = pd.DataFrame({"candidate1_prob": candidate1.ravel(), "candidate2_prob": candidate2.ravel(), "layer": layer, "neuron": neuron})
+        if layer_fixed is not None:
+            table["layer"] = [layer_fixed] * len(table)
+        if neuron_fixed is not None:
+            table["neuron"] = [neuron_fixed] * len(table)
+        tables.append(table.assign(**base_columns(word, interventions[word], probabilities)))
+    return pd.concat(tables, ignore_index=True)[NEURON_COLUMNS]
+
+
+def runs_in(folder):
+    """The runs of a folder's manifest; none, said on standard error, where the file is of other software: it holds no analysis up."""
+    try:
+        return RunFolder(folder).read()["runs"]
+    except InputError as error:
+        print(f"not looked at: {error}", file=sys.stderr)
+        return []
+
+
+def find_tables(folder, model, types=TYPES):
+    """{path: type} of the neuron tables (CSV or parquet) of one model in a folder, sorted by name; never empty.
+
+    Raises:
+        InputError: no such folder, no such table in it (the message names the models that are there), one in
+            both formats, or tables of other weights or another alpha.
+    """
+    folder = Path(folder)
+    if not folder.is_dir():
+        raise InputError(f"{folder} is not a folder: name the one that holds the neuron tables")
+    names = sorted(path.name for ending in FORMATS for path in folder.glob(f"*.{ending}"))
+    found = {folder / name: kind for name in names for kind in types for ending in FORMATS if name.endswith(f"_{kind}_{model}.{ending}")}
+    twice = [path for path in found if path.suffix == ".csv" and path.with_suffix(".parquet") in found]
+    if twice:
+        raise InputError(f"{twice[0]} is there as parquet too: move one of them away")
+    if not found:
+        models = {match[1] for name in names if (match := re.search(rf"_(?:{'|'.join(TYPES)})_(.+)\.(?:{'|'.join(FORMATS)})$", name))}
+        raise InputError(f"{folder} holds no tables of model {model!r} ({', '.join(types)}): "
+                         + (f"models there: {', '.join(sorted(models))}" if models else "run run_profession_neuron_experiments.py first, or name its folder"))
+    check_made_alike(folder, found)
+    return found
+
+
+def check_made_alike(folder, tables):
+    """Raises InputError where tables {path: type} have other weights or alphas, by the manifest."""
+    first = {}
+    for run in runs_in(folder):
+        for name in (name for name in run["files"] if folder / name in tables):
+            settings = run["settings"]
+            # means over such tables would be of neither; a hash is of the weights in one dtype
+            made = {f"weights in {settings.get('dtype')}": settings.get("weights_sha256")}
+            if tables[folder / name] != "no_intervention":
+                made["alpha"] = settings.get("alpha")
+            for what, value in made.items():
+                other, before = first.setdefault(what, (name, value))
+                if value != before:
+                    raise InputError(f"{folder / name} and {other} were made with other {what} "
+                                     f"({value} and {before}): keep them in separate folders")
+
+
+def describe_methods(folder, model):
+    """A line on what made the neuron tables of a model, by the manifest of their folder; empty where every number is exact or none tells."""
+    swept = [run["settings"] for run in runs_in(folder)
+             if run["settings"].get("model") == model and any("sweep_seconds" in entry for entry in run["files"].values())]
+    methods = {settings.get("method", "exact") for settings in swept}
+    fast = "; precision fast: most interventions in bfloat16 on the difference to the base run" if any("precision" in settings for settings in swept) else ""
+    texts = {"exact": "every neuron run", "gradient": "first-order estimates", "screen": "the strongest neurons run, the others first-order estimates"}
+    if methods <= {"exact"} and not fast:
+        return ""
+    return f"{model}: effects by " + "; ".join(f"method {method}, {texts[method]}" for method in sorted(methods)) + fast + " (docs/methods.md)"
+
+
+def read_table(path, columns, also_there=()):
+    """The named columns of a CSV or parquet file, chunk by chunk (an iterator of tables); probabilities as float64.
+
+    `also_there`: columns that are not read but have to be there, or the table is not what it is taken for.
+
+    Raises:
+        InputError: a file that is not what its ending says, a missing column, or a value that is not a number or not a probability.
+    """
+    header = table_columns(path)
+    missing = [column for column in [*columns, *also_there] if column not in header]
+    if missing:
+        raise InputError(f"{path}: column {missing[0]!r} is missing: write the table again with run_profession_neuron_experiments.py")
+    for chunk in read_columns(path, columns):
+        for column in columns:
+            if column in ("word", "base_string") and chunk[column].isna().any():
+                raise InputError(f"{path}: row {chunk.index[chunk[column].isna()][0] + 1}, column {column!r} is empty: "
+                                 "write the table again with run_profession_neuron_experiments.py")
+            if "prob" in column or column in ("layer", "neuron", "log_odds"):
+                chunk[column] = pd.to_numeric(chunk[column], errors="coerce")
+                low, high = (np.finfo(float).tiny, 1) if "prob" in column else (0 if column != "log_odds" else -np.finfo(float).max, np.finfo(float).max)
+                good = chunk[column].between(low, high)
+                if column in ("layer", "neuron"):
+                    good &= (chunk[column] % 1 == 0) & (chunk[column] < 2**31)
+                bad = chunk.index[~good]
+                if len(bad):
+                    raise InputError(f"{path}: row {bad[0] + 1}, column {column!r} is not {'a probability above 0' if 'prob' in column else 'a number'}: "
+                                     "write the table again with run_profession_neuron_experiments.py")
+        yield chunk
+
+
+def candidate_word(tokens):
+    """The word of a candidate's printed tokens: "['Ġhe']" -> "he"; a text that is no such list as it is."""
+    try:
+        return "".join(ast.literal_eval(tokens)).replace("Ġ", " ").replace("▁", " ").strip()
+    except (ValueError, SyntaxError, TypeError):
+        return str(tokens)
+
+
+def he_first(path, table):
+    """The rows of a neuron table with "he" as candidate 1 and "she" as candidate 2, whichever was which.
+
+    A table without columns of candidates is taken to be so already, as 2020's published probabilities are.
+
+    Raises:
+        InputError: other candidates: every label of the analysis would be untrue.
+    """
+    if "candidate1" not in table:
+        return table
+    table, names = table.copy(), BASE_COLUMNS[4:6]
+    for printed in table[names].drop_duplicates().itertuples(index=False):
+        words = tuple(map(candidate_word, printed))
+        if set(words) != {"he", "she"}:
+            raise InputError(f"{path}: the candidates are {words[0]!r} and {words[1]!r}, the analysis "
+                             "is of 'he' and 'she': run these, or take your own candidates to mediate.py")
+        if words == ("she", "he"):
+            rows = (table[names] == list(printed)).all(axis=1)
+            for first in [name for name in table if name.startswith("candidate1_")]:
+                second = first.replace("candidate1", "candidate2")
+                one, other = table[first], table[second]
+                table[first], table[second] = one.mask(rows, other), other.mask(rows, one)
+            if "log_odds" in table:
+                table["log_odds"] = table["log_odds"].mask(rows, -table["log_odds"])
+    return table.drop(columns=names)
+
+
+def read_probabilities(folder, model):
+    """Probabilities without intervention, a row a prompt: word, template and the PROBABILITIES, "he" first.
+
+    Args:
+        folder: a results folder (all tables of the model are united), or one CSV that has these columns.
+
+    Raises:
+        InputError: what `find_tables` and `read_table` raise, or tables that contradict each other.
+    """
+    columns = ["base_string", *PROBABILITIES]
+    paths = [folder] if Path(folder).is_file() else find_tables(folder, model)
+    named = {path: [name for name in BASE_COLUMNS[4:6] if name in table_columns(path)] for path in paths}
+    rows = pd.concat([he_first(path, chunk.drop_duplicates()) for path in paths
+                      for chunk in read_table(path, [*columns, *named[path]])]).drop_duplicates()
+    if rows.empty:
+        raise InputError(f"{folder}: the tables have no rows: write them again with run_profession_neuron_experiments.py")
+    spread = rows.groupby("base_string")[PROBABILITIES].agg(["min", "max"])
+    factor = 1 + APART[_in_half_precision(Path(next(iter(paths))).parent, model)]
+    for column in PROBABILITIES:
+        apart = spread.index[spread[column, "max"] > spread[column, "min"] * factor]
+        if len(apart):
+            raise InputError(f"{folder}: tables disagree on {column} of {apart[0]!r}: they come from different models or settings, "
+                             "keep them in separate folders")
+    rows = rows.drop_duplicates("base_string").reset_index(drop=True)
+    rows[["template", "word"]] = [split_base_string(base_string) for base_string in rows["base_string"]]
+    rows["word"] = rows["word"].str.replace(" ", "_")  # as the ratings write words of several parts
+    return rows
+
+
+def _in_half_precision(folder, model):
+    """True when the folder's manifest says that a model's tables were made in half precision; a manifest of other software says nothing."""
+    settings = [run["settings"] for run in runs_in(folder)]
+    return any(made.get("model") == model and made.get("dtype") in HALF_PRECISION for made in settings)
+
+
+def read_interventions(path):
+    """A table of interventions on every neuron, by word.
+
+    Returns: ({word: (log odds of he over she without intervention, log odds [units] under each)}, layers
+    [units], neurons [units]), units sorted by layer and neuron, float64. The log odds without intervention
+    are those of the null prompt.
+
+    Raises:
+        InputError: what `read_table` raises, or words that do not have the same neurons once each.
+    """
+    intervened = ["log_odds"] if "log_odds" in table_columns(path) else ["candidate1_prob", "candidate2_prob"]
+    pieces = {}  # {word: [(base log odds, log odds [rows], layers and neurons [rows, 2]), ...]}
+    columns = ["word", *BASE_COLUMNS[4:8], *intervened, "layer", "neuron"]
+    for chunk in read_table(path, columns, NEURON_COLUMNS):
+        chunk = he_first(path, chunk)
+        chunk["log_odds"] = chunk["log_odds"] if "log_odds" in chunk else log_odds(chunk["candidate1_prob"], chunk["candidate2_prob"])
+        for word, rows in chunk.groupby("word", sort=False, observed=True):
+            base = float(log_odds(rows["candidate1_base_prob"].iloc[0], rows["candidate2_base_prob"].iloc[0]))
+            pieces.setdefault(word, []).append((base, rows["log_odds"].to_numpy(), rows[["layer", "neuron"]].to_numpy(int)))
+    words, units = {}, None
+    for word, parts in pieces.items():
+        own = np.concatenate([units for _, _, units in parts])
+        order = np.lexsort((own[:, 1], own[:, 0]))
+        own = own[order]
+        units = own if units is None else units
+        if own.shape != units.shape or (own != units).any() or (np.diff(own, axis=0) == 0).all(axis=1).any():
+            raise InputError(f"{path}: {word!r} does not have the same neurons as the other words, once each: the table is incomplete, write it again")
+        words[word] = parts[0][0], np.concatenate([values for _, values, _ in parts])[order]
+    return words, units[:, 0], units[:, 1]
+
+
+def read_effects(path, columns=EFFECT_COLUMNS):
+    """A table written by an analysis script, such as `{M}_neuron_effects.csv`, with at least the named columns.
+
+    Raises:
+        InputError: a file that is not a CSV, a missing column, no rows, or a mean that is not a number.
+    """
+    remedy = "write the table again with compute_and_save_neuron_agg_effect.py and compute_neuron_effect_per_layer.py"
+    try:
+        table = pd.read_csv(path)
+    except (pd.errors.ParserError, pd.errors.EmptyDataError, UnicodeDecodeError, OSError) as error:
+        raise InputError(f"{path} cannot be read as a CSV ({str(error).splitlines()[0]}): {remedy}") from error
+    for column in columns:
+        if column not in table:
+            raise InputError(f"{path}: column {column!r} is missing: {remedy}")
+        if table.empty or (column.endswith("mean") and not np.isfinite(pd.to_numeric(table[column], errors="coerce")).all()):
+            raise InputError(f"{path}: column {column!r} holds what is not a number: {remedy}")
+    return table

@@ -1,0 +1,161 @@
+"""Tables of a study as CSV or parquet: written word by word and read by columns, so that memory does not grow with the rows."""
+
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+import pyarrow.csv
+import pyarrow.parquet
+
+from mediation.errors import InputError
+from mediation.files.storage import whole_file
+
+FORMATS = ("csv", "parquet")
+CHUNK = 500_000  # rows read at once
+
+
+def check_one_format(folder, names):
+    """Raises InputError where one of these tables is there in another format: a folder that has a table twice cannot be analysed."""
+    for path in (Path(folder) / name for name in names):
+        for ending in FORMATS:
+            other = path.with_suffix(f".{ending}")
+            if other != path and other.exists() and not path.exists():
+                raise InputError(f"{other} is there already: use --format {ending}, or choose another -out_dir and convert its tables "
+                                 "with convert_tables.py when they are finished")
+
+
+class _CsvRows:
+    """Rows of a CSV with an unnamed row index, as pandas writes it."""
+
+    def __init__(self, file, schema):
+        file.write(",".join(["", *schema.names]).encode() + b"\n")
+        self.file, self.rows = file, 0
+
+    def write(self, table):
+        """Append the rows of a pyarrow table."""
+        index = pa.array(np.arange(self.rows, self.rows + len(table)))
+        plain = [column.combine_chunks().dictionary_decode() if pa.types.is_dictionary(column.type) else column for column in table.columns]
+        whole = pa.table([index, *plain], names=["", *table.column_names])
+        for quoting in ("none", "needed"):  # the second quotes every text, and is only taken where a text needs it
+            try:
+                rows = pa.BufferOutputStream()
+                pa.csv.write_csv(whole, rows, pa.csv.WriteOptions(include_header=False, quoting_style=quoting))
+                break
+            except pa.ArrowInvalid:
+                if quoting == "needed":
+                    raise
+        self.file.write(rows.getvalue())
+        self.rows += len(table)
+
+    def close(self):
+        pass
+
+
+class _ParquetRows:
+    """Row groups of a parquet file: texts and whole numbers by dictionary, zstd."""
+
+    def __init__(self, file, schema):
+        by_dictionary = [field.name for field in schema if not pa.types.is_floating(field.type)]
+        self.writer = pa.parquet.ParquetWriter(file, schema, compression="zstd", use_dictionary=by_dictionary)
+        self.rows = 0
+
+    def write(self, table):
+        """Append the rows of a pyarrow table, as one row group."""
+        self.writer.write_table(table)
+        self.rows += len(table)
+
+    def close(self):
+        self.writer.close()
+
+
+@contextmanager
+def table_writer(path):
+    """Function that appends rows to a new table, whole or not there at the end; the format is the path's ending.
+
+    >>> with table_writer("effects.parquet") as append:
+    ...     append({"word": "nurse", "layer": layers, "candidate1_prob": probabilities})      # a text stands in every row
+
+    The function returns the number of rows written so far.
+    """
+    with whole_file(path, "wb") as file:
+        rows = None
+
+        def append(columns):
+            nonlocal rows
+            length = max(np.size(values) for values in columns.values())
+            table = pa.table({name: _column(values, length) for name, values in columns.items()})
+            if rows is None:
+                rows = (_ParquetRows if Path(path).suffix == ".parquet" else _CsvRows)(file, table.schema)
+            rows.write(table)
+            return rows.rows
+
+        yield append
+        if rows is not None:
+            rows.close()
+
+
+def _column(values, length):
+    """Array of a column: a text that stands in every row is kept once."""
+    if isinstance(values, str):
+        return pa.DictionaryArray.from_arrays(pa.array(np.zeros(length, np.int32)), pa.array([values]))
+    values = np.asarray(values)
+    if values.ndim == 0:
+        values = np.broadcast_to(values, length)
+    if values.dtype.kind in "OU":
+        return pa.array(values.astype(object)).dictionary_encode()
+    return pa.array(values, from_pandas=True)
+
+
+def table_columns(path):
+    """Names of a table's columns.
+
+    Raises:
+        InputError: a file that is no table of its ending.
+    """
+    try:
+        return pa.parquet.read_schema(path).names if Path(path).suffix == ".parquet" else list(pd.read_csv(path, nrows=0).columns)
+    except Exception as error:  # a damaged file raises whatever its bytes happen to say
+        raise unreadable(path, error) from error
+
+
+def read_columns(path, columns):
+    """The named columns of a table, chunk by chunk: an iterator of pandas tables with a row index that counts on.
+
+    Raises:
+        InputError: a file that cannot be read as what its ending says.
+    """
+    try:
+        if Path(path).suffix == ".parquet":
+            start = 0
+            with pa.parquet.ParquetFile(path) as file:
+                for chunk in file.iter_batches(CHUNK, columns=columns):
+                    table = chunk.to_pandas()
+                    table.index += start
+                    start += len(table)
+                    yield table[columns]
+        else:
+            with pd.read_csv(path, usecols=columns, chunksize=CHUNK) as chunks:
+                for chunk in chunks:
+                    if not isinstance(chunk.index, pd.RangeIndex):  # pandas takes what is too much for an index
+                        raise ValueError("rows have more cells than there are columns")
+                    yield chunk
+    except Exception as error:  # a damaged file raises whatever its bytes happen to say
+        raise unreadable(path, error) from error
+
+
+def unreadable(path, error):
+    """InputError for a table that is damaged."""
+    return InputError(f"{path} cannot be read as a {'parquet file' if Path(path).suffix == '.parquet' else 'CSV'} "
+                      f"({str(error).splitlines()[0] if str(error) else type(error).__name__}): write it again")
+
+
+def convert(source, target):
+    """Write a table in the other format, chunk by chunk; returns the number of rows."""
+    names = [name for name in table_columns(source) if not name.startswith("Unnamed")]
+    rows = 0
+    with table_writer(target) as append:
+        for chunk in read_columns(source, names):
+            rows = append({name: chunk[name].to_numpy() for name in names})
+    return rows

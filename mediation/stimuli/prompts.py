@@ -1,0 +1,122 @@
+"""What is asked of the model: templates with one slot, the substitutes that fill it, the candidates that may follow."""
+
+from dataclasses import dataclass
+from functools import lru_cache
+
+from mediation.errors import InputError
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """A filled template. `tokens`: its token ids; `slot`: index of the first and one past the last token of the slot."""
+
+    text: str
+    tokens: tuple
+    slot: tuple
+
+
+@dataclass(frozen=True)
+class PronounStimulus:
+    """One example of WinoBias or Winogender: a base string whose slot takes a pronoun, and how it may go on.
+
+    `substitutes`: (female pronoun, male pronoun); `candidates`: (continuation that fits the female-stereotyped referent, the
+    male-stereotyped one's); `referents`: these two, in words.
+    """
+
+    base_string: str
+    substitutes: tuple
+    candidates: tuple
+    referents: tuple
+
+
+def fill(tokenizer, base_string, substitute):
+    """Tokenize `base_string` with `substitute` in its slot, and find the slot's tokens by the tokenizer's character offsets.
+
+    No special tokens are added but the begin token of models that always have one, see `begin_tokens`. The 2020 code counted the slot's
+    position in blanks, which names a wrong token after any word of several tokens.
+
+    Raises:
+        InputError: not exactly one `{}`, nothing in the slot, or a tokenizer without offsets.
+    """
+    if base_string.count("{}") != 1:
+        raise InputError(f"base string {base_string!r} needs exactly one slot '{{}}', it has {base_string.count('{}')}")
+    if not substitute.strip():
+        raise InputError(f"an empty substitute for the slot of {base_string!r}: give a word")
+    if not tokenizer.is_fast:
+        raise InputError(f"tokenizer {type(tokenizer).__name__} gives no character offsets: save the model with its tokenizer.json")
+    text = base_string.replace("{}", substitute)
+    start = base_string.index("{}")
+    end = start + len(substitute)
+    encoded = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
+    # a token lies in the slot when they share more than white space: offsets may include the blank before a word
+    inside = [i for i, (a, b) in enumerate(encoded["offset_mapping"]) if text[max(a, start):min(b, end)].strip()]
+    begin = begin_tokens(tokenizer)
+    if not inside:
+        raise InputError(f"the model's tokens know nothing of {substitute!r}, for the slot of {base_string!r}: give another word")
+    return Prompt(text, (*begin, *encoded["input_ids"]), (len(begin) + inside[0], len(begin) + inside[-1] + 1))
+
+
+@lru_cache(maxsize=8)  # it is asked for every prompt
+def begin_tokens(tokenizer):
+    """[id] of the begin token where the tokenizer puts one before every text, as Gemma's does; else [].
+
+    Such a model was trained with it always there: without, its probabilities are far off. An end token that
+    some put behind the text as well is left out, for the text goes on. Masked models, whose tokenizers frame a
+    text, have their own rules, see `masked`.
+    """
+    plain, usual = (tokenizer("a", add_special_tokens=added)["input_ids"] for added in (False, True))
+    begin, behind = [tokenizer.bos_token_id, *plain], usual[1 + len(plain):]
+    return begin[:1] if usual == begin + behind and not (behind and is_masked(tokenizer)) else []
+
+
+def is_masked(tokenizer):
+    """Whether a tokenizer is that of a model that predicts masked tokens. Gemma's names a mask, too, but begins a text as causal models do."""
+    begins = tokenizer("a")["input_ids"][:1] == [tokenizer.bos_token_id]
+    return tokenizer.mask_token_id is not None and not (begins and tokenizer.cls_token_id != tokenizer.bos_token_id)
+
+
+def tokenize_candidate(tokenizer, candidate):
+    """(tokens, ids) of a candidate as it stands after a blank: "he" -> (["Ġhe"], [339]) in GPT-2's vocabulary.
+
+    Raises:
+        InputError: an empty candidate, or one of characters that the tokenizer drops.
+    """
+    if not candidate.strip():
+        raise InputError("an empty candidate: give a word")
+    ids = tokenizer("a " + candidate.strip(), add_special_tokens=False)["input_ids"][1:]
+    if not ids:
+        raise InputError(f"the model's tokens know nothing of the candidate {candidate!r}: give another word")
+    return tokenizer.convert_ids_to_tokens(ids), ids
+
+
+def check_candidates(names, ids, single=True):
+    """Raises InputError when the two candidates of a neuron stimulus are not two different ones, of one token each where `single`."""
+    for name, tokens in zip(names, ids):
+        if single and len(tokens) != 1:
+            raise InputError(f"candidate {name!r} is {len(tokens)} tokens, the neuron study needs one: choose another word, or allow --multi_token")
+    if len(ids) != 2:
+        raise InputError(f"a stimulus has two candidates, this one has {len(ids)}")
+    if ids[0] == ids[1]:
+        raise InputError(f"candidates {names[0]!r} and {names[1]!r} are the same token{'' if single else 's'}: their odds are always 1, choose two words")
+
+
+def why_not_single_token(tokenizer, template, word, alternatives):
+    """None when `word` and the alternatives each fill the slot with one token at the same place; else the reason in words.
+
+    This is the rule of the 2020 study, where a representation of one word replaces that of another.
+    """
+    prompts = [fill(tokenizer, template, substitute) for substitute in (word, *alternatives)]
+    first, last = prompts[0].slot
+    if last - first != 1:
+        pieces = "+".join(tokenizer.convert_ids_to_tokens(prompts[0].tokens[first:last])).replace("Ġ", "").replace("▁", "")
+        return f"{last - first} tokens ({pieces})"
+    for substitute, prompt in zip(alternatives, prompts[1:]):
+        if prompt.slot != prompts[0].slot or len(prompt.tokens) != len(prompts[0].tokens):
+            return f"tokenized unlike the prompt with {substitute!r}"
+    return None
+
+
+def why_not_pairwise(tokenizer, template, word, alternatives):
+    """None when `word` and the alternatives fill the slot with equally many tokens; else the reason in words."""
+    counts = [last - first for first, last in (fill(tokenizer, template, substitute).slot for substitute in (word, *alternatives))]
+    return None if len(set(counts)) == 1 else f"{counts[0]} tokens, and {', '.join(map(repr, alternatives))} {' and '.join(map(str, counts[1:]))}"
