@@ -209,7 +209,7 @@ def test_a_processor_multiplies_bfloat16_where_both_it_and_its_library_do(monkey
 
 def test_the_switch_that_takes_bfloat16_away_is_heeded():
     """What `make test-avx2` sets."""
-    program = "import torch; from mediation.products import multiplies_bfloat16; print(multiplies_bfloat16(torch.device('cpu')))"
+    program = "import torch; from mediation.model.products import multiplies_bfloat16; print(multiplies_bfloat16(torch.device('cpu')))"
     done = subprocess.run([sys.executable, "-c", program], cwd=PROJECT, env=os.environ | {"ONEDNN_MAX_CPU_ISA": "AVX2"}, capture_output=True, text=True)
     assert done.stdout == "False\n", done.stderr
 

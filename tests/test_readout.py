@@ -61,7 +61,7 @@ def test_normalisers_are_made_once_for_each_base_row_and_weight(head, monkeypatc
     assert [Normaliser.of(head, row) is before for row, before in zip(reversed(rows), reversed(first))] == [True, True, True, False]
     head.weight.mul_(1.1)
     again = Normaliser.of(head, rows[0])
-    torch.testing.assert_close(again(rows[:1]), full_sums(head, rows[:1]), rtol=0, atol=TOLERANCE + 3e-6)
+    torch.testing.assert_close(again(head, rows[:1]), full_sums(head, rows[:1]), rtol=0, atol=TOLERANCE + 3e-6)
 
 
 def test_rows_far_from_the_base_get_the_full_sum(head):
