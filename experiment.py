@@ -56,8 +56,8 @@ class Model:
         dtype: torch dtype of weights and activations.
         full_passes: run every intervention as a full forward pass under plain hooks, the slow reference of the sweeps.
         precision: "exact", or "fast": sweeps multiply the difference to the base run in bfloat16 where that is good enough, which random
-            interventions that are run both ways decide (see `mediation.batches`); `fast_rows` counts them. For float32 models.
-        masking_approach: 1 to 6, how a masked model scores a candidate, see `mediation.masked`.
+            interventions that are run both ways decide (see `mediation.mediators.batches`); `fast_rows` counts them. For float32 models.
+        masking_approach: 1 to 6, how a masked model scores a candidate, see `mediation.model.masked`.
         output_attentions: accepted for 2020's notebooks.
 
     Raises:
@@ -395,7 +395,7 @@ class Model:
 
     @torch.no_grad()
     def neuron_gradients(self, interventions, prompt):
-        """What the first order needs of one prompt of many stimuli, see `mediation.gradients`; prompts of equal shape are run together.
+        """What the first order needs of one prompt of many stimuli, see `mediation.mediators.gradients`; prompts of equal shape are run together.
 
         Args:
             prompt: 0 the null prompt, 1 man's, 2 woman's.
@@ -576,7 +576,7 @@ class Model:
 
     @torch.no_grad()
     def attention_gradients(self, intervention, effect):
-        """Log-probabilities of both candidates under every single-head intervention to first order, float64 [L, H, 2], see `mediation.gradients`."""
+        """Log-probabilities of both candidates under every single-head intervention to first order, float64 [L, H, 2], see `mediation.mediators.gradients`."""
         if self.masking:
             raise InputError(f"{self.name} is a masked model: its heads are all run, use --method exact")
         context, edits = self._head_edits(intervention, effect, torch.zeros(0, self.num_layers, self.num_heads, dtype=torch.bool))

@@ -51,7 +51,7 @@ def main(options):
 
 
 def by_full_passes_2020(model, tokens, edits, candidates, rows):
-    """Every intervention through the whole model, hooks as in `mediation.neurons`, softmax over the logits of the last position."""
+    """Every intervention through the whole model, hooks as in `mediation.mediators.neurons`, softmax over the logits of the last position."""
     pieces = []
     for start in range(0, len(edits), rows):
         some = edits[slice(start, start + rows)]

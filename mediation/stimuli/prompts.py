@@ -62,7 +62,7 @@ def begin_tokens(tokenizer):
 
     Such a model was trained with it always there: without, its probabilities are far off. An end token that
     some put behind the text as well is left out, for the text goes on. Masked models, whose tokenizers frame a
-    text, have their own rules, see `masked`.
+    text, have their own rules, see `model.masked`.
     """
     plain, usual = (tokenizer("a", add_special_tokens=added)["input_ids"] for added in (False, True))
     begin, behind = [tokenizer.bos_token_id, *plain], usual[1 + len(plain):]

@@ -1,7 +1,7 @@
 """Neuron sweeps of a study (templates x professions x intervention types): what is computed together, kept, checked and written.
 
 A profession's prompts share everything up to its position, so its templates are one tree of prompts, run once. In the direct effects the
-prompt is the same for all professions, so each neuron's few nodes serve all of them (`mediation.interpolation`). Methods that estimate
+prompt is the same for all professions, so each neuron's few nodes serve all of them (`mediators.interpolation`). Methods that estimate
 (`--method gradient` and `screen`, docs/methods.md) take the gradients of each prompt once for all types.
 """
 
