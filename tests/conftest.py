@@ -24,6 +24,7 @@ from mediation.errors import InputError
 from mediation.files import assets
 from mediation.model.architectures import ARCHITECTURES
 from mediation.model.checkpoints import bundled_model
+from mediation.reports import plots
 from mediation.stimuli import professions
 
 WINOBIAS_ROWS = """1 [The carpenter] thanked the nurse because [he] was ill.
@@ -67,6 +68,14 @@ def fast_everywhere():
     """`--precision fast` is not refused in this process: where the hardware does not multiply bfloat16, the products are emulated."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(experiment, "check_bfloat16", lambda device: None)
+        yield
+
+
+@pytest.fixture(autouse=True, scope="session")
+def quick_figures():
+    """Letters are drawn in the figures' PDFs, not embedded as fonts to be edited: a fifth of the time."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(plots.STYLE, "pdf.fonttype", 3)
         yield
 
 

@@ -1,5 +1,6 @@
 """Exchanged products: packed weights against the library's own, bfloat16 on differences against exact sweeps, and what is run exactly."""
 
+import copy
 import itertools
 import json
 import os
@@ -33,8 +34,11 @@ def stimulus(model, template="The {} went home because", word="nurse"):
 
 
 @pytest.fixture
-def fast_model(toy_checkpoint, architecture):
-    return Model(gpt2_version=str(toy_checkpoint(architecture)), precision="fast")
+def fast_model(toy_model, architecture):
+    """The toy with its weights shared, so that it need not be loaded again."""
+    model = copy.copy(toy_model(architecture))
+    model.fast_rows = FastRows()
+    return model
 
 
 def test_packed_products_equal_the_librarys(toy_model, architecture):
@@ -133,9 +137,10 @@ def test_heads_on_differences_are_near_exact_ones(fast_model, toy_model, archite
     assert 0 < float((fast - exact).norm()) < 0.02 * float((exact - exact.mean(dim=0)).norm())
 
 
-def test_only_what_differs_is_bfloat16(fast_model):
+def test_only_what_differs_is_bfloat16(toy_checkpoint, architecture):
     """The same interventions, all in plain bfloat16, are far off: the difference is what makes the fast precision usable."""
-    model, tokens = fast_model, stimulus(fast_model).base_strings_tok[0]
+    model = Model(gpt2_version=str(toy_checkpoint(architecture)), precision="fast")  # its weights will be rounded
+    tokens = stimulus(model).base_strings_tok[0]
     predictions = tuple(([len(tokens) - 1], [token]) for token in (1, 2))
     with torch.no_grad():
         base = run_base(model.model, model.parts, tokens, linear_layers=True)
