@@ -8,6 +8,7 @@ import re
 import subprocess
 import sys
 
+import numpy as np
 import pandas as pd
 import pytest
 import torch
@@ -15,15 +16,15 @@ import torch
 import experiment
 from experiment import Intervention, Model
 from mediation.errors import InputError
-from mediation.mediators import batches
+from mediation.mediators import batches, interpolation
 from mediation.mediators.batches import FastRows, in_two_precisions
 from mediation.mediators.heads import heads_layers_model
 from mediation.mediators.neurons import INTERVENTION_TYPES, single_neuron_edits
 from mediation.mediators.sweeps import sweep, sweep_heads
-from mediation.model import products
+from mediation.model import products, readout
 from mediation.model.forward import run_base
 from mediation.model.products import exchanged, on_differences, packed, recorded
-from mediation.studies import error_budget
+from mediation.studies import error_budget, professions
 from tests.conftest import PROJECT
 
 TEMPLATES = ("The {} said that", "The {} yelled because", "The {} was fired because")
@@ -299,13 +300,16 @@ def test_own_stimuli_keep_what_was_run_fast(toy_checkpoint, run_script, tmp_path
 @pytest.mark.parametrize("where", ["sample", "full passes"])
 def test_a_fast_sweep_that_is_off_is_run_again_exactly(toy_checkpoint, run_script, tmp_path, monkeypatch, where):
     """Seen in the sweep's own sample, or only by the full passes: the study goes on, with the numbers of an exact one."""
-    command = f"{STUDY} --alpha 0.2 -model {toy_checkpoint('llama')} -out_dir"
+    command = f"{STUDY} --alpha 1 -model {toy_checkpoint('llama')} -out_dir"
     assert run_script(command, tmp_path / "exact")[0] == 0
     monkeypatch.setattr(batches, "AIM", float("inf"))  # every row is left fast
     if where == "sample":
         monkeypatch.setattr(batches, "BOUND", 1e-12)
     else:
-        monkeypatch.setitem(error_budget.ROUNDING, "float32", 5e-6 - batches.BOUND)
+        monkeypatch.setattr(batches, "BOUND", 10.0)  # the sample accepts everything
+        monkeypatch.setattr(professions, "draws", lambda stimuli, *_: np.full(stimuli, 64))  # every neuron is checked: a few may miss what is off
+        others = batches.BOUND + interpolation.TOLERANCE["float32"] + readout.TOLERANCE
+        monkeypatch.setitem(error_budget.ROUNDING, "float32", 5e-6 - others)
     code, output, error = run_script(f"{command} {tmp_path / 'fast'} --precision fast")
     assert code == 0, error
     assert "2 sweeps that were off by more than is accepted" in output
