@@ -24,6 +24,7 @@ from pathlib import Path
 from mediation.errors import InputError
 from mediation.files.storage import RunFolder, check_space, check_writable, software
 from mediation.options import Parser, add_method, add_model_options, add_multi_token, add_screening, check_screen_share, exit_on_bad_input, refuse_full_passes
+from mediation.results.neuron_tables import runs_in
 from mediation.results.tables import FORMATS, check_one_format, table_writer
 from mediation.stimuli import professions
 from mediation.stimuli.prompts import check_candidates, tokenize_candidate
@@ -177,12 +178,7 @@ def find_folder(out_dir, randomized, settings, files):
     name = "random" if randomized else ""
     for earlier in sorted((out_dir / "results").glob("*_neuron_intervention"), reverse=True):
         run_folder = RunFolder(earlier / name)
-        try:
-            runs = run_folder.read()["runs"]
-        except InputError as error:  # somebody else's folder holds nobody up
-            print(f"not looked at: {error}", file=sys.stderr)
-            continue
-        for run in runs:
+        for run in runs_in(run_folder.folder):
             if run["finished"] is None and run["settings"] == settings and list(run["files"]) == list(files):
                 print(f"going on with the unfinished run in {run_folder.folder}")
                 return run_folder

@@ -169,11 +169,10 @@ class InterpolatedWords:
         """
         names = [name for name in self.columns if word in self.interventions[name]]
         stimuli, here = [self.interventions[name][word] for name in names], names.index(template)
-        seed = seed_of(stimuli[0], self.kind, self.options)
-        random = int(draws(len(stimuli), CHECKED, seed)[here])
-        if not random and here != seed[1] % len(stimuli):
+        random = drawn_in(stimuli, self.kind, self.options)
+        if here not in random:
             return NOTHING_CHECKED
-        found = check(self.model, stimuli[here], self.kind, swept, self.options, sample=random)
+        found = check(self.model, stimuli[here], self.kind, swept, self.options, sample=random[here])
         exact = budget(self.options).total - budget(self.options).fast
         if not found.deviation <= exact:
             raise InputError(f"{stimuli[here].base_strings[0]!r}, {self.kind}: interpolation and full passes differ by {found.deviation:.1e} "
@@ -348,12 +347,17 @@ def check_all(model, stimuli, kind, log_probabilities, options, units=None, sets
 
     Those where an error is likely are chosen in one of the stimuli.
     """
+    total = NOTHING_CHECKED
+    for number, random in drawn_in(stimuli, kind, options, sample).items():
+        total += check(model, stimuli[number], kind, log_probabilities[number], options, units, sets, random)
+    return total
+
+
+def drawn_in(stimuli, kind, options, sample=CHECKED):
+    """{number of a stimulus: how many of a sweep's `sample` random interventions are drawn in it}; one more stimulus stands for the likely ones."""
     seed = seed_of(stimuli[0], kind, options)
     random = draws(len(stimuli), sample, seed)
-    total = NOTHING_CHECKED
-    for number in sorted({*np.flatnonzero(random).tolist(), seed[1] % len(stimuli)}):
-        total += check(model, stimuli[number], kind, log_probabilities[number], options, units, sets, int(random[number]))
-    return total
+    return {number: int(random[number]) for number in sorted({*np.flatnonzero(random).tolist(), seed[1] % len(stimuli)})}
 
 
 def check(model, stimulus, kind, log_probabilities, options, units=None, sets=None, sample=CHECKED):
