@@ -50,11 +50,9 @@ def main(options):
 
 def select_heads(model, examples, data, options):
     """Filter, heads alone, selection, table and figure of one data set."""
-    from tqdm import tqdm
-
     from mediation.files.storage import describe_machine, now
     from mediation.studies import selection
-    from mediation.studies.attention import build_interventions, indirect_effects_of_sets, masking_suffix, select_examples
+    from mediation.studies.attention import build_interventions, masking_suffix, select_examples
 
     name = model.name + masking_suffix(model)
     names = {kind: f"{kind}_{name}_{data}.pickle" for kind in ("mean_effect", *selection.KINDS)}
@@ -68,11 +66,9 @@ def select_heads(model, examples, data, options):
         run = run_folder.begin({"settings": settings, "files": {name: {} for name in names.values()}, "command": shlex.join(sys.argv),
                                 "machine": describe_machine(model), "started": now(), "finished": None, **counts})
 
-        def evaluate(index, sets):
-            return indirect_effects_of_sets(model, interventions[index], sets, options.batch_size)
-
-        files = selection.SelectionFiles(run_folder, run, names, evaluate, selected, lambda items, text: tqdm(items, desc=f"{data}, {text}", unit=" examples"),
-                                         (model.num_layers, model.num_heads), "head")
+        files = selection.SelectionFiles(
+            model, run_folder, run, names, {index: selection.HeadExample(interventions[index], options.batch_size) for index in selected}, f"{data}, ",
+            " examples", (model.num_layers, model.num_heads), "head")
         means = mean_effects(files)
         found = selection.run(files, selection.best_first(means["mean_effect_head"]).tolist(), options)
         run_folder.update(run, finished=now())

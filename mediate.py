@@ -11,8 +11,7 @@ The first substitute makes the null prompt; each other one is an alternative to 
 the effect relative to the null prompt's odds is taken two ways: indirect (the null prompt is run, the mediator as in the alternative's run) and direct
 (the alternative is run, the mediator as in the null prompt's run).
 
-  neurons  every neuron (word embedding, MLP outputs) at the slot          mlps    all of a layer's neurons at the slot
-  heads    every attention head's weights, on prompts of equal length      layers  all heads of a layer, and of the model ("all")
+{mediators}
 
 Writes OUT_DIR/total_effects_{M}.csv, and for each mediator {mediator}_{M}.csv (every comparison and unit), {mediator}_mean_{M}.csv (means by group) and
 figures, report_{M}.md (on all mediators that the folder has) and manifest.json. Finished tables are kept; an interrupted run goes on where it was.
@@ -26,8 +25,10 @@ from pathlib import Path
 
 from mediation.errors import InputError
 from mediation.files.storage import RunFolder, check_writable, whole_file, write_csv
+from mediation.mediators.catalogue import CATALOGUE, together
 from mediation.options import (
     Parser,
+    add_full_passes,
     add_masking_approach,
     add_method,
     add_model_options,
@@ -41,9 +42,6 @@ from mediation.options import (
 from mediation.results.tables import FORMATS, check_one_format
 from mediation.stimuli import stimulus_files
 
-GROUPS = (("neurons",), ("mlps",), ("heads", "layers"))  # heads and layers come from one sweep
-MEDIATORS = tuple(mediator for group in GROUPS for mediator in group)
-
 
 def main(options):
     """Stimuli, model, total effects; then one mediator after the other; figures and a report of what the files say."""
@@ -54,12 +52,12 @@ def main(options):
     found = stimulus_files.read(options.stimuli)
     check_writable(options.out_dir)
     model = load_model(options)
-    if "neurons" in options.mediators:
+    if any(CATALOGUE[name].screened for name in options.mediators):
         check_screen_share(options, model.num_layers)
     if model.masking and options.method != "exact":
         raise InputError(f"{model.name} is a masked model: its heads are all run, use --method exact")
     comparisons = own_question.build_comparisons(model, options.stimuli, found, options.multi_token)
-    fitting = {mediator: own_question.applicable(model, comparisons, mediator) for mediator in options.mediators}
+    fitting = {name: own_question.applicable(model, comparisons, CATALOGUE[name]) for name in options.mediators}
     print(f"stimuli: {len(found)}, comparisons: {len(comparisons)}; model {model.name}: {model.num_layers} layers, {model.num_heads} heads and "
           f"{model.num_neurons} neurons a layer, on {model.device}")
     report_left_out(fitting, comparisons, options)
@@ -67,11 +65,10 @@ def main(options):
     name, run_folder = model.name + masking_suffix(model), RunFolder(options.out_dir)
     common = own_question.describe_stimuli(model, found, options)
     totals = {"total_effects": f"total_effects_{name}.csv"}
-    runs = []  # (files of a group of mediators, what decides their numbers)
-    for group in GROUPS:
-        files = {mediator: f"{mediator}_{name}.{options.format}" for mediator in group if mediator in fitting and fitting[mediator][0]}
-        if files:
-            runs.append((files, own_question.describe_settings(common, group, options)))
+    runs = []  # (files of mediators of one sweep, what decides their numbers)
+    for mediators in together([mediator for mediator, (kept, _) in fitting.items() if kept]):
+        files = {mediator.name: f"{mediator.name}_{name}.{options.format}" for mediator in mediators}
+        runs.append((files, own_question.describe_settings(common, mediators, options)))
     for files, settings in [(totals, common), *runs]:
         check_one_format(run_folder.folder, files.values())
         run_folder.claim(files.values(), settings)  # before anything is computed
@@ -122,7 +119,7 @@ def write_totals(model, comparisons, run_folder, run, file):
 
 
 def write_mediators(model, comparisons, run_folder, run, files, name, options):
-    """Sweep, tables and means of one mediator, or of heads and layers together, unless they are there.
+    """Sweep, tables and means of the mediators of one sweep, unless they are there.
 
     Args:
         comparisons, files: {mediator: those that fit it}, {mediator: its table}.
@@ -131,51 +128,53 @@ def write_mediators(model, comparisons, run_folder, run, files, name, options):
 
     from mediation.files.storage import now
     from mediation.mediators.batches import FastRows
+    from mediation.results.mediation_tables import write_effects
     from mediation.studies import own_question
-    from mediation.studies.error_budget import NOTHING_CHECKED, Check, budget, describe_check
+    from mediation.studies.engine import SweepOptions
+    from mediation.studies.error_budget import Check, budget, describe_check
+    from mediation.studies.results import Account
 
     shards = f"{'_'.join(files)}_{name}"
-    for mediator, file in files.items():
-        means = run_folder.folder / f"{mediator}_mean_{name}.csv"
+    for mediator, file in ((CATALOGUE[mediator], file) for mediator, file in files.items()):
+        means, fitting = run_folder.folder / f"{mediator.name}_mean_{name}.csv", comparisons[mediator.name]
         if run_folder.is_finished(file) and means.exists():
             print(f"kept: {run_folder.folder / file} is finished")
             continue
-        some = comparisons[mediator]
-        with tqdm(total=2 * len(some) * own_question.units_of(model, mediator), desc=mediator, unit=" interventions", unit_scale=True,
-                  smoothing=0.05) as progress:
-            sweep = own_question.sweep_neurons if mediator in ("neurons", "mlps") else own_question.sweep_attention
-            results = sweep(model, some, mediator, run_folder, shards, options, progress.update)
-            table, entry = own_question.write_effects(run_folder.folder / file, mediator, model, some, results)
+        with tqdm(total=2 * len(fitting) * mediator.count(model), unit=" interventions", unit_scale=True, smoothing=0.05) as progress:
+            sweep, results = own_question.sweep(model, fitting, mediator, shards, SweepOptions.of(options), run_folder, progress)
+        account, groups = Account(), [comparison.stimulus.group for comparison in fitting]
+        rows, table = write_effects(run_folder.folder / file, mediator.units(model),
+                                    own_question.rows(model, fitting, mediator, sweep, results, account), groups)
         write_csv(means, table)
-        run_folder.finish_file(run, file, **entry)
-    entries = [run_folder.entry_of(file) for file in files.values()]
-    fast = next((FastRows(**entry["fast"]) for entry in entries if "fast" in entry), None)  # heads and layers come from the same sweeps
+        run_folder.finish_file(run, file, **account.entry(rows))
+    entry = run_folder.entry_of(next(iter(files.values())))  # the others come from the same sweep
+    fast = FastRows(**entry["fast"]) if "fast" in entry else None
     run_folder.update(run, finished=now(), error_budget=budget(options).describe(), **({"fast": asdict(fast)} if fast else {}))
     if fast:
         print(fast)
-    checked = sum((Check.from_entry(entry) for entry in entries[:1]), NOTHING_CHECKED)  # heads and layers come from the same sweeps
-    units = ", ".join(files)
-    if options.method == "gradient" and "mlps" not in files:
+    checked, units = Check.from_entry(entry), ", ".join(files)
+    method = run_folder.read()["runs"][run]["settings"]["method"]
+    if method == "gradient":
         print(f"{units}: estimates compared with {checked.random + checked.likely} full passes: log-probabilities differ by at most {checked.deviation:.1e}")
     else:
-        print(describe_check(checked, budget(options).total, units if options.method == "exact" or "mlps" in files else f"{units} among those run"))
+        print(describe_check(checked, budget(options).total, units if method == "exact" else f"{units} among those run"))
 
 
 def write_report(name, run_folder, common, options):
     """Figures of the means, and a report on all mediators of these stimuli that the folder holds; returns its text."""
     from mediation.reports import plots, report
-    from mediation.studies import own_question
+    from mediation.results.mediation_tables import read_table, screening_of
 
-    totals = own_question.read_table(run_folder.folder / f"total_effects_{name}.csv")
+    totals = read_table(run_folder.folder / f"total_effects_{name}.csv")
     found, drawn = {}, []
     for run in run_folder.read()["runs"]:
         if common.items() <= run["settings"].items():
             for file, entry in run["files"].items():
-                mediator = file.partition("_")[0]
-                if mediator in MEDIATORS and "rows" in entry:
-                    found[mediator] = report.Mediator(own_question.read_table(run_folder.folder / f"{mediator}_mean_{name}.csv"), file, entry, run,
-                                                      own_question.screening_of(entry, run["settings"].get("screen_top")))
-    found = {mediator: found[mediator] for mediator in MEDIATORS if mediator in found}
+                mediator = file.removesuffix(Path(file).suffix).removesuffix(f"_{name}")
+                if mediator in CATALOGUE and "rows" in entry:
+                    means = read_table(run_folder.folder / f"{mediator}_mean_{name}.csv")
+                    found[mediator] = report.Mediator(means, file, entry, run, screening_of(entry, run["settings"].get("screen_top")))
+    found = {mediator: found[mediator] for mediator in CATALOGUE if mediator in found}
     for mediator, of_mediator in found.items():
         drawn += plots.mediator(mediator, of_mediator.means, name, run_folder.folder)
     text = report.mediation(name, options.stimuli, totals, found, drawn)
@@ -186,18 +185,19 @@ def write_report(name, run_folder, common, options):
 
 
 if __name__ == "__main__":
-    parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    lines = "\n".join(f"  {mediator.name:8} {mediator.what}" for mediator in CATALOGUE.values())
+    parser = Parser(description=__doc__.replace("{mediators}", lines), formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("stimuli", metavar="STIMULI", type=Path, help="JSONL file, or CSV with the same columns")
     add_model_options(parser)
     parser.add_argument("--out_dir", required=True, metavar="D", help="where tables, figures and the report go")
-    parser.add_argument("--mediators", type=choices(*MEDIATORS), default=list(MEDIATORS), metavar="M,...",
-                        help=f"of {', '.join(MEDIATORS)}, separated by commas (default: all)")
+    parser.add_argument("--mediators", type=choices(*CATALOGUE), default=list(CATALOGUE), metavar="M,...",
+                        help=f"of {', '.join(CATALOGUE)}, separated by commas (default: all)")
     parser.add_argument("--format", choices=FORMATS, default="csv", help="of the tables of every comparison and unit (default: csv)")
     add_multi_token(parser)
     add_masking_approach(parser)
     add_method(parser)
     add_screening(parser)
-    parser.set_defaults(full_passes=False, alpha=1, odds_only=False)  # what the profession study's check asks for
+    add_full_passes(parser)
     chosen_options = parser.parse_args()
     refuse_full_passes(parser, chosen_options)
     with exit_on_bad_input():

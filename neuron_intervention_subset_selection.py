@@ -14,6 +14,7 @@ the next begins: an interrupted run, or one with a larger --k, goes on from ther
 import argparse
 import shlex
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 from mediation.errors import InputError
@@ -27,8 +28,6 @@ CANDIDATES = ("he", "she")
 
 def main(options):
     """Stimuli, model, neurons alone, selection, table and figure."""
-    from tqdm import tqdm
-
     from mediation.files.storage import describe_machine, now
     from mediation.reports import plots, report
     from mediation.studies import selection
@@ -53,15 +52,12 @@ def main(options):
         run = run_folder.begin({"settings": settings, "files": {file: {} for file in names.values()}, "command": shlex.join(sys.argv),
                                 "machine": describe_machine(model), "started": now(), "finished": None})
 
-        def evaluate(prompt, sets):
-            return effects_of_sets(model, *prompts[prompt], [[first * width + unit for unit in units] for units in sets], options.batch_size)
-
-        files = selection.NeuronSelectionFiles(run_folder, run, names, evaluate, prompts, lambda items, text: tqdm(items, desc=text, unit=" prompts"),
-                                               shape, "neuron", first)
-        alone = marginal_contributions(files, lambda prompt, sets: effects_of_sets(model, *prompts[prompt], sets, options.batch_size), layers, width)
+        examples = {key: selection.NeuronExample(*prompt, options.batch_size, first * width) for key, prompt in prompts.items()}
+        files = selection.NeuronSelectionFiles(model, run_folder, run, names, examples, "", " prompts", shape, "neuron", first)
+        alone = marginal_contributions(files, {key: replace(example, first=0) for key, example in examples.items()}, layers, width)
         in_table = [(layer, neuron) for layer, neuron in zip(alone["layer"], alone["neuron"]) if options.layer in (-1, layer)]
         found = selection.run(files, files.cells_of(in_table), options)
-        everything = float(sum(evaluate(prompt, [list(range(files.cells))])[0] for prompt in prompts) / len(prompts))
+        everything = float(sum(example.objectives(model, [list(range(files.cells))])[0] for example in examples.values()) / len(prompts))
         run_folder.update(run, finished=now())
 
     print(f"\n{name}: mean odds ratio - 1 over {len(prompts)} prompts")
@@ -94,23 +90,13 @@ def objective_prompts(model, templates, chosen):
     return prompts
 
 
-def effects_of_sets(model, intervention, kind, sign, sets, batch_size):
-    """Odds ratio minus 1 toward the anti-stereotypical gender, float64 [len(sets)], of sets of neurons changed together."""
-    from mediation.effects.odds import effect
-
-    longest = max(len(units) for units in sets)
-    padded = [[*units, *[units[0]] * (longest - len(units))] for units in sets]  # a neuron named twice is changed once
-    swept, base = model.neuron_intervention_for_sets(intervention, kind, padded, batch_size)
-    return effect(sign * (swept[:, 0] - swept[:, 1]), sign * (base[0] - base[1]))
-
-
-def marginal_contributions(files, evaluate, layers, width):
+def marginal_contributions(files, examples, layers, width):
     """Every neuron of the model alone: {"layer", "neuron", "val"}, arrays, best mean odds ratio first; from the file, or computed into it."""
     from mediation.studies.selection import best_first
 
     done = files.read("marg_contrib")
     if done is None:
-        means = files.objectives("marg_contrib", "single", [[unit] for unit in range(layers * width)], evaluate).mean(axis=0) + 1
+        means = files.objectives("marg_contrib", "single", [[unit] for unit in range(layers * width)], examples).mean(axis=0) + 1
         order = best_first(means)
         done = {"layer": order // width, "neuron": order % width, "val": means[order]}
         files.write("marg_contrib", done, len(order))

@@ -18,12 +18,21 @@ import sys
 import textwrap
 import time
 from dataclasses import asdict
-from functools import partial
 from pathlib import Path
 
 from mediation.errors import InputError
 from mediation.files.storage import RunFolder, check_space, check_writable, software
-from mediation.options import Parser, add_method, add_model_options, add_multi_token, add_screening, check_screen_share, exit_on_bad_input, refuse_full_passes
+from mediation.options import (
+    Parser,
+    add_full_passes,
+    add_method,
+    add_model_options,
+    add_multi_token,
+    add_screening,
+    check_screen_share,
+    exit_on_bad_input,
+    refuse_full_passes,
+)
 from mediation.results.neuron_tables import runs_in
 from mediation.results.tables import FORMATS, check_one_format, table_writer
 from mediation.stimuli import professions
@@ -53,7 +62,7 @@ def parse_options(arguments=None):
     parser.add_argument("--odds_only", action="store_true",
                         help="leave out the sum over the vocabulary, a tenth faster: a column log_odds, probabilities under interventions empty")
     parser.add_argument("--format", choices=FORMATS, default="csv", help="csv, or parquet: a tenth of the size, faster to read (default: csv)")
-    parser.add_argument("--full_passes", action="store_true", help="every intervention as a full forward pass under plain hooks: slow, the reference")
+    add_full_passes(parser)
     add_multi_token(parser)
     add_method(parser)
     add_screening(parser)
@@ -68,7 +77,7 @@ def main(options):
     """Stimuli, model, sweep, tables; bad input is found before anything is written."""
     from mediation.files.storage import describe_machine, now
     from mediation.model.readout import check_odds_only
-    from mediation.studies.professions import bytes_on_the_way
+    from mediation.studies.neurons import bytes_of_gradients
     from utils import load_model
 
     started = time.monotonic()  # the clock on the wall may jump
@@ -93,8 +102,9 @@ def main(options):
     check_one_format(run_folder.folder, files)
     run_folder.claim(files, settings)
     if options.method != "exact" and not all(map(run_folder.is_finished, files)):
-        open_ones = {entry["template"] for name, entry in files.items() if not run_folder.is_finished(name)}
-        needed = bytes_on_the_way(model, {template: interventions[template] for template in open_ones}, options.method) - run_folder.shard_bytes()
+        open_ones = {entry["template"]: None for name, entry in files.items() if not run_folder.is_finished(name)}
+        stimuli = [stimulus for template in open_ones for stimulus in interventions[template].values()]
+        needed = bytes_of_gradients(model, stimuli, options.method) - run_folder.shard_bytes()
         check_space(run_folder.folder, needed, f"the gradients of --method {options.method}")
     with run_folder.claimed(files, settings):
         run = run_folder.begin({"settings": settings, "files": files, "dropped_professions": dropped, "command": shlex.join(sys.argv),
@@ -200,33 +210,23 @@ def write_probabilities(model, run_folder, run, interventions, _options):
 
 
 def write_interventions(model, run_folder, run, interventions, options):
-    """Sweep type by type, keep what is computed at once, and write a table when its professions are complete."""
+    """Sweep type by type, keep what is computed at once, and write a type's tables when all of its prompts are there."""
     from tqdm import tqdm
 
     from mediation.mediators.batches import FastRows
+    from mediation.studies.engine import SweepOptions
     from mediation.studies.error_budget import budget
-    from mediation.studies.professions import Gradients, screening, sweep_kind, write_table
+    from mediation.studies.professions import ProfessionStudy, screening
 
     todo = unwritten(run_folder, run)
-    swept = run_folder.open_files(run)  # all that is run together, the finished ones of this run among them: the same trees whenever it was stopped
+    study = ProfessionStudy(model, run_folder, interventions, run_folder.open_files(run), SweepOptions.of(options))
     total = (model.num_layers + 1) * model.num_neurons * sum(len(interventions[entry["template"]]) for entry in todo.values())
-    gradients = None
-    if options.method != "exact":
-        open_ones = {entry["template"] for entry in swept.values()}
-        gradients = Gradients(model, run_folder, {template: words for template, words in interventions.items() if template in open_ones})
     with tqdm(total=total, unit=" interventions", unit_scale=True, smoothing=0.05, disable=not todo) as progress:
         for kind in dict.fromkeys(entry["intervention_type"] for entry in todo.values()):
-            names = {entry["template"]: name for name, entry in swept.items() if entry["intervention_type"] == kind}
-            results = sweep_kind(model, run_folder, kind, names, interventions, options, progress, gradients)
-            for template, name in names.items():
-                if name in todo:
-                    made = write_table(run_folder.folder / name, partial(results, template), interventions[template], kind, options)
-                    if hasattr(results, "interpolation"):
-                        made["interpolation"] = results.interpolation
-                    run_folder.finish_file(run, name, **made)
-            results.forget()
-    if gradients:
-        gradients.forget()
+            for name, entry in study.write(kind, todo, progress):
+                run_folder.finish_file(run, name, **entry)
+            study.forget(kind)
+    study.forget_gradients()
     files = list(run_folder.read()["runs"][run]["files"].values())
     found = screening(files, options.screen_top) if options.method == "screen" else None
     if found:
@@ -257,7 +257,7 @@ def report_checks(files, options, found):
     checked = sum_of_checks(files)
     if options.method == "gradient":
         print(f"method gradient: first-order estimates, no neuron was run. {checked.random} random neurons and {checked.likely} in the first layers or with "
-              f"the largest effects, of one profession of each table, run as full passes: log-probabilities differ from the estimates by at most "
+              f"the largest effects, of a few professions, run as full passes: log-probabilities differ from the estimates by at most "
               f"{checked.deviation:.1e}")
         return
     print(describe_check(checked, budget(options).total, "neurons" + (" among those run" if options.method == "screen" else "")))

@@ -4,7 +4,11 @@ LONGEST = 1200  # characters of a text: a damaged file's cells can be of any len
 
 
 class InputError(ValueError):
-    """Bad input. Its text is one line that names the offending value and the remedy; scripts print it and exit with 2."""
+    """Bad input. Its text is one line that names the offending value and the remedy; scripts print it and exit with 2.
 
-    def __init__(self, text):
+    `reason`: why, in words that several stimuli share; the text itself where none is given.
+    """
+
+    def __init__(self, text, reason=None):
+        self.reason = reason or text
         super().__init__(text if len(text) <= LONGEST else f"{text[:LONGEST - 300]} ... {text[-300:]}")

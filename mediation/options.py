@@ -168,7 +168,13 @@ def add_attention_options(parser):
     parser.add_argument("--max_examples", type=positive, metavar="N", help="only the first N examples, taken before filtering")
     parser.add_argument("--out_dir", default=".", metavar="D", help="where winobias_data and winogender_data are (default: here)")
     add_masking_approach(parser)
-    parser.add_argument("--full_passes", action="store_true", help="every intervention as a full forward pass of its own: slow, the reference")
+    add_full_passes(parser)
+
+
+def add_full_passes(parser):
+    """--full_passes of everything that sweeps."""
+    parser.add_argument("--full_passes", action="store_true",
+                        help="every intervention as a full forward pass of its own under plain hooks: slow, the reference")
 
 
 def add_masking_approach(parser):

@@ -7,9 +7,14 @@ is its mean effect over examples; whoever calls says how it is computed.
 from dataclasses import dataclass, field
 
 import numpy as np
+import torch
+from tqdm import tqdm
 
+from mediation.effects.odds import effect, log_odds
 from mediation.errors import InputError
 from mediation.files.storage import read_pickle, write_pickle
+from mediation.studies import engine
+from mediation.studies.engine import Task
 
 BATCH = 16  # units that lazy greedy evaluates at once
 
@@ -79,21 +84,82 @@ class LazyGreedy:
         return best, fresh[best]
 
 
+@dataclass(frozen=True)
+class Objectives(Task):
+    """Objectives of sets of units for one example: `objectives` float64 [len(sets)].
+
+    `example`: a record with a method `objectives(model, sets)`; `sets`: lists of units.
+    """
+
+    example: object
+    sets: tuple
+
+    def compute(self, model, earlier, progress):
+        """See `Task`.
+
+        Raises:
+            InputError: objectives that are no numbers.
+        """
+        objectives = self.example.objectives(model, self.sets)
+        if not np.isfinite(objectives).all():
+            raise InputError(f"{self.title}, {self.name}: the model gave effects that are not numbers: try --dtype float32 or float64")
+        progress(self.interventions)
+        return {"objectives": objectives}
+
+
+@dataclass(frozen=True)
+class HeadExample:
+    """Indirect effects of sets of heads on one stimulus, each set replaced together; a head is layer x H + head."""
+
+    intervention: object
+    batch_size: int | None
+
+    def objectives(self, model, sets):
+        """Float64 [len(sets)]."""
+        chosen = torch.zeros(len(sets), model.num_layers * model.num_heads, dtype=torch.bool)
+        for row, heads in enumerate(sets):
+            chosen[row, list(heads)] = True
+        c1, c2 = model.continuation_probabilities(self.intervention)[0]
+        swept = model.attention_intervention_for_sets(self.intervention, "indirect", chosen.reshape(len(sets), model.num_layers, model.num_heads),
+                                                      self.batch_size)
+        return effect(swept[:, 1] - swept[:, 0], log_odds(c2, c1))
+
+
+@dataclass(frozen=True)
+class NeuronExample:
+    """Odds ratios minus 1 toward the anti-stereotypical gender, of sets of neurons changed together on one stimulus.
+
+    `kind`: intervention type; `sign`: of the log odds he over she; a unit is `first` + its number, layer by layer.
+    """
+
+    intervention: object
+    kind: str
+    sign: int
+    batch_size: int | None
+    first: int = 0
+
+    def objectives(self, model, sets):
+        """Float64 [len(sets)]."""
+        longest = max(len(units) for units in sets)
+        padded = [[self.first + unit for unit in (*units, *[units[0]] * (longest - len(units)))] for units in sets]  # a neuron named twice is changed once
+        swept, base = model.neuron_intervention_for_sets(self.intervention, self.kind, padded, self.batch_size)
+        return effect(self.sign * (swept[:, 0] - swept[:, 1]), self.sign * (base[0] - base[1]))
+
+
 class SelectionFiles:
     """The pickles of one selection in a RunFolder: shards while an evaluation is under way, a file as soon as a step is done.
 
     Args:
         run_folder, run: after `claim` and `begin`; names: {"topk": file name, "greedy": ..., ...}.
-        evaluate: function (example, sets) to that example's objectives [len(sets)]; a set is a list of units.
-        examples: keys of the examples.
-        progress: function (examples, description) to an iterator with a progress bar.
+        examples: {key: HeadExample or NeuronExample}.
+        title: what is told in the progress bar; unit: what it counts.
         shape: (layers, units of a layer); cells of it are the units.
         label: "head" or "neuron", as the files name a unit within its layer; first_layer: the number of the table's first layer.
     """
 
-    def __init__(self, run_folder, run, names, evaluate, examples, progress, shape, label, first_layer=0):
-        self.run_folder, self.run, self.names = run_folder, run, names
-        self.evaluate, self.examples, self.progress = evaluate, list(examples), progress
+    def __init__(self, model, run_folder, run, names, examples, title, unit, shape, label, first_layer=0):
+        self.model, self.run_folder, self.run, self.names = model, run_folder, run, names
+        self.examples, self.title, self.unit = examples, title, unit
         self.shape, self.label, self.first_layer, self.cells = shape, label, first_layer, shape[0] * shape[1]
 
     def read(self, kind):
@@ -114,18 +180,13 @@ class SelectionFiles:
         """The other way round."""
         return content
 
-    def objectives(self, kind, step, sets, evaluate=None):
-        """Objectives of sets for every example, float64 [N, len(sets)]; each example is kept at once. `evaluate`: in place of the selection's."""
-        rows = []
-        for example in self.progress(self.examples, f"{kind} {step}"):
-            kept = self.run_folder.load_shard(self.names[kind], f"{step}_{example}")
-            if kept is None:
-                kept = {"objectives": (evaluate or self.evaluate)(example, sets)}
-                if not np.isfinite(kept["objectives"]).all():
-                    raise InputError(f"{kind}, example {example}: the model gave effects that are not numbers: try --dtype float32 or float64")
-                self.run_folder.save_shard(self.names[kind], f"{step}_{example}", **kept)
-            rows.append(kept["objectives"])
-        return np.array(rows, np.float64)
+    def objectives(self, kind, step, sets, examples=None):
+        """Objectives of sets for every example, float64 [N, len(sets)]; each example is kept at once. `examples`: in place of the selection's."""
+        tasks = [Objectives(self.names[kind], f"{step}_{key}", f"{self.title}{kind} {step}", 1, example, tuple(sets))
+                 for key, example in (examples or self.examples).items()]
+        with tqdm(total=len(tasks), unit=self.unit) as progress:
+            shards = engine.run(self.model, [tasks], self.run_folder, progress)
+        return np.array([shards(task.key)["objectives"] for task in tasks], np.float64)
 
     def named(self, units):
         """Units as pairs of plain numbers, (layer, unit of the layer)."""

@@ -1,0 +1,117 @@
+"""The engine: it computes a study's tasks, stage by stage, and keeps what each of them gives in a shard at once.
+
+    comparisons -> stages of tasks -> [engine] -> shards -> results
+
+A study yields stages, which are lists of tasks. Tasks of one stage do not need each other; they may need what tasks of
+earlier stages gave. A run that was stopped goes on with the first task that has no shard. Another engine replaces `run` and nothing else.
+"""
+
+import time
+from dataclasses import dataclass, fields
+
+import numpy as np
+
+from mediation.errors import InputError
+
+BYTES_IN_MEMORY = 256_000_000  # of shards that were read last: a tree of prompts needs the gradients of its own prompts and of two alternatives at once
+
+
+@dataclass(frozen=True)
+class SweepOptions:
+    """How a sweep is run: what the scripts' options of these names say.
+
+    `seed` starts all draws: of checks against full passes, and of what screening runs beside the strongest units.
+    """
+
+    method: str = "exact"
+    precision: str = "exact"
+    dtype: str = "float32"
+    alpha: float = 1.0
+    batch_size: int | None = None
+    odds_only: bool = False
+    full_passes: bool = False
+    seed: int = 0
+    screen_share: float = 0.1
+    screen_sample: int = 64
+    screen_top: int = 50
+
+    @classmethod
+    def of(cls, options):
+        """From a command line; what a script does not ask for is left at its default."""
+        return cls(**{field.name: getattr(options, field.name) for field in fields(cls) if hasattr(options, field.name)})
+
+    @property
+    def estimates(self):
+        """True for the methods by which not every unit is run."""
+        return self.method != "exact"
+
+
+@dataclass(frozen=True)
+class Task:
+    """One piece of a study's work, a plain record that names the shard of what it gives.
+
+    `table`: file, or work for several files, whose shards are removed together; `name`: of the shard among these, from what the task
+    computes, so that another run's shards are never taken for it; `title`: for the progress bar; `interventions`: how many it runs.
+    """
+
+    table: str
+    name: str
+    title: str
+    interventions: int
+
+    def compute(self, model, earlier, progress):
+        """{name: array}: a function of the model and of what earlier tasks gave, and of nothing else.
+
+        Args:
+            earlier: function of an earlier task's key to its arrays; progress: called with numbers of interventions as they are done.
+        """
+        raise NotImplementedError
+
+    @property
+    def key(self):
+        """What tells this task's shard from all others of a run."""
+        return self.table, self.name
+
+
+class Shards:
+    """Reads what tasks gave, by their keys; as much as fits into BYTES_IN_MEMORY is not read again."""
+
+    def __init__(self, run_folder):
+        self.run_folder = run_folder
+        self.in_memory = {}
+
+    def __call__(self, key):
+        """{name: array} of the task with this key, and the `seconds` that it took.
+
+        Raises:
+            InputError: its shard is damaged, or gone.
+        """
+        arrays = self.in_memory.pop(key, None) or self.run_folder.load_shard(*key)
+        if arrays is None:
+            raise InputError(f"{self.run_folder.shard_path(*key)} was damaged or removed while it was needed: give the same command "
+                             "again, it is computed anew")
+        self.in_memory[key] = arrays  # the last one that was asked for stands last
+        while len(self.in_memory) > 1 and sum(array.nbytes for each in self.in_memory.values() for array in each.values()) > BYTES_IN_MEMORY:
+            del self.in_memory[next(iter(self.in_memory))]
+        return arrays
+
+
+def run(model, stages, run_folder, progress):
+    """Compute every task that has no shard yet, in this process, one after the other.
+
+    Args:
+        stages: iterable of lists of tasks; run_folder: a RunFolder after `claim`; progress: a tqdm bar that counts interventions.
+
+    Returns: Shards of all of them.
+    """
+    shards = Shards(run_folder)
+    for stage in stages:
+        for task in stage:
+            progress.set_description(task.title)
+            if run_folder.load_shard(*task.key) is None:
+                started = time.perf_counter()
+                arrays = task.compute(model, shards, progress.update)
+                run_folder.save_shard(*task.key, **arrays, seconds=np.float64(time.perf_counter() - started))
+            else:
+                progress.update(task.interventions)
+    return shards
