@@ -127,10 +127,10 @@ def write_mediators(model, comparisons, run_folder, run, files, name, options):
     from tqdm import tqdm
 
     from mediation.files.storage import now
-    from mediation.mediators.batches import FastRows
+    from mediation.model.fast_rows import FastRows
     from mediation.results.mediation_tables import write_effects
     from mediation.studies import own_question
-    from mediation.studies.engine import SweepOptions
+    from mediation.studies.engine import StudyOptions
     from mediation.studies.error_budget import Check, budget, describe_check
     from mediation.studies.results import Account
 
@@ -141,7 +141,7 @@ def write_mediators(model, comparisons, run_folder, run, files, name, options):
             print(f"kept: {run_folder.folder / file} is finished")
             continue
         with tqdm(total=2 * len(fitting) * mediator.count(model), unit=" interventions", unit_scale=True, smoothing=0.05) as progress:
-            sweep, results = own_question.sweep(model, fitting, mediator, shards, SweepOptions.of(options), run_folder, progress)
+            sweep, results = own_question.sweep(model, fitting, mediator, shards, StudyOptions.of(options), run_folder, progress)
         account, groups = Account(), [comparison.stimulus.group for comparison in fitting]
         rows, table = write_effects(run_folder.folder / file, mediator.units(model),
                                     own_question.rows(model, fitting, mediator, sweep, results, account), groups)

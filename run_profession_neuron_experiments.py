@@ -213,13 +213,13 @@ def write_interventions(model, run_folder, run, interventions, options):
     """Sweep type by type, keep what is computed at once, and write a type's tables when all of its prompts are there."""
     from tqdm import tqdm
 
-    from mediation.mediators.batches import FastRows
-    from mediation.studies.engine import SweepOptions
+    from mediation.model.fast_rows import FastRows
+    from mediation.studies.engine import StudyOptions
     from mediation.studies.error_budget import budget
     from mediation.studies.professions import ProfessionStudy, screening
 
     todo = unwritten(run_folder, run)
-    study = ProfessionStudy(model, run_folder, interventions, run_folder.open_files(run), SweepOptions.of(options))
+    study = ProfessionStudy(model, run_folder, interventions, run_folder.open_files(run), StudyOptions.of(options))
     total = (model.num_layers + 1) * model.num_neurons * sum(len(interventions[entry["template"]]) for entry in todo.values())
     with tqdm(total=total, unit=" interventions", unit_scale=True, smoothing=0.05, disable=not todo) as progress:
         for kind in dict.fromkeys(entry["intervention_type"] for entry in todo.values()):

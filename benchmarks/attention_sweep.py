@@ -18,9 +18,10 @@ from mediation.options import exit_on_bad_input
 def main(options):
     """All sets, both ways."""
     from experiment import Intervention
-    from mediation.mediators.batches import FastRows
+    from mediation.mediators.head_sweeps import head_edits
     from mediation.mediators.heads import heads_layers_model
     from mediation.mediators.sweeps import sweep_heads
+    from mediation.model.fast_rows import FastRows
 
     in_fast = choose_precision(options)
     model = load(options)
@@ -33,7 +34,7 @@ def main(options):
     added = [unit for unit in range(units) if unit not in chosen]
     with torch.no_grad():
         for name, sets in (("every head, layer and the model", every), ("a greedy step", every[added] | every[chosen].any(dim=0))):
-            context, edits = model._head_edits(intervention, "indirect", sets)
+            context, edits = head_edits(model, intervention, "indirect", sets)
             ways = {"one full pass a head": {"full_passes": True}, "exact": {}} | ({"fast": {"fast": FastRows()}} if in_fast else {})
             print(f"\n{name}")
             compare({way: (partial(sweep_heads, model.model, model.parts, context, intervention.candidates_tok, edits, options.batch_size, **settings),

@@ -11,9 +11,10 @@ from functools import partial
 import torch
 
 from benchmarks import choose_precision, compare, load, parser, share_of_products
-from mediation.mediators.batches import FastRows
+from mediation.mediators.neuron_sweeps import runs_and_edits
 from mediation.mediators.neurons import edited
 from mediation.mediators.sweeps import sweep
+from mediation.model.fast_rows import FastRows
 from mediation.options import exit_on_bad_input, positive
 
 
@@ -25,7 +26,7 @@ def main(options):
     model = load(options)
     intervention = Intervention(model.tokenizer, "The {} said that", ["nurse", "man", "woman"], ["he", "she"], model.device)
     with torch.no_grad():
-        runs, run_on, edits = model._experiment(intervention, "man_indirect", 1)
+        runs, run_on, edits = runs_and_edits(model, intervention, "man_indirect")
         tokens, candidates = intervention.base_strings_tok[run_on].to(model.device), [ids[0] for ids in intervention.candidates_tok]
         drawn = torch.randperm(len(edits), generator=torch.Generator().manual_seed(options.seed))[: options.neurons]
         chosen = torch.isin(drawn.sort().values, drawn[: options.interventions]).nonzero().squeeze(1)

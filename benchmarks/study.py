@@ -17,6 +17,7 @@ import torch
 
 from benchmarks import choose_precision, load, parser, timed
 from benchmarks.neuron_sweep import by_full_passes_2020
+from mediation.mediators.neuron_sweeps import runs_and_edits
 from mediation.options import exit_on_bad_input, share
 from mediation.stimuli.templates import select_templates
 
@@ -88,7 +89,7 @@ def main(options):
 
 def few_interventions(model, stimulus, seed, count=NEURONS_OF_2020):
     """Arguments of `by_full_passes_2020` for a few random neurons of one prompt, in batches of 64."""
-    _, run_on, edits = model._experiment(stimulus, INDIRECT[0], 1)
+    _, run_on, edits = runs_and_edits(model, stimulus, INDIRECT[0])
     chosen = torch.randperm(len(edits), generator=torch.Generator().manual_seed(seed))[:count]
     candidates = [ids[0] for ids in stimulus.candidates_tok]
     return model, stimulus.base_strings_tok[run_on].to(model.device), edits[chosen.to(model.device)], candidates, 64

@@ -18,10 +18,10 @@ PROJECT = Path(__file__).parent.parent
 SHARED = Path(os.environ.get("MEDIATION_SHARED", PROJECT.parent / "shared"))
 sys.path.insert(0, str(PROJECT))
 
-import experiment
 from experiment import Intervention, Model
 from mediation.errors import InputError
 from mediation.files import assets
+from mediation.model import language_model
 from mediation.model.architectures import ARCHITECTURES
 from mediation.model.checkpoints import bundled_model
 from mediation.reports import plots
@@ -67,7 +67,7 @@ def threads():
 def fast_everywhere():
     """`--precision fast` is not refused in this process: where the hardware does not multiply bfloat16, the products are emulated."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(experiment, "check_bfloat16", lambda device: None)
+        patch.setattr(language_model, "check_bfloat16", lambda device: None)
         yield
 
 

@@ -248,7 +248,7 @@ def test_a_tree_of_prompts_equals_each_prompt_alone(toy_model, architecture, in_
 def test_prompts_that_do_not_begin_alike_are_trees_of_their_own(toy_model):
     model = toy_model("gpt2", torch.float64)
     stimuli = [stimulus(model, "The {} said that"), stimulus(model, "Then the {} said that"), stimulus(model, "The {} ran because")]
-    assert [members for members, _ in model._trees(stimuli, 0)] == [[0, 2], [1]]
+    assert [members for members, _ in model.trees(stimuli, 0)] == [[0, 2], [1]]
     together = model.neuron_intervention_in_templates(stimuli, "man_indirect")
     for number, one in enumerate(stimuli):
         torch.testing.assert_close(together[number, ..., 0].exp(), model.neuron_intervention_single_experiment(one, "man_indirect")[6], rtol=1e-10, atol=0)

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from mediation.mediators.batches import FastRows
+from mediation.model.fast_rows import FastRows
 from mediation.studies.error_budget import LIKELY, Check, draws, largest_share_off, units_to_check, within_budget
 
 

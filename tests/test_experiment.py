@@ -9,6 +9,7 @@ import torch
 
 from experiment import Intervention, Model
 from mediation.errors import InputError
+from mediation.mediators.neuron_sweeps import check_for_neurons
 from mediation.results.neuron_tables import NEURON_COLUMNS
 from tests.conftest import MASKED
 from utils import batch, convert_results_to_pd
@@ -143,6 +144,29 @@ def test_what_cannot_be_run_is_said(model, intervention, arguments, message):
 def test_stimuli_that_are_none_of_a_neuron_study_are_refused(model, substitutes, candidates, message):
     with pytest.raises(InputError, match=message):
         model.neuron_intervention_single_experiment(Intervention(model.tokenizer, "The {} said that", substitutes, candidates), "man_direct")
+
+
+@pytest.mark.parametrize("substitutes, candidates, multi_token, reason", [
+    (["xqz", "zqx", "qzx"], ["he", "she"], None, "word or candidate of several tokens; --multi_token last takes it"),
+    (["nurse", "man"], ["he was", "she"], None, "word or candidate of several tokens; --multi_token last takes it"),
+    (["violinist", "man"], ["he", "she"], "all", "slots of different numbers of tokens; --multi_token last takes them"),
+    (["nurse", "man"], ["he", "she"], None, "not three substitutes (word, man, woman), which man_direct needs"),
+])
+def test_stimuli_that_are_refused_alike_share_a_reason(model, substitutes, candidates, multi_token, reason):
+    """The message names the stimulus, the reason does not."""
+    intervention = Intervention(model.tokenizer, "The {} said that", substitutes, candidates, multi_token=multi_token)
+    with pytest.raises(InputError) as refused:
+        check_for_neurons(model, intervention, "man_direct")
+    assert refused.value.reason == reason and reason not in str(refused.value)
+
+
+def test_attention_stimuli_have_reasons_too(model):
+    for words, reason in ((["violinist", "man"], "not of equal length"), (["man", "man"], "the same")):
+        one = Intervention(model.tokenizer, "The {} said that", words, ["he", "she"], any_length=True)
+        with pytest.raises(InputError) as refused:
+            one.check_for_attention()
+        assert refused.value.reason.startswith(f"the two prompts are {reason} in this model's tokens")
+    assert InputError("a message").reason == "a message"
 
 
 def test_unknown_device():

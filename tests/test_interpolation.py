@@ -93,7 +93,7 @@ def direct_effects(model, kind, words):
                for word in SINGLE_TOKEN_WORDS}
     values = np.stack(model.null_values([of_word[0] for of_word in stimuli.values()]))  # [words, L + 1, D]
     values = np.einsum("ws,sld->wld", rng.dirichlet(np.ones(len(values)) / 4, words), values)
-    ((_, tree),) = model._trees(stimuli["nurse"], INTERVENTION_TYPES[kind][0])
+    ((_, tree),) = model.trees(stimuli["nurse"], INTERVENTION_TYPES[kind][0])
     base, (position,) = run_base(model.model, model.parts, tree.tokens, tree), stimuli["nurse"][0].places[INTERVENTION_TYPES[kind][0]]
     for layer in range(model.num_layers + 1):
         found = model.direct_interpolants(stimuli["nurse"], kind, values[:, layer], layer)

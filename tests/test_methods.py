@@ -14,7 +14,9 @@ from scipy import stats
 from experiment import Intervention, Model
 from mediation.effects.statistics import Screening, agreement, misses, strongest_in_any, upper_share
 from mediation.files.storage import RunFolder
+from mediation.mediators.head_sweeps import head_edits
 from mediation.mediators.heads import HeadEdits, heads_layers_model
+from mediation.mediators.neuron_sweeps import runs_and_edits
 from mediation.mediators.neurons import INTERVENTION_TYPES, NeuronEdits
 from mediation.mediators.sweeps import by_full_passes, heads_by_full_passes
 from mediation.model.attention import attention_weights
@@ -52,7 +54,7 @@ def test_neurons_equal_central_differences_of_full_passes(toy_model, architectur
     moved, base = gradients_of(model, tmp_path, interventions).first_order(template, word, kind, 1.0)
     stimulus = interventions[template][word]
     with torch.no_grad():
-        runs, run_on, edits = model._experiment(stimulus, kind, 1.0)
+        runs, run_on, edits = runs_and_edits(model, stimulus, kind)
         own = runs[run_on].representations(edits.position).reshape(-1, 1)
         step = edits.values if edits.add else edits.values - own
         ahead, behind = (by_full_passes(model.model, model.parts, stimulus.base_strings_tok[run_on],
@@ -76,7 +78,8 @@ def test_heads_equal_central_differences_of_full_passes(toy_model, architecture,
     intervention = stimulus(model)
     found = model.attention_gradients(intervention, kind).reshape(-1, 2)
     with torch.no_grad():
-        context, edits = model._head_edits(intervention, kind, heads_layers_model(model.num_layers, model.num_heads)[: len(found)])
+        single = heads_layers_model(model.num_layers, model.num_heads)[: len(found)]
+        context, edits = head_edits(model, intervention, kind, single)
         own = attention_weights(model.model, model.parts, context)
         ahead, behind = (heads_by_full_passes(model.model, model.parts, context, intervention.candidates_tok,
                                               HeadEdits(edits.chosen, own + sign * width * (edits.weights - own), edits.first)) for sign in (1, -1))

@@ -13,15 +13,16 @@ import pandas as pd
 import pytest
 import torch
 
-import experiment
 from experiment import Intervention, Model
 from mediation.errors import InputError
 from mediation.mediators import batches, interpolation
-from mediation.mediators.batches import FastRows, in_two_precisions
+from mediation.mediators.batches import in_two_precisions
+from mediation.mediators.head_sweeps import head_edits
 from mediation.mediators.heads import heads_layers_model
 from mediation.mediators.neurons import INTERVENTION_TYPES, single_neuron_edits
 from mediation.mediators.sweeps import sweep, sweep_heads
-from mediation.model import products, readout
+from mediation.model import language_model, products, readout
+from mediation.model.fast_rows import FastRows
 from mediation.model.forward import run_base
 from mediation.model.products import exchanged, on_differences, packed, recorded
 from mediation.studies import error_budget, professions
@@ -115,7 +116,7 @@ def test_fast_sweeps_of_heads_are_within_their_bound(fast_model, toy_model, arch
     model, sets = toy_model(architecture), heads_layers_model(3, 4)
     example = Intervention(model.tokenizer, "The captain told the nurse that {}", ["she", "he"], ["was here.", "said that the man went home."])
     with torch.no_grad():
-        context, edits = model._head_edits(example, effect, sets)
+        context, edits = head_edits(model, example, effect, sets)
         exact = sweep_heads(model.model, model.parts, context, example.candidates_tok, edits)
         fast = sweep_heads(model.model, model.parts, context, example.candidates_tok, edits, fast=fast_model.fast_rows)
     assert float((fast - exact).abs().max()) < batches.BOUND
@@ -131,7 +132,7 @@ def test_heads_on_differences_are_near_exact_ones(fast_model, toy_model, archite
     sets = (sets | sets[5])[[unit for unit in range(12) if unit != 5]] if common else sets
     example = Intervention(model.tokenizer, "The captain told the nurse that {}", ["she", "he"], ["was here.", "said that the man went home."])
     with torch.no_grad():
-        context, edits = model._head_edits(example, "indirect", sets)
+        context, edits = head_edits(model, example, "indirect", sets)
         exact = sweep_heads(model.model, model.parts, context, example.candidates_tok, edits)
         fast = sweep_heads(model.model, model.parts, context, example.candidates_tok, edits, fast=fast_model.fast_rows)
     assert fast_model.fast_rows.rows - fast_model.fast_rows.exact >= len(sets) - 4
@@ -195,7 +196,7 @@ def test_fast_is_refused_where_it_is_not_meant(toy_checkpoint):
 
 
 def test_fast_is_refused_where_the_processor_does_not_multiply_bfloat16(toy_checkpoint, run_script, monkeypatch, tmp_path):
-    monkeypatch.setattr(experiment, "check_bfloat16", products.check_bfloat16)
+    monkeypatch.setattr(language_model, "check_bfloat16", products.check_bfloat16)
     monkeypatch.setattr(products, "multiplies_bfloat16", lambda device: True)
     Model(gpt2_version=str(toy_checkpoint("gpt2")), precision="fast")
     monkeypatch.setattr(products, "multiplies_bfloat16", lambda device: False)

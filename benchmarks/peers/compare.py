@@ -58,24 +58,27 @@ def main(options):
 def draw_tasks(options, folder):
     """({kind: arrays of a task}, {kind: what it is, in words}), as `worker` describes them."""
     from experiment import Intervention, Model
+    from mediation.mediators.head_sweeps import head_edits
     from mediation.mediators.heads import heads_layers_model
+    from mediation.mediators.neuron_sweeps import runs_and_edits
 
     source = save_gpt2_small_sized(folder, options.seed) if options.model == GPT2_SMALL_SIZED else model_folder(options.model)
     model = Model(device="cpu", gpt2_version=str(source))
     neurons = Intervention(model.tokenizer, "The {} said that", ["nurse", "man", "woman"], ["he", "she"])
     heads = Intervention(model.tokenizer, "The carpenter thanked the nurse because {}", ["she", "he"], ["had helped in the night.", "was ill and tired."])
     with torch.no_grad():
-        _, run_on, edits = model._experiment(neurons, "man_indirect", 1)
+        _, run_on, edits = runs_and_edits(model, neurons, "man_indirect")
         drawn = torch.randperm(len(edits), generator=torch.Generator().manual_seed(options.seed))[: options.units].sort().values
         edits = edits[drawn]
-        context, head_edits = model._head_edits(heads, "indirect", heads_layers_model(model.num_layers, model.num_heads))
+        every = heads_layers_model(model.num_layers, model.num_heads)
+        context, of_heads = head_edits(model, heads, "indirect", every)
     units = np.sort(np.random.default_rng(options.seed).permutation(model.num_layers * model.num_heads)[: options.heads])
     layers, numbers = np.divmod(units, model.num_heads)
     tasks = {
         "neurons": dict(tokens=neurons.base_strings_tok[run_on], position=edits.position, candidates=[ids[0] for ids in neurons.candidates_tok],
                         layers=edits.layers[:, 0], neurons=edits.neurons[:, 0], values=edits.values[:, 0]),
         "heads": dict(tokens=context, candidate1=heads.candidates_tok[0], candidate2=heads.candidates_tok[1],
-                      weights=head_edits.weights, first=head_edits.first, layers=layers, heads=numbers),
+                      weights=of_heads.weights, first=of_heads.first, layers=layers, heads=numbers),
     }
     about = {"neurons": f"{options.model}, {neurons.base_strings[run_on]!r}, {len(edits)} neurons of all layers, drawn with seed {options.seed}",
              "heads": f"{options.model}, {heads.base_strings[0]!r}, {len(units)} heads, continuations of {[len(ids) for ids in heads.candidates_tok]} tokens"}

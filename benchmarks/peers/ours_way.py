@@ -12,10 +12,10 @@ import torch
 from benchmarks.neuron_sweep import by_full_passes_2020
 from benchmarks.peers.worker import ROWS, serve
 from experiment import Model
-from mediation.mediators.batches import FastRows
 from mediation.mediators.heads import HeadEdits
 from mediation.mediators.neurons import NeuronEdits
 from mediation.mediators.sweeps import sweep, sweep_heads
+from mediation.model.fast_rows import FastRows
 from mediation.model.forward import run_base
 
 

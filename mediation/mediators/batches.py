@@ -4,17 +4,14 @@ The error of a fast row grows with its distance from the base run (see `products
 says by how much; rows whose expected error is too large are run exactly. Another sample, of rows that were left fast, says what came of it.
 """
 
-def batch(iterable, bsize=1):
-    """Yield slices of at most `bsize` items of anything with a length and slices."""
-    for start in range(0, len(iterable), bsize):
-        yield iterable[start:start + bsize]
-
-
 import zlib
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Callable
 
-import numpy as np
 import torch
+
+from mediation.model.fast_rows import FastRows
+
+Progress = Callable[[int], object]  # called with the number of interventions done
 
 SAMPLED = 0.01  # share of the rows in a sample
 AT_LEAST, AT_MOST = 16, 64
@@ -23,49 +20,10 @@ BOUND = 1e-3  # in a log-probability: a sweep whose sample shows a larger error 
 DEVIATIONS = 3  # of the errors of a sample, to be on the safe side with one row
 
 
-@dataclass
-class FastRows:
-    """What became of the rows that were to be run fast.
-
-    `rows`: how many there were; `exact`: how many of them were run exactly; `sampled`: how many fast ones were run again exactly;
-    `repeated`: how many sweeps were run again exactly as a whole, because they were off by more than is accepted;
-    `largest_deviation`: the largest error in the samples of the others, in a log-probability (in the log odds where only these are known).
-    """
-
-    rows: float = 0
-    exact: float = 0
-    sampled: float = 0
-    repeated: float = 0
-    largest_deviation: float = 0.0
-
-    def __str__(self):
-        again = ("" if not self.repeated else
-                 f"; {self.repeated:.0f} sweeps that were off by more than is accepted, in their sample or against full passes, were run again exactly")
-        return (f"fast: {self.rows - self.exact:.0f} of {self.rows:.0f} interventions in bfloat16 on the difference to the base run, the others exactly; "
-                f"{self.sampled:.0f} random ones of them again exactly: log-probabilities differ by at most {self.largest_deviation:.1e}{again}")
-
-    def __add__(self, other):
-        return FastRows(self.rows + other.rows, self.exact + other.exact, self.sampled + other.sampled, self.repeated + other.repeated,
-                        max(self.largest_deviation, other.largest_deviation))
-
-    def add(self, other):
-        """Count another one in."""
-        self.__dict__.update(asdict(self + other))
-
-    def take(self):
-        """What was counted so far, and begin again."""
-        taken = replace(self)
-        self.__init__()
-        return taken
-
-    def run_again(self):
-        """The sweep that was just counted is run again exactly."""
-        self.exact, self.sampled, self.largest_deviation = self.rows, 0, 0.0
-        self.repeated += 1
-
-    def shared(self, parts):
-        """[5] to be kept with each of `parts` equal parts of a sweep, as `FastRows(*array)` takes it; the sum over the parts is the whole."""
-        return np.array([*(count / parts for count in (self.rows, self.exact, self.sampled, self.repeated)), self.largest_deviation])
+def batch(iterable, bsize=1):
+    """Yield slices of at most `bsize` items of anything with a length and slices."""
+    for start in range(0, len(iterable), bsize):
+        yield iterable[start:start + bsize]
 
 
 def in_batches(run, todo, size, result, progress=None):
@@ -134,6 +92,3 @@ def in_two_precisions(run_exact, run_fast, todo, layers, size, result, fast, pro
         in_batches(run_exact, left, size, result)
         counted.run_again()
     fast.add(counted)
-
-
-

@@ -39,7 +39,9 @@ class Mediator:
 
 
 def _neurons_fit(model, intervention):
-    model.check_for_neurons(intervention)
+    from mediation.mediators.neuron_sweeps import check_for_neurons
+
+    check_for_neurons(model, intervention)
 
 
 def _attention_fits(_model, intervention):

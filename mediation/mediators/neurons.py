@@ -5,20 +5,35 @@ Layers count as in every written table: 0 the output of the word embedding, i >=
 
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 
-# context the model runs on, whose representations are put in (minus whose, for the differences); None: the null prompt's
-NULL, MAN, WOMAN = 0, 1, 2
+NULL, MAN, WOMAN = 0, 1, 2  # indices of a stimulus' prompts
+
+
+class InterventionType(NamedTuple):
+    """Which of a stimulus' prompts does what.
+
+    `run_on`: index of the prompt that is run; `values_of`: of the prompt whose values are put into its
+    neurons; `minus`: of the prompt whose values are subtracted from these before they are added to the
+    neurons' own. None: they replace the neurons' own.
+    """
+
+    run_on: int
+    values_of: int
+    minus: int | None = None
+
+
 INTERVENTION_TYPES = {
-    "man_direct": (MAN, NULL, None),
-    "man_indirect": (NULL, MAN, None),
-    "woman_direct": (WOMAN, NULL, None),
-    "woman_indirect": (NULL, WOMAN, None),
-    "man_minus_woman": (NULL, MAN, WOMAN),
-    "woman_minus_man": (NULL, WOMAN, MAN),
-    "direct": (1, NULL, None),  # these two of stimuli with one alternative
-    "indirect": (NULL, 1, None),
+    "man_direct": InterventionType(run_on=MAN, values_of=NULL),
+    "man_indirect": InterventionType(run_on=NULL, values_of=MAN),
+    "woman_direct": InterventionType(run_on=WOMAN, values_of=NULL),
+    "woman_indirect": InterventionType(run_on=NULL, values_of=WOMAN),
+    "man_minus_woman": InterventionType(run_on=NULL, values_of=MAN, minus=WOMAN),
+    "woman_minus_man": InterventionType(run_on=NULL, values_of=WOMAN, minus=MAN),
+    "direct": InterventionType(run_on=1, values_of=NULL),  # these two of stimuli with one alternative
+    "indirect": InterventionType(run_on=NULL, values_of=1),
 }
 
 
@@ -36,7 +51,7 @@ class NeuronEdits:
     values: torch.Tensor
     position: int
     add: bool = False
-    offsets: torch.Tensor = None
+    offsets: torch.Tensor | None = None
 
     def __len__(self):
         return len(self.layers)

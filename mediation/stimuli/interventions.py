@@ -3,7 +3,7 @@
 import torch
 
 from mediation.errors import InputError
-from mediation.stimuli.prompts import check_candidates, fill, is_masked, tokenize_candidate
+from mediation.stimuli.prompts import SEVERAL_TOKENS, check_candidates, fill, is_masked, tokenize_candidate
 
 
 class Intervention:
@@ -66,14 +66,19 @@ class Intervention:
         """
         check_candidates([" ".join(tokens) for tokens in self.candidates], self.candidates_tok, single=self.multi_token is None)
         if len(self.prompts) < 2:
-            raise InputError(f"{self.base_strings[0]!r}: a neuron stimulus has a word and its alternatives (word, man, woman), this one has no alternative")
+            raise InputError(f"{self.base_strings[0]!r}: a neuron stimulus has a word and its alternatives "
+                             "(word, man, woman), this one has no alternative", "no alternative to the word")
         for prompt, places in zip(self.prompts, self.places):
-            if self.multi_token is None and (prompt.slot != (self.position, self.position + 1) or len(prompt.tokens) != len(self.prompts[0].tokens)):
-                raise InputError(f"{prompt.text!r} and {self.base_strings[0]!r} do not differ in a single token: choose words of one token each, "
-                                 "or multi_token")
+            texts = f"{prompt.text!r} and {self.base_strings[0]!r}"
+            one_token = prompt.slot == (self.position, self.position + 1)
+            as_long = len(prompt.tokens) == len(self.prompts[0].tokens)
+            if self.multi_token is None and not (one_token and as_long):
+                raise InputError(f"{texts} do not differ in a single token: choose words of one token each, "
+                                 "or multi_token", SEVERAL_TOKENS)
             if len(places) != len(self.places[0]):
-                raise InputError(f"the slots of {prompt.text!r} and {self.base_strings[0]!r} have {len(places)} and {len(self.places[0])} tokens, "
-                                 "not as many: use multi_token last")
+                raise InputError(f"the slots of {texts} have {len(places)} and {len(self.places[0])} tokens, "
+                                 "not as many: use multi_token last",
+                                 "slots of different numbers of tokens; --multi_token last takes them")
 
     def check_for_attention(self):
         """Index of the first token in which the two contexts differ.
@@ -82,10 +87,16 @@ class Intervention:
             InputError: an attention intervention is not defined: not two contexts of equal length that differ, and two candidates.
         """
         if len(self.prompts) != 2 or len(self.candidates_tok) != 2:
-            raise InputError(f"{self.base_strings[0]!r}: an attention stimulus has two substitutes (female, male pronoun) and two candidates, "
-                             f"this one has {len(self.prompts)} and {len(self.candidates_tok)}")
+            counts = f"{len(self.prompts)} and {len(self.candidates_tok)}"
+            raise InputError(f"{self.base_strings[0]!r}: an attention stimulus has two substitutes (female, "
+                             f"male pronoun) and two candidates, this one has {counts}",
+                             "not two substitutes and two candidates")
         one, other = (prompt.tokens for prompt in self.prompts)
         if len(one) != len(other) or one == other:
-            raise InputError(f"{self.base_strings[0]!r} and {self.base_strings[1]!r} are {'the same' if one == other else 'not of equal length'} "
-                             "in this model's tokens: attention weights of one do not fit the other, choose other substitutes")
+            how = "the same" if one == other else "not of equal length"
+            consequence = "" if one == other else ", so attention weights of one do not fit the other"
+            raise InputError(f"{self.base_strings[0]!r} and {self.base_strings[1]!r} are {how} in this "
+                             "model's tokens: attention weights of one do not fit the other, choose other "
+                             "substitutes",
+                             f"the two prompts are {how} in this model's tokens{consequence}")
         return next(index for index, pair in enumerate(zip(one, other)) if pair[0] != pair[1])

@@ -5,6 +5,9 @@ from functools import lru_cache
 
 from mediation.errors import InputError
 
+# a reason to leave a stimulus out by the rule of the 2020 study, the same for its words and its candidates
+SEVERAL_TOKENS = "word or candidate of several tokens; --multi_token last takes it"
+
 
 @dataclass(frozen=True)
 class Prompt:
@@ -93,11 +96,14 @@ def check_candidates(names, ids, single=True):
     """Raises InputError when the two candidates of a neuron stimulus are not two different ones, of one token each where `single`."""
     for name, tokens in zip(names, ids):
         if single and len(tokens) != 1:
-            raise InputError(f"candidate {name!r} is {len(tokens)} tokens, the neuron study needs one: choose another word, or allow --multi_token")
+            raise InputError(f"candidate {name!r} is {len(tokens)} tokens, the neuron study needs one: "
+                             "choose another word, or allow --multi_token", SEVERAL_TOKENS)
     if len(ids) != 2:
         raise InputError(f"a stimulus has two candidates, this one has {len(ids)}")
     if ids[0] == ids[1]:
-        raise InputError(f"candidates {names[0]!r} and {names[1]!r} are the same token{'' if single else 's'}: their odds are always 1, choose two words")
+        same = "the same token" + ("" if single else "s")
+        raise InputError(f"candidates {names[0]!r} and {names[1]!r} are {same}: their odds are always 1, "
+                         "choose two words", f"the two candidates are {same}")
 
 
 def why_not_single_token(tokenizer, template, word, alternatives):

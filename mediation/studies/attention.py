@@ -12,10 +12,11 @@ from tqdm import tqdm
 from mediation.effects.odds import log_odds
 from mediation.effects.statistics import strong_examples
 from mediation.files.storage import RunFolder, describe_machine, now, write_json
+from mediation.mediators import head_sweeps
 from mediation.results.attention_results import EFFECTS, means, result_entry
 from mediation.stimuli.interventions import Intervention
 from mediation.studies import engine
-from mediation.studies.engine import SweepOptions
+from mediation.studies.engine import StudyOptions
 from mediation.studies.error_budget import budget, describe_check
 from mediation.studies.heads import head_results, head_task, probabilities
 from mediation.studies.results import Account
@@ -30,7 +31,7 @@ def get_odds_ratio(intervention, model):
 def perform_intervention(intervention, model, effect_types=EFFECTS):
     """Every head, layer and the whole model of one stimulus, as one entry of `results` in the study's JSON (see `read_results`)."""
     return result_entry(intervention, model.continuation_probabilities(intervention),
-                        {kind: model.attention_intervention_experiment(intervention, kind) for kind in effect_types})
+                        {kind: head_sweeps.heads_layers_and_model(model, intervention, kind) for kind in effect_types})
 
 
 def perform_interventions(interventions, model, effect_types=EFFECTS):
@@ -94,7 +95,7 @@ def build_interventions(model, examples):
 
 def sweep_examples(model, interventions, selected, run_folder, run, name, about, options):
     """Sweep the selected examples, and write the JSON when all are there."""
-    sweep_options = SweepOptions.of(options)
+    sweep_options = StudyOptions.of(options)
     tasks = [head_task(model, interventions[index], sweep_options, name, f"example {count} of {len(selected)}")
              for count, index in enumerate(selected, start=1)]
     with tqdm(total=sum(task.interventions for task in tasks), unit=" interventions", unit_scale=True, smoothing=0.05) as progress:

@@ -1,12 +1,85 @@
-"""Which interventions of a sweep are run again as full passes, and the check of them."""
+"""Interventions of a sweep run again as full passes under plain hooks, compared with what the sweep gave.
 
+How many, and what their deviation supports: `mediation.studies.error_budget`.
+
+Symbols in shapes: `layers` = L + 1 layers of D neurons, L layers of H heads, U units, K neurons of a set.
+"""
+
+from collections.abc import Sequence
 from hashlib import sha256
 
 import numpy as np
+import torch
+from jaxtyping import Float, Float64, Int
+from torch import Tensor
 
 from mediation.errors import InputError
+from mediation.mediators.head_sweeps import head_edits, masked_heads_in_sets
+from mediation.mediators.heads import heads_layers_model
+from mediation.mediators.neuron_sweeps import runs_and_edits
 from mediation.mediators.neurons import INTERVENTION_TYPES
-from mediation.studies.error_budget import CHECKED, NOTHING_CHECKED, draws
+from mediation.mediators.sweeps import by_full_passes, heads_by_full_passes
+from mediation.model.language_model import LanguageModel
+from mediation.stimuli.interventions import Intervention
+from mediation.studies.error_budget import CHECKED, NOTHING_CHECKED, Check, draws, units_to_check
+
+Seed = int | Sequence[int]
+
+
+@torch.no_grad()
+def check_neurons(model: LanguageModel, intervention: Intervention, intervention_type: str,
+                  log_probabilities: Float64[np.ndarray, "2 ..."], alpha: float = 1.0, sample: int = CHECKED,
+                  seed: Seed = 0, odds_only: bool = False, among: Int[np.ndarray, " ran"] | None = None,
+                  sets: Int[Tensor, "U K"] | None = None) -> Check:
+    """Run single-neuron interventions again: a random sample, and those where an error is likely.
+
+    Args:
+        log_probabilities: of both candidates, [2, L + 1, D], as a sweep gave them; with sets [2, U].
+        among: units that the sample is drawn from, layer by layer; None takes all.
+        sets: U sets of neurons, one for each layer, whose log-probabilities these are.
+
+    Returns: Check; its deviation is the largest absolute difference in a candidate's log-probability; with
+    `odds_only` in the log odds.
+    """
+    swept = log_probabilities.reshape(2, -1)
+    among = np.arange(swept.shape[1]) if among is None else among
+    first_layers = 2 * swept.shape[1] // (model.num_layers + 1)
+    drawn, likely = units_to_check(swept, among, first_layers, sample, seed)
+    units = np.concatenate([drawn, likely])
+    _, run_on, edits = runs_and_edits(model, intervention, intervention_type, alpha)
+    tokens, rows = intervention.base_strings_tok[run_on].to(model.device), torch.from_numpy(units)
+    edits = edits[rows.to(model.device)] if sets is None else edits.sets(sets[rows].to(model.device))
+    reference = by_full_passes(model.model, model.parts, tokens, edits, intervention.candidates_tok).numpy()
+    difference = reference.T - swept[:, units]  # [2, checked]
+    deviation = np.abs(difference[0] - difference[1] if odds_only else difference).max()
+    return Check(float(deviation), len(drawn), len(likely))
+
+
+@torch.no_grad()
+def check_heads(model: LanguageModel, intervention: Intervention, effect: str,
+                probabilities: Sequence[Float[np.ndarray | Tensor, "L H"]], sample: int = 1, seed: Seed = 0,
+                among: Int[np.ndarray, " ran"] | None = None) -> Check:
+    """Run single-head interventions again: a random sample, and the one with the largest effect.
+
+    Args:
+        probabilities: of both candidates, as `heads_layers_and_model` gave them.
+        among: heads that the sample is drawn from, layer x H + head; None takes all.
+
+    Returns: Check; its deviation is the largest absolute difference in a candidate's log-probability.
+    """
+    swept = np.log([np.asarray(of_candidate).reshape(-1) for of_candidate in probabilities])  # [2, L x H]
+    among = np.arange(swept.shape[1]) if among is None else among
+    drawn, likely = units_to_check(swept, among, 0, sample, seed, largest=1)
+    units = np.concatenate([drawn, likely])
+    swept = swept[:, units].T  # [checked, 2]
+    chosen = heads_layers_model(model.num_layers, model.num_heads)[units]
+    if model.masking:
+        reference = masked_heads_in_sets(model, intervention, effect, chosen, full_passes=True)
+    else:
+        candidates = intervention.candidates_tok
+        context, edits = head_edits(model, intervention, effect, chosen)
+        reference = heads_by_full_passes(model.model, model.parts, context, candidates, edits)
+    return Check(float(np.abs(reference.numpy() - swept).max()), len(drawn), len(likely))
 
 
 def hash_of(word):
@@ -40,6 +113,7 @@ def check_all(model, stimuli, kind, log_probabilities, options, units=None, sets
     random = draws(len(stimuli), sample, seed)
     likely = seed[1] % len(stimuli)
     for number in sorted({*np.flatnonzero(random).tolist(), likely}):
-        total += model.check_against_full_passes(stimuli[number], kind, log_probabilities[number], options.alpha, int(random[number]),
-                                                 seed_of(stimuli[number], kind, options), options.odds_only, units, sets)
+        seed = seed_of(stimuli[number], kind, options)
+        total += check_neurons(model, stimuli[number], kind, log_probabilities[number], options.alpha,
+                               int(random[number]), seed, options.odds_only, units, sets)
     return total

@@ -12,13 +12,14 @@ from dataclasses import dataclass, fields
 import numpy as np
 
 from mediation.errors import InputError
+from mediation.mediators.neuron_sweeps import SweepOptions
 
 BYTES_IN_MEMORY = 256_000_000  # of shards that were read last: a tree of prompts needs the gradients of its own prompts and of two alternatives at once
 
 
 @dataclass(frozen=True)
-class SweepOptions:
-    """How a sweep is run: what the scripts' options of these names say.
+class StudyOptions:
+    """How a study's sweeps are run: what the scripts' options of these names say.
 
     `seed` starts all draws: of checks against full passes, and of what screening runs beside the strongest units.
     """
@@ -39,6 +40,11 @@ class SweepOptions:
     def of(cls, options):
         """From a command line; what a script does not ask for is left at its default."""
         return cls(**{field.name: getattr(options, field.name) for field in fields(cls) if hasattr(options, field.name)})
+
+    @property
+    def sweep(self):
+        """What a sweep over neurons is told."""
+        return SweepOptions(self.alpha, self.batch_size, self.odds_only)
 
     @property
     def estimates(self):

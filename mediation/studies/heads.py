@@ -12,10 +12,12 @@ import torch
 
 from mediation.effects.odds import log_odds
 from mediation.errors import InputError
-from mediation.mediators.batches import FastRows
+from mediation.mediators.head_sweeps import head_estimates, heads_in_sets
 from mediation.mediators.heads import heads_layers_model
+from mediation.model.fast_rows import FastRows
 from mediation.results.attention_results import EFFECTS
-from mediation.studies.engine import SweepOptions, Task
+from mediation.studies.checks import check_heads
+from mediation.studies.engine import StudyOptions, Task
 from mediation.studies.error_budget import NOTHING_CHECKED, Check, within_budget
 from mediation.studies.neurons import digest
 from mediation.studies.results import Swept
@@ -41,7 +43,7 @@ class Heads(Task):
     """
 
     intervention: object
-    options: SweepOptions
+    options: StudyOptions
 
     def compute(self, model, earlier, progress):
         """See `Task`."""
@@ -70,7 +72,7 @@ class Heads(Task):
             arrays = {kind: swept.numpy(), f"{kind}_exact": exact.numpy()}
         else:
             sets = heads_layers_model(model.num_layers, model.num_heads)
-            arrays = {kind: model.attention_intervention_for_sets(self.intervention, kind, sets, self.options.batch_size, progress).numpy()}
+            arrays = {kind: heads_in_sets(model, self.intervention, kind, sets, self.options.batch_size, progress).numpy()}
         if not np.isfinite(arrays[kind]).all():
             raise InputError(f"{self.intervention.base_strings[0]!r}: the model gave probabilities that are zero or not numbers: "
                              "try --dtype float32 or float64, or check the model's weights")
@@ -81,7 +83,7 @@ class Heads(Task):
         heads = model.num_layers * model.num_heads
         ran = np.flatnonzero(arrays[f"{kind}_exact"][:heads]) if self.options.method == "screen" else None
         seed = [self.options.seed, EFFECTS.index(kind), zlib.crc32(str(self.intervention.base_strings).encode())]
-        return model.check_heads_against_full_passes(self.intervention, kind, probabilities(arrays[kind][:heads]).T, seed=seed, among=ran)
+        return check_heads(model, self.intervention, kind, probabilities(arrays[kind][:heads]).T, seed=seed, among=ran)
 
 
 def probabilities(log_probabilities):
@@ -101,12 +103,12 @@ def head_results(arrays):
 def estimated_heads(model, intervention, kind, options, progress):
     """(log-probabilities float64 [S, 2], heads to first order and with method screen the strongest of them run; bool [S], which were run)."""
     layers, heads = model.num_layers, model.num_heads
-    estimates = model.attention_gradients(intervention, kind).reshape(-1, 2)
+    estimates = head_estimates(model, intervention, kind).reshape(-1, 2)
     c1, c2 = model.continuation_probabilities(intervention)[0 if kind == "indirect" else 1]
     strength = (estimates[:, 1] - estimates[:, 0] - float(log_odds(c2, c1))).abs()
     strongest = strength.argsort(descending=True)[: max(1, int(SCREENED * layers * heads))] if options.method == "screen" else torch.empty(0, dtype=torch.long)
     run = torch.cat([strongest, torch.arange(layers * heads, layers * heads + layers + 1)])
-    swept = model.attention_intervention_for_sets(intervention, kind, heads_layers_model(layers, heads)[run], options.batch_size)
+    swept = heads_in_sets(model, intervention, kind, heads_layers_model(layers, heads)[run], options.batch_size)
     log_probabilities = torch.cat([estimates, torch.empty(layers + 1, 2, dtype=estimates.dtype)])
     log_probabilities[run] = swept
     progress(len(log_probabilities))

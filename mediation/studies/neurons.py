@@ -15,12 +15,20 @@ import torch
 
 from mediation.effects.statistics import screened_units
 from mediation.errors import InputError
-from mediation.mediators.batches import FastRows, batch
+from mediation.mediators.batches import batch
 from mediation.mediators.interpolation import Interpolants
+from mediation.mediators.neuron_sweeps import (
+    direct_interpolants,
+    neuron_experiment,
+    neuron_gradients_of,
+    neurons_in_trees,
+    null_values,
+)
 from mediation.mediators.neurons import INTERVENTION_TYPES, NULL
 from mediation.model.architectures import has_kinks
+from mediation.model.fast_rows import FastRows
 from mediation.studies.checks import check_all, check_finite, hash_of
-from mediation.studies.engine import SweepOptions, Task
+from mediation.studies.engine import StudyOptions, Task
 from mediation.studies.error_budget import CHECKED, Check, budget, within_budget
 from mediation.studies.results import Swept, sample_of
 
@@ -91,7 +99,7 @@ def plan(model, stimuli, kind, units, options, table, labels=None, gradients=Non
     """The Trees of one intervention type over a study's stimuli.
 
     Args:
-        stimuli: Interventions; kind: one of INTERVENTION_TYPES; units: Units; options: SweepOptions.
+        stimuli: Interventions; kind: one of INTERVENTION_TYPES; units: Units; options: StudyOptions.
         table: of the shards, see `Task`; labels: what each stimulus is called in the progress bar and where screening is told (such as the
             word), the same for all of a tree; gradients: Gradients, for the methods that estimate.
     """
@@ -152,7 +160,7 @@ class Tree(Task):
 
     stimuli: tuple
     kind: str
-    options: SweepOptions
+    options: StudyOptions
     label: str
     sets: torch.Tensor | None = None
 
@@ -164,8 +172,8 @@ class Tree(Task):
             if options.full_passes:
                 swept, base = self.by_full_passes(model, progress)
             else:
-                swept = model.neuron_intervention_in_templates(stimuli, self.kind, options.alpha, options.batch_size, options.odds_only, progress, self.sets)
-                swept, base = swept.reshape(len(stimuli), -1, 2).numpy(), model.log_probabilities_in_templates(stimuli).numpy()
+                swept = neurons_in_trees(model, stimuli, self.kind, options.sweep, self.sets, progress)
+                swept, base = swept.reshape(len(stimuli), -1, 2).numpy(), model.base_in_trees(stimuli).numpy()
             check_finite(stimuli, self.kind, swept, base)
             return swept, base
 
@@ -174,8 +182,7 @@ class Tree(Task):
 
     def by_full_passes(self, model, progress):
         """The same by the slow reference."""
-        single = [model.neuron_intervention_single_experiment(stimulus, self.kind, alpha=self.options.alpha, bsize=self.options.batch_size, progress=progress)
-                  for stimulus in self.stimuli]
+        single = [neuron_experiment(model, stimulus, self.kind, self.options.sweep, progress=progress) for stimulus in self.stimuli]
         prompts = len(self.stimuli[0].prompts)
         swept = np.log([[candidate.numpy().ravel() for candidate in result[2 * prompts:]] for result in single])  # [n, 2, U]
         return np.moveaxis(swept, 1, 2), np.log([result[:2 * prompts] for result in single]).reshape(-1, prompts, 2)
@@ -205,7 +212,7 @@ class Alternative:
     """
 
     kind: str
-    options: SweepOptions
+    options: StudyOptions
     members: tuple
     word_of: dict
     column_of: dict
@@ -254,7 +261,7 @@ class Values(Task):
 
     def compute(self, model, earlier, progress):
         """See `Task`."""
-        return {"values": np.stack(model.null_values(self.words))}
+        return {"values": np.stack(null_values(model, self.words))}
 
 
 @dataclass(frozen=True)
@@ -263,7 +270,7 @@ class InterpolatedLayer(Task):
 
     templates: tuple
     kind: str
-    options: SweepOptions
+    options: StudyOptions
     layer: int
     values: tuple
 
@@ -271,7 +278,7 @@ class InterpolatedLayer(Task):
         """See `Task`."""
         values = np.ascontiguousarray(earlier(self.values)["values"][:, self.layer])
         options = self.options
-        layer = model.direct_interpolants(list(self.templates), self.kind, values, self.layer, options.alpha, options.batch_size, options.odds_only)
+        layer = direct_interpolants(model, list(self.templates), self.kind, values, self.layer, options.sweep)
         progress(self.interventions)
         return {**layer.to_arrays(), "at": values}
 
@@ -300,7 +307,7 @@ class InterpolatedTree(Tree):
             layers.append(Interpolants.from_arrays(arrays)(arrays["at"][self.word], self.word))  # [D, 2 x templates]
         functions = np.stack(layers)  # [L + 1, D, 2 x templates]
         swept = np.stack([functions[:, :, 2 * column: 2 * column + 2] for column in self.columns])  # [n, L + 1, D, 2]
-        base = model.log_probabilities_in_templates(stimuli).numpy()
+        base = model.base_in_trees(stimuli).numpy()
         for position, stimulus in enumerate(stimuli):
             if not reaches_output(stimulus, run_on):
                 swept[position, -1] = base[position, run_on]  # exactly no effect, past rounding
@@ -330,7 +337,7 @@ class PromptGradients(Task):
 
     def compute(self, model, earlier, progress):
         """See `Task`."""
-        return dict(zip(("log_probabilities", "gradients", "values"), model.neuron_gradients(list(self.stimuli), self.prompt)))
+        return dict(zip(("log_probabilities", "gradients", "values"), neuron_gradients_of(model, list(self.stimuli), self.prompt)))
 
 
 class Gradients:
@@ -397,7 +404,7 @@ class EstimatedTree(Tree):
     def compute(self, model, earlier, progress):
         """See `Task`."""
         options, width = self.options, model.num_neurons
-        base = model.log_probabilities_in_templates(list(self.stimuli)).numpy()
+        base = model.base_in_trees(list(self.stimuli)).numpy()
         moved = np.stack([self.first_order(position, earlier, base[position]) for position in range(len(self.stimuli))])  # [n, U, 2]
         if options.method == "gradient":
             check_finite(self.stimuli, self.kind, moved, base)
@@ -415,8 +422,7 @@ class EstimatedTree(Tree):
         units = np.concatenate([chosen, drawn])
 
         def sweep():
-            moved[:, units] = model.neuron_intervention_in_templates(list(self.stimuli), self.kind, options.alpha, options.batch_size, options.odds_only,
-                                                                     units=units).numpy()
+            moved[:, units] = neurons_in_trees(model, list(self.stimuli), self.kind, options.sweep, torch.from_numpy(units)).numpy()
             moved[:, silent] = base[:, run_on][:, None]
             check_finite(self.stimuli, self.kind, moved, base)
             return moved, base

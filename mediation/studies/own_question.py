@@ -106,7 +106,7 @@ class NeuronSweep:
     """Neurons, or sets of them, of comparisons: both effects.
 
     Args:
-        mediator: of the catalogue; table: of the shards; options: SweepOptions.
+        mediator: of the catalogue; table: of the shards; options: StudyOptions.
     """
 
     def __init__(self, model, comparisons, mediator, table, options):

@@ -17,7 +17,7 @@ class ProfessionStudy:
 
     Args:
         interventions: {template: {word: Intervention}}; open_files: {file: {"template", "intervention_type"}} that are computed together,
-            finished ones of this run among them: the same trees whenever it was stopped; options: SweepOptions.
+            finished ones of this run among them: the same trees whenever it was stopped; options: StudyOptions.
     """
 
     def __init__(self, model, run_folder, interventions, open_files, options):

@@ -5,7 +5,7 @@ from dataclasses import asdict, dataclass, field
 import numpy as np
 
 from mediation.effects.statistics import agreement, misses
-from mediation.mediators.batches import FastRows
+from mediation.model.fast_rows import FastRows
 from mediation.studies.error_budget import NOTHING_CHECKED, Check
 
 

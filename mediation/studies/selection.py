@@ -13,6 +13,8 @@ from tqdm import tqdm
 from mediation.effects.odds import effect, log_odds
 from mediation.errors import InputError
 from mediation.files.storage import read_pickle, write_pickle
+from mediation.mediators.head_sweeps import heads_in_sets
+from mediation.mediators.neuron_sweeps import neuron_sets
 from mediation.studies import engine
 from mediation.studies.engine import Task
 
@@ -120,7 +122,7 @@ class HeadExample:
         for row, heads in enumerate(sets):
             chosen[row, list(heads)] = True
         c1, c2 = model.continuation_probabilities(self.intervention)[0]
-        swept = model.attention_intervention_for_sets(self.intervention, "indirect", chosen.reshape(len(sets), model.num_layers, model.num_heads),
+        swept = heads_in_sets(model, self.intervention, "indirect", chosen.reshape(len(sets), model.num_layers, model.num_heads),
                                                       self.batch_size)
         return effect(swept[:, 1] - swept[:, 0], log_odds(c2, c1))
 
@@ -142,7 +144,7 @@ class NeuronExample:
         """Float64 [len(sets)]."""
         longest = max(len(units) for units in sets)
         padded = [[self.first + unit for unit in (*units, *[units[0]] * (longest - len(units)))] for units in sets]  # a neuron named twice is changed once
-        swept, base = model.neuron_intervention_for_sets(self.intervention, self.kind, padded, self.batch_size)
+        swept, base = neuron_sets(model, self.intervention, self.kind, torch.tensor(padded), self.batch_size)
         return effect(self.sign * (swept[:, 0] - swept[:, 1]), self.sign * (base[0] - base[1]))
 
 

@@ -1,0 +1,239 @@
+"""`LanguageModel`: a model with its tokenizer, and what it says without intervention.
+
+The sweeps are functions that take one: `mediation.mediators.neuron_sweeps` and `head_sweeps`. A stimulus is
+an `Intervention` of the room `stimuli`; here only its prompts, candidates and own check are looked at.
+
+Symbols in shapes: B batch, T tokens, C candidates, N stimuli, V vocabulary.
+"""
+
+import hashlib
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+
+import torch
+from jaxtyping import Float64, Int
+from torch import Tensor
+
+from mediation.errors import InputError
+from mediation.model import checkpoints, masked
+from mediation.model.architectures import find_parts
+from mediation.model.fast_rows import FastRows
+from mediation.model.forward import BaseRun, Tree, pack, run_base
+from mediation.model.products import check_bfloat16
+from mediation.model.readout import ReadOut, widen
+
+PROMPTS_AT_ONCE = 64
+
+
+class LanguageModel:
+    """A model in evaluation mode and without gradients; a masked one is for the attention study only.
+
+    Args:
+        name: a bundled name (`smollm2-135m`), a local directory, or a hub id.
+        device: "cpu", "cuda", "cuda:0" ..., or "auto": CUDA where there is one.
+        dtype: of weights and activations.
+        random_weights: keep the architecture, draw new weights with `seed`.
+        masking_approach: 1 to 6, how a masked model scores a candidate, see `mediation.model.masked`.
+        full_passes: run every intervention as a full forward pass under plain hooks, the slow reference of
+            the sweeps.
+        precision: "exact", or "fast": sweeps multiply the difference to the base run in bfloat16 where that
+            is good enough, which random interventions that are run both ways decide (see
+            `mediation.mediators.batches`); `fast_rows` counts them. For float32 models.
+
+    Attributes:
+        name: the last path component, as files are named; `_random` appended where weights were drawn.
+        model, tokenizer, parts: the library's two, and the model's modules, see
+            `mediation.model.architectures`.
+        num_layers, num_heads, num_neurons: blocks, heads per block, neurons per layer.
+        masking: how candidates are scored; None for causal models.
+        fast_rows: what became of the rows that were to be run fast; None in exact precision.
+
+    Raises:
+        InputError: unknown model, unsupported architecture, a device that is not there, or one that has no
+            fast precision.
+    """
+
+    def __init__(self, name: str, device: str | torch.device = "cpu", dtype: torch.dtype = torch.float32,
+                 random_weights: bool = False, seed: int = 0, masking_approach: int = 1,
+                 full_passes: bool = False, precision: str = "exact") -> None:
+        self.name = checkpoints.model_name(name) + ("_random" if random_weights else "")
+        self.device = checkpoints.find_device(device)
+        self.full_passes = full_passes
+        self.fast_rows = None
+        if precision == "fast":
+            check_bfloat16(self.device)
+            if dtype != torch.float32 or full_passes:
+                raise InputError("--precision fast is for the sweeps of float32 models: use --precision "
+                                 "exact with --full_passes or another --dtype")
+            self.fast_rows = FastRows()
+        elif precision != "exact":
+            raise InputError(f"precision {precision!r} is unknown: choose exact or fast")
+        self.model, self.tokenizer = checkpoints.load_model(name, self.device, dtype, random_weights, seed)
+        self.parts = find_parts(self.model)
+        if dtype in (torch.bfloat16, torch.float16):
+            widen(self.parts.head)
+        self.num_layers = len(self.parts.blocks)
+        self.num_neurons = self.model.config.hidden_size
+        self.num_heads = self.model.config.num_attention_heads
+        self.masking = masked.Masking.of(self.tokenizer, masking_approach) if self.parts.masked else None
+
+    @contextmanager
+    def exactly(self) -> Iterator[None]:
+        """While open, sweeps are exact, whatever precision the model was made for."""
+        fast, self.fast_rows = self.fast_rows, None
+        try:
+            yield
+        finally:
+            self.fast_rows = fast
+
+    def weights_sha256(self) -> str:
+        """Hash of every parameter's name, dtype, shape and bytes.
+
+        The same for the same weights, wherever they were loaded from.
+        """
+        digest = hashlib.sha256()
+        for name, parameter in sorted(self.model.state_dict().items()):
+            digest.update(f"{name} {parameter.dtype} {tuple(parameter.shape)}".encode())
+            digest.update(parameter.contiguous().cpu().view(torch.uint8).numpy())
+        return digest.hexdigest()
+
+    def check_causal(self) -> None:
+        """Raises InputError for a masked model."""
+        if self.masking:
+            raise InputError(f"{self.name} is a masked model: it is for the attention study, "
+                             "neurons need a causal model")
+
+    # the run of one prompt, or of one tree of prompts
+
+    @torch.no_grad()
+    def base_run(self, tokens: Int[Tensor, "T"], candidates: Sequence[Sequence[int]] = ([0],),
+                 linear_layers: bool = False) -> BaseRun:
+        """Run a prompt and what the candidates (lists of token ids) need behind it.
+
+        Args:
+            linear_layers: keep what these are given and give, which the fast precision needs.
+
+        Raises:
+            InputError: a masked model.
+        """
+        self.check_causal()
+        tree = pack([tokens.tolist()], candidates, self.device)
+        branches = tree if len(tree.tokens) > len(tokens) else None
+        return run_base(self.model, self.parts, tree.tokens, branches, linear_layers)
+
+    @torch.no_grad()
+    def read_out(self, run: BaseRun, tokens: Int[Tensor, "T"],
+                 candidates: Sequence[Sequence[int]]) -> Float64[Tensor, "C"]:
+        """Log-probabilities of the candidates, means over their tokens, from the base run of a prompt."""
+        predictions = pack([tokens.tolist()], candidates, self.device).predictions
+        return ReadOut(self.parts, predictions)(run.residuals[-1].unsqueeze(0))[0]
+
+    def trees(self, interventions: Sequence, prompt: int) -> list[tuple[list[int], Tree]]:
+        """A tree for all stimuli that are alike up to the slot's end, of their prompts of index `prompt`.
+
+        Their other prompts are alike up to there, too: what is taken from one of these holds for all.
+
+        Returns: for each tree the indices of its stimuli, and the tree.
+        """
+        alike: dict[tuple, list[int]] = {}
+        for index, intervention in enumerate(interventions):
+            alike.setdefault(intervention.beginning, []).append(index)
+        return [(members, pack([interventions[index].prompts[prompt].tokens for index in members],
+                               interventions[members[0]].candidates_tok, self.device))
+                for members in alike.values()]
+
+    # probabilities without intervention
+
+    @torch.no_grad()
+    def base_in_trees(self, interventions: Sequence) -> Float64[Tensor, "N prompts 2"]:
+        """Log-probabilities of both candidates after each prompt, as sweeps over trees of stimuli have them.
+
+        Raises:
+            InputError: a masked model, or a stimulus without neuron interventions.
+        """
+        self.check_causal()
+        for intervention in interventions:
+            intervention.check_for_neurons()
+        result = torch.empty(len(interventions), len(interventions[0].prompts), 2, dtype=torch.float64)
+        for prompt in range(result.shape[1]):
+            for members, tree in self.trees(interventions, prompt):
+                residual = run_base(self.model, self.parts, tree.tokens, tree).residuals[-1]
+                log_probabilities = ReadOut(self.parts, tree.predictions)(residual.unsqueeze(0))
+                result[members, prompt] = log_probabilities.reshape(-1, 2)
+        return result
+
+    @torch.no_grad()
+    def base_probabilities(self, interventions: Iterable) -> list[list[float]]:
+        """Probabilities of both candidates of many stimuli.
+
+        Where candidates are single tokens, prompts of equal length are run together.
+
+        Returns: for each stimulus p(c1), p(c2) after its first prompt, after its second, and so on.
+        """
+        interventions = list(interventions)
+        candidates = sorted({tuple(ids) for one in interventions for ids in one.candidates_tok})
+        if any(len(ids) > 1 for ids in candidates):
+            return self.base_in_trees(interventions).exp().flatten(1).tolist()
+        different = dict.fromkeys(prompt.tokens for one in interventions for prompt in one.prompts)
+        of_length: dict[int, list[tuple]] = {}
+        for tokens in different:
+            of_length.setdefault(len(tokens), []).append(tokens)
+        probabilities: dict[tuple, dict[tuple, float]] = {}
+        for prompts in of_length.values():
+            for start in range(0, len(prompts), PROMPTS_AT_ONCE):
+                together = prompts[start:start + PROMPTS_AT_ONCE]
+                rows = self.get_probabilities_for_examples(torch.tensor(together), candidates)
+                probabilities |= {tokens: dict(zip(candidates, row)) for tokens, row in zip(together, rows)}
+        return [[probabilities[prompt.tokens][tuple(ids)]
+                 for prompt in one.prompts for ids in one.candidates_tok] for one in interventions]
+
+    @torch.no_grad()
+    def continuation_probabilities(self, intervention) -> list[list[float]]:
+        """Probability of each candidate, of any length, for each prompt of a stimulus: a list per prompt."""
+        probabilities, candidates = [], intervention.candidates_tok
+        for tokens in intervention.base_strings_tok:
+            if self.masking:
+                probabilities.append(self.get_probabilities_for_examples_multitoken(tokens, candidates))
+            else:
+                run = self.base_run(tokens, candidates)
+                probabilities.append(self.read_out(run, tokens, candidates).exp().tolist())
+        return probabilities
+
+    @torch.no_grad()
+    def get_probabilities_for_examples(self, context: Int[Tensor, "*B T"],
+                                       candidates: Sequence[Sequence[int]]) -> list[list[float]]:
+        """Probabilities of single-token candidates (lists of one token id) after prompts of equal length.
+
+        Raises:
+            ValueError: a candidate of several tokens.
+        """
+        for candidate in candidates:
+            if len(candidate) != 1:
+                raise ValueError(f"candidate {candidate} has {len(candidate)} tokens: "
+                                 "use get_probabilities_for_examples_multitoken")
+        prompts = context.reshape(-1, context.shape[-1])  # [B, T]
+        if self.masking:
+            return [self.get_probabilities_for_examples_multitoken(row, candidates) for row in prompts]
+        log_probabilities = self._log_probabilities(prompts, keep=1)[:, 0]  # [B, V]
+        return log_probabilities[:, [candidate[0] for candidate in candidates]].exp().tolist()
+
+    @torch.no_grad()
+    def get_probabilities_for_examples_multitoken(self, context: Int[Tensor, "*one T"],
+                                                  candidates: Sequence[Sequence[int]]) -> list[float]:
+        """Probability of each candidate (a list of token ids): exp of the mean token log-probability."""
+        context = context.reshape(-1).to(self.device)
+        if self.masking:
+            of_masks = masked.log_probabilities(self.model, self.parts, context, candidates, self.masking)
+            return of_masks.exp().tolist()
+        means = []
+        for candidate in candidates:
+            ids = torch.tensor(candidate, device=self.device)
+            tokens = torch.cat([context, ids])[:-1]
+            log_probabilities = self._log_probabilities(tokens.unsqueeze(0), keep=len(ids))[0]  # [ids, V]
+            means.append(log_probabilities.gather(1, ids.unsqueeze(1)).mean().exp().item())
+        return means
+
+    def _log_probabilities(self, tokens: Int[Tensor, "B T"], keep: int) -> Float64[Tensor, "B {keep} V"]:
+        """After the last `keep` tokens."""
+        logits = self.model(tokens.to(self.device), use_cache=False, logits_to_keep=keep).logits
+        return logits.double().log_softmax(dim=-1)
