@@ -29,7 +29,7 @@ def test_killed_and_continued_equals_undisturbed(start, undisturbed, tmp_path):
     for _ in range(4):
         process, before = start(tmp_path), done(tmp_path)
         while done(tmp_path) == before and process.poll() is None:
-            time.sleep(0.001)
+            time.sleep(0.002)
         time.sleep(rng.uniform(0, 0.05))
         process.kill()
         if process.wait() != -signal.SIGKILL:
