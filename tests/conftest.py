@@ -1,5 +1,7 @@
 """Toys made at test time, the oracle numbers where they are there, the real model where it can be had."""
 
+import functools
+import importlib.metadata
 import os
 import runpy
 import shlex
@@ -26,6 +28,7 @@ from mediation.model.architectures import ARCHITECTURES
 from mediation.model.checkpoints import bundled_model
 from mediation.reports import plots
 from mediation.stimuli import professions
+from tests.preloaded import Server, new_process
 
 WINOBIAS_ROWS = """1 [The carpenter] thanked the nurse because [he] was ill.
 2 The carpenter thanked [the nurse] because [she] had helped in the night.
@@ -38,6 +41,9 @@ WINOBIAS_ROWS = """1 [The carpenter] thanked the nurse because [he] was ill.
 """
 
 SINGLE_TOKEN_WORDS = ("nurse", "teacher", "doctor", "captain", "maid", "king", "clerk")  # in the toys' vocabulary; other professions are several tokens
+
+COMMAND = "run_profession_neuron_experiments.py -template_indices 1 13 --professions nurse captain teacher doctor " \
+          "--intervention_types man_direct man_indirect"
 
 TINY = {"vocab_size": 420, "hidden_size": 16, "num_hidden_layers": 3, "num_attention_heads": 4, "num_key_value_heads": 2,
         "intermediate_size": 24, "head_dim": 4, "max_position_embeddings": 64}
@@ -76,6 +82,14 @@ def quick_figures():
     """Letters are drawn in the figures' PDFs, not embedded as fonts to be edited: a fifth of the time."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(plots.STYLE, "pdf.fonttype", 3)
+        yield
+
+
+@pytest.fixture(autouse=True, scope="session")
+def versions_read_once():
+    """Those of the packages, which every shard asks for: a sixth of the time of a toy's run."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(importlib.metadata, "version", functools.cache(importlib.metadata.version))
         yield
 
 
@@ -197,6 +211,44 @@ def run_script(monkeypatch, capsys):
         return code, *capsys.readouterr()
 
     return run
+
+
+@pytest.fixture(scope="session")
+def preloaded():
+    """The server that starts scripts, one a worker."""
+    server = Server()
+    yield server
+    server.close()
+
+
+@pytest.fixture(scope="session")
+def start_script(request):
+    """start_script("compute_x.py FOLDER gpt2") -> a process that runs it, to be used as a subprocess.Popen."""
+    linux = sys.platform == "linux"  # elsewhere not every library survives a fork
+    return request.getfixturevalue("preloaded").start if linux else new_process
+
+
+@pytest.fixture(scope="session")
+def start(start_script, toy_checkpoint):
+    """start(out_dir) -> a process of COMMAND on a toy; start(out_dir, new_process): one with a hash seed of its own."""
+    def run(out_dir, how=start_script):
+        return how(COMMAND, "-model", toy_checkpoint("llama"), "-out_dir", out_dir)
+    return run
+
+
+def tables(out_dir):
+    """{name: bytes} of the profession study's tables."""
+    return {path.name: path.read_bytes() for path in out_dir.glob("results/*/*.csv")}
+
+
+@pytest.fixture(scope="session")
+def undisturbed(start, tmp_path_factory):
+    """Tables of COMMAND on a toy, left alone."""
+    out_dir = tmp_path_factory.mktemp("undisturbed")
+    process = start(out_dir)
+    _, errors = process.communicate()
+    assert process.returncode == 0, errors
+    return tables(out_dir)
 
 
 @pytest.fixture(scope="session")

@@ -5,12 +5,9 @@ import json
 import os
 import random
 import signal
-import subprocess
-import sys
 import threading
 import time
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -18,26 +15,8 @@ import pytest
 from mediation.errors import InputError
 from mediation.files.storage import RunFolder, whole_file
 from mediation.mediators.interpolation import LEVELS
-
-PROJECT = Path(__file__).parent.parent
-COMMAND = "run_profession_neuron_experiments.py -template_indices 1 13 --professions nurse captain teacher doctor --intervention_types man_direct man_indirect"
-
-
-def start(model, out_dir):
-    return subprocess.Popen([sys.executable, *COMMAND.split(), "-model", str(model), "-out_dir", str(out_dir)], cwd=PROJECT,
-                            stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-                            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL))  # a shell's background jobs ignore it
-
-
-def tables(out_dir):
-    return {path.name: path.read_bytes() for path in out_dir.glob("results/*/*.csv")}
-
-
-@pytest.fixture(scope="module")
-def undisturbed(toy_checkpoint, tmp_path_factory):
-    out_dir = tmp_path_factory.mktemp("undisturbed")
-    assert start(toy_checkpoint("llama"), out_dir).wait() == 0
-    return tables(out_dir)
+from tests.conftest import COMMAND, tables
+from tests.preloaded import new_process
 
 
 def done(out_dir):
@@ -45,19 +24,19 @@ def done(out_dir):
     return len(list(out_dir.glob("results/*/unfinished/*/*.npz"))) + 10 * len(list(out_dir.glob("results/*/*.csv")))
 
 
-def test_killed_and_continued_equals_undisturbed(toy_checkpoint, undisturbed, tmp_path):
+def test_killed_and_continued_equals_undisturbed(start, undisturbed, tmp_path):
     rng, kills = random.Random(0), 0
     for _ in range(4):
-        process, before = start(toy_checkpoint("llama"), tmp_path), done(tmp_path)
+        process, before = start(tmp_path), done(tmp_path)
         while done(tmp_path) == before and process.poll() is None:
-            time.sleep(0.001)
+            time.sleep(0.002)
         time.sleep(rng.uniform(0, 0.05))
         process.kill()
         if process.wait() != -signal.SIGKILL:
             break  # it was done before
         kills += 1
     assert kills >= 2
-    process = start(toy_checkpoint("llama"), tmp_path)
+    process = start(tmp_path, new_process)
     _, errors = process.communicate()
     assert process.returncode == 0, errors
     assert tables(tmp_path) == undisturbed
@@ -67,10 +46,10 @@ def test_killed_and_continued_equals_undisturbed(toy_checkpoint, undisturbed, tm
 
 
 @pytest.mark.parametrize("sent, code", [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
-def test_asked_to_stop_it_stops_in_one_line_and_can_go_on(toy_checkpoint, undisturbed, tmp_path, sent, code):
+def test_asked_to_stop_it_stops_in_one_line_and_can_go_on(start, undisturbed, tmp_path, sent, code):
     for attempt in range(5):
         folder = tmp_path / str(attempt)
-        process = start(toy_checkpoint("llama"), folder)
+        process = start(folder)
         while not list(folder.glob("results/*/unfinished/*/*.npz")) and process.poll() is None:
             time.sleep(0.002)
         process.send_signal(sent)
@@ -80,7 +59,7 @@ def test_asked_to_stop_it_stops_in_one_line_and_can_go_on(toy_checkpoint, undist
     assert process.returncode == code and "Traceback" not in errors
     if sent == signal.SIGINT:
         assert errors.rstrip().endswith("the same command goes on from there")
-    assert start(toy_checkpoint("llama"), folder).wait() == 0
+    assert start(folder).wait() == 0
     assert tables(folder) == undisturbed
 
 
@@ -237,10 +216,9 @@ def test_a_finished_run_can_be_extended(run_script, toy_checkpoint, tmp_path, mo
     assert sum("taken_over" in entry for entry in runs[1]["files"].values()) == 2
 
 
-def test_a_process_that_waited_for_a_shorter_run_takes_over_what_that_finished(toy_checkpoint, tmp_path):
+def test_a_process_that_waited_for_a_shorter_run_takes_over_what_that_finished(start_script, toy_checkpoint, tmp_path):
     command = f"{FEW} --intervention_types man_direct -model {toy_checkpoint('gpt2')} -out_dir {tmp_path} -template_indices"
-    processes = [subprocess.Popen([sys.executable, *command.split(), *templates], cwd=PROJECT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-                 for templates in (["1"], ["1", "2"])]
+    processes = [start_script(command, *templates) for templates in ([1], [1, 2])]
     said = [process.communicate() for process in processes]
     assert [process.returncode for process in processes] == [0, 0], said
     assert len(tables(tmp_path)) == 2

@@ -271,10 +271,10 @@ def test_twenty_mixed_lines_on_the_real_model(smollm2, tmp_path, run_script):
     path, folder = write(tmp_path, stimuli), tmp_path / "out"
     code, _, error = run_script(f"mediate.py {path} -model smollm2-135m -out_dir {folder} --multi_token last --mediators mlps")
     assert code == 0, error
-    path = stimulus_files.write(tmp_path / "two.jsonl", [stimuli[8], stimuli[3]])  # all heads of twenty would take minutes
-    code, _, error = run_script(f"mediate.py {path} -model smollm2-135m -out_dir {folder}/two --mediators layers,heads")
+    path = stimulus_files.write(tmp_path / "one.jsonl", [stimuli[8]])  # all heads of twenty would take minutes
+    code, _, error = run_script(f"mediate.py {path} -model smollm2-135m -out_dir {folder}/one --mediators layers,heads")
     assert code == 0 and stimuli[8].id == "q9", error
-    totals, mlps, heads = (read(folder, f"{name}_smollm2-135m.csv") for name in ("total_effects", "mlps", "two/heads"))
+    totals, mlps, heads = (read(folder, f"{name}_smollm2-135m.csv") for name in ("total_effects", "mlps", "one/heads"))
     assert len(totals) == 20 and len(mlps) == 20 * 31
 
     tokenizer = AutoTokenizer.from_pretrained(smollm2)

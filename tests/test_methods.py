@@ -140,14 +140,12 @@ def test_a_disk_without_room_is_told_before_the_run(run_script, toy_checkpoint, 
 
 
 @pytest.fixture(scope="module")
-def made(toy_checkpoint, tmp_path_factory):
+def made(start_script, toy_checkpoint, tmp_path_factory):
     """{method: folder with the tables of the same study}, not to be changed."""
-    import subprocess
-    import sys
     folders = {}
     for method in ("--method exact", "--method gradient", SCREEN):
         out_dir = tmp_path_factory.mktemp("methods")
-        subprocess.run([sys.executable, *RUN.split(), *method.split(), "-model", str(toy_checkpoint("llama")), "-out_dir", str(out_dir)], check=True)
+        assert start_script(f"{RUN} {method}", "-model", toy_checkpoint("llama"), "-out_dir", out_dir).wait() == 0
         (folders[method.split()[1]],) = out_dir.glob("results/*")
     return folders
 

@@ -6,14 +6,14 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from attention_utils import get_odds_ratio, perform_intervention
+from attention_utils import get_odds_ratio
 from experiment import Intervention, Model
 from mediation.effects.odds import effect, log_odds
 from mediation.effects.statistics import strong_examples
 from mediation.errors import InputError
 from mediation.files import assets
 from mediation.stimuli import winobias
-from mediation.studies.attention import build_interventions
+from mediation.studies.attention import EFFECTS, build_interventions, result_entry
 
 
 @pytest.fixture(scope="module")
@@ -75,15 +75,14 @@ def test_filter_of_winobias(model, winobias_dev):
 
 @pytest.mark.parametrize("number, total, indirect, direct", [(22, 0.087088, 0.010081, 0.070794), (129, 0.256000, 0.288198, 0.037242)])
 def test_single_examples_of_winobias(model, winobias_dev, number, total, indirect, direct):
-    entry = perform_intervention(winobias_dev[number], model)
+    """Effects of the contract, and heads by descent against full passes."""
+    example = winobias_dev[number]
+    swept = {kind: model.attention_intervention_experiment(example, kind) for kind in EFFECTS}
+    entry = result_entry(example, model.continuation_probabilities(example), swept)
     found = [entry["total_effect"], entry["indirect_effect_model"], entry["direct_effect_model"]]
     np.testing.assert_allclose(found, [total, indirect, direct], atol=1e-5)
-
-
-@pytest.mark.parametrize("kind", ["indirect", "direct"])
-def test_heads_by_descent_equal_full_passes(model, winobias_dev, kind):
-    swept = model.attention_intervention_experiment(winobias_dev[0], kind)
-    assert model.check_heads_against_full_passes(winobias_dev[0], kind, swept[:2], sample=12).deviation < 1e-4
+    kind = {22: "indirect", 129: "direct"}[number]
+    assert model.check_heads_against_full_passes(example, kind, swept[kind][:2], sample=12).deviation < 1e-4
 
 
 def test_gemma_gives_the_base_probabilities_of_the_contract():

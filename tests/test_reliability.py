@@ -26,11 +26,12 @@ from mediation.files.storage import RunFolder
 from mediation.results.neuron_tables import read_interventions, read_probabilities
 from mediation.stimuli import professions
 from tests import fuzz
-from tests.test_interruption import COMMAND, PROJECT, start, tables, undisturbed  # noqa: F401
+from tests.conftest import COMMAND, PROJECT, tables
+from tests.preloaded import new_process
 
 
 def run_limited(model, out_dir, limit=None, **environment):
-    """The command of `start`, with a limit on the size of a file: what exceeds it fails as a full disk does."""
+    """The command of `start`, in a new interpreter with a limit on the size of a file: what exceeds it fails as a full disk does."""
     def lower():
         if limit:
             resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
@@ -47,8 +48,8 @@ def test_damaged_files_end_in_one_line(tmp_path):
 
 
 @pytest.mark.parametrize("turn", range(int(os.environ.get("MEDIATION_TURNS", "2"))))
-def test_two_processes_at_once_make_each_file_once(toy_checkpoint, undisturbed, tmp_path, turn):  # noqa: F811
-    processes = [start(toy_checkpoint("llama"), tmp_path) for _ in range(2)]
+def test_two_processes_at_once_make_each_file_once(start, undisturbed, tmp_path, turn):
+    processes = [start(tmp_path) for _ in range(2)]
     printed = [process.communicate() for process in processes]
     assert [process.returncode for process in processes] == [0, 0], printed
     assert tables(tmp_path) == undisturbed
@@ -57,10 +58,10 @@ def test_two_processes_at_once_make_each_file_once(toy_checkpoint, undisturbed, 
     assert len(json.loads((folder / "manifest.json").read_text())["runs"]) == 1
 
 
-def test_a_second_process_says_for_whom_it_waits(toy_checkpoint, undisturbed, tmp_path):  # noqa: F811
+def test_a_second_process_says_for_whom_it_waits(start, undisturbed, tmp_path):
     folder = RunFolder(tmp_path / "results" / f"{datetime.date.today():%Y%m%d}_neuron_intervention")
     with folder._only_process("The_X_said_that_man_direct_toy-llama.csv"):
-        process = start(toy_checkpoint("llama"), tmp_path)
+        process = start(tmp_path)
         said = next((line for line in process.stderr if "waiting for it" in line), "")
         assert f"is being made by process {os.getpid()} on " in said and not tables(tmp_path)
     process.communicate()
@@ -79,11 +80,11 @@ def test_shards_that_were_left_behind_are_removed(tmp_path):
     assert {path.name for path in tmp_path.iterdir()} == {"a.csv", "manifest.json"}
 
 
-def test_a_lock_goes_with_its_process(toy_checkpoint, undisturbed, tmp_path):  # noqa: F811
+def test_a_lock_goes_with_its_process(start, undisturbed, tmp_path):
     """A killed process holds nobody up."""
     for attempt in range(5):
         folder = tmp_path / str(attempt)
-        process = start(toy_checkpoint("llama"), folder)
+        process = start(folder)
         while not list(folder.glob("results/*/unfinished/*/*.npz")) and process.poll() is None:
             time.sleep(0.002)
         process.kill()
@@ -91,18 +92,18 @@ def test_a_lock_goes_with_its_process(toy_checkpoint, undisturbed, tmp_path):  #
         if process.returncode:  # else it had ended before it was killed
             break
     assert list(folder.glob("results/*/.locks/*.lock"))
-    assert start(toy_checkpoint("llama"), folder).wait(60) == 0
+    assert start(folder).wait(60) == 0
     assert tables(folder) == undisturbed and not list(folder.glob("results/*/.locks"))
 
 
-def test_a_full_disk_loses_nothing(toy_checkpoint, undisturbed, tmp_path):  # noqa: F811
+def test_a_full_disk_loses_nothing(start, toy_checkpoint, undisturbed, tmp_path):
     """Tables do not fit: one line, no part of a table; with room again the run goes on."""
     process = run_limited(toy_checkpoint("llama"), tmp_path, limit=20_000)
     assert process.returncode == 2 and "Traceback" not in process.stderr
     assert ".csv: File too large: what was finished is kept" in process.stderr and not tables(tmp_path)
     shards = len(list(tmp_path.glob("results/*/unfinished/*/*.npz")))
     assert shards >= 4 and not [path for path in tmp_path.glob("results/*/.*") if path.name != ".locks"]
-    assert run_limited(toy_checkpoint("llama"), tmp_path).returncode == 0
+    assert start(tmp_path).wait() == 0
     assert tables(tmp_path) == undisturbed
 
 
@@ -225,7 +226,7 @@ def test_a_special_token_without_a_row_does_no_harm(toy_checkpoint, toy_tokenize
     assert len(Model(gpt2_version=str(folder)).tokenizer) == rows + 1
 
 
-def test_a_clock_that_jumps_changes_nothing(toy_checkpoint, undisturbed, tmp_path):  # noqa: F811
+def test_a_clock_that_jumps_changes_nothing(toy_checkpoint, undisturbed, tmp_path):
     """The clock on the wall runs backwards, an hour a look."""
     (tmp_path / "sitecustomize.py").write_text("import itertools, time\nhours = itertools.count()\ntime.time = lambda: 1.7e9 - 3600 * next(hours)\n")
     process = run_limited(toy_checkpoint("llama"), tmp_path / "out", PYTHONPATH=str(tmp_path))
@@ -318,7 +319,7 @@ def test_code_that_comes_with_a_model_is_not_run(toy_checkpoint, tmp_path):
     assert not marker.exists()
 
 
-def test_no_network_is_asked(toy_checkpoint, undisturbed, tmp_path):  # noqa: F811
+def test_no_network_is_asked(toy_checkpoint, undisturbed, tmp_path):
     """A whole run of a local model in a process whose every connection fails, and counts."""
     (tmp_path / "sitecustomize.py").write_text(textwrap.dedent(f"""
         import socket
@@ -342,8 +343,8 @@ def test_a_hub_name_offline_is_told(tmp_path):
 # determinism
 
 
-def test_the_same_command_gives_the_same_bytes(toy_checkpoint, undisturbed, run_script, tmp_path):  # noqa: F811
-    assert start(toy_checkpoint("llama"), tmp_path / "again").wait() == 0
+def test_the_same_command_gives_the_same_bytes(start, toy_checkpoint, undisturbed, run_script, tmp_path):
+    assert start(tmp_path / "again", new_process).wait() == 0
     assert tables(tmp_path / "again") == undisturbed
     assert run_script(COMMAND, "-model", toy_checkpoint("llama"), "-out_dir", tmp_path / "small", "--batch_size", 7)[0] == 0
     import pandas as pd
@@ -353,12 +354,12 @@ def test_the_same_command_gives_the_same_bytes(toy_checkpoint, undisturbed, run_
         np.testing.assert_allclose(pd.read_csv(one)[columns], pd.read_csv(other)[columns], rtol=1e-5)
 
 
-def test_a_termination_between_tables_keeps_them(toy_checkpoint, undisturbed, tmp_path):  # noqa: F811
-    process = start(toy_checkpoint("llama"), tmp_path)
+def test_a_termination_between_tables_keeps_them(start, undisturbed, tmp_path):
+    process = start(tmp_path)
     while not list(tmp_path.glob("results/*/*.csv")) and process.poll() is None:
         time.sleep(0.002)
     process.send_signal(signal.SIGTERM)
     process.communicate()
     found = tables(tmp_path)
     assert found and all(undisturbed[name] == content for name, content in found.items())
-    assert start(toy_checkpoint("llama"), tmp_path).wait() == 0 and tables(tmp_path) == undisturbed
+    assert start(tmp_path).wait() == 0 and tables(tmp_path) == undisturbed

@@ -21,12 +21,10 @@ RUN = "run_profession_neuron_experiments.py -template_indices 1 13 --professions
 
 
 @pytest.fixture(scope="module")
-def finished(toy_checkpoint, tmp_path_factory):
+def finished(start_script, toy_checkpoint, tmp_path_factory):
     """A finished run with all types on two templates and three professions; not to be changed."""
-    import subprocess
-    import sys
     out_dir = tmp_path_factory.mktemp("finished")
-    subprocess.run([sys.executable, *RUN.split(), "-model", str(toy_checkpoint("gpt2")), "-out_dir", str(out_dir)], cwd=PROJECT, check=True)
+    assert start_script(RUN, "-model", toy_checkpoint("gpt2"), "-out_dir", out_dir).wait() == 0
     (folder,) = out_dir.glob("results/*_neuron_intervention")
     return folder
 

@@ -7,8 +7,6 @@ import random
 import runpy
 import shutil
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -24,6 +22,7 @@ from mediation.files.storage import RunFolder, read_pickle, write_pickle
 from mediation.studies import selection
 from mediation.studies.attention import indirect_effects_of_sets
 from tests.conftest import WINOBIAS_ROWS
+from tests.preloaded import new_process
 
 PROJECT = Path(__file__).parent.parent
 HEADS, NEURONS = "attention_intervention_subset_selection.py", "neuron_intervention_subset_selection.py"
@@ -303,13 +302,10 @@ def test_head_selection_writes_what_the_contract_names(run_script, toy_checkpoin
     assert {step: table.shape for step, table in read_pickle(tmp_path / "greedy_intermediate_toy-gpt2_winobias.pickle").items()} == {0: (3, 3, 4), 1: (3, 3, 4)}
 
 
-def test_killed_and_continued_equals_undisturbed(golden_model, golden, tmp_path):
-    inputs = json.loads((golden / "neuron_selection" / "inputs.json").read_text())
-    words = [word for word, *_ in inputs["female_list"] + inputs["male_list"]]
-
-    def start(out_dir):
-        return subprocess.Popen([sys.executable, NEURONS, "-model", str(golden_model), "--out_dir", str(out_dir), "-template_indices", "1", "--k", "8",
-                                 "--algo", "topk,greedy,random", "--professions", *words], cwd=PROJECT, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+def test_killed_and_continued_equals_undisturbed(start_script, golden_model, tmp_path):
+    def start(out_dir, how=start_script):
+        return how(f"{NEURONS} -template_indices 1 --k 4 --algo topk,greedy,random --professions actress nurse teacher doctor",
+                   "-model", golden_model, "--out_dir", out_dir)
 
     def done(folder):
         return [len(list(folder.glob("unfinished/*/*.npz"))), [path.stat().st_mtime_ns for path in folder.glob("*.pickle")]]
@@ -318,15 +314,18 @@ def test_killed_and_continued_equals_undisturbed(golden_model, golden, tmp_path)
     rng = random.Random(0)
     kills = 0
     while kills < 4:  # `make soak` kills a hundred times
-        process, before = start(tmp_path / "killed"), done(tmp_path / "killed")
-        while done(tmp_path / "killed") == before and process.poll() is None:
-            time.sleep(0.001)
+        process, before, seen = start(tmp_path / "killed"), done(tmp_path / "killed"), 0
+        writes = rng.randint(1, 6)  # so that it is killed in all of its steps
+        while seen < writes and process.poll() is None:
+            time.sleep(0.002)
+            now = done(tmp_path / "killed")
+            seen, before = seen + (now != before), now
         time.sleep(rng.uniform(0, 0.1))
         process.kill()
         kills += 1
         if process.wait() != -signal.SIGKILL:
             break  # it was done before
-    assert kills >= 3 and start(tmp_path / "killed").wait() == 0
+    assert kills >= 3 and start(tmp_path / "killed", new_process).wait() == 0
     assert same(pickles(tmp_path / "killed"), pickles(tmp_path / "undisturbed"))
 
 
