@@ -17,7 +17,7 @@ from mediation.reports import attention as attention_report
 from mediation.results import attention_results
 from mediation.results.attention_results import STRINGS, find_results, read_results
 from mediation.stimuli import winobias, winogender
-from mediation.studies import attention as attention_study
+from mediation.studies.heads import Heads
 from tests.conftest import WINOBIAS_ROWS
 
 PROJECT = Path(__file__).parent.parent
@@ -64,15 +64,15 @@ def test_a_study_goes_on_where_it_was(study, tmp_path, monkeypatch):
     path = tmp_path / "out" / "winobias_data" / "attention_intervention_toy-gpt2_unfiltered_dev.json"
     undisturbed = path.read_bytes()
     path.unlink()
-    swept, sweep = [], attention_study.sweep_example
+    swept, compute = [], Heads.compute
 
-    def interrupted(model, intervention, *rest):
-        swept.append(intervention.base_strings[0])
+    def interrupted(task, *rest):
+        swept.append(task.intervention.base_strings[0])
         if len(swept) == 3:
             raise KeyboardInterrupt
-        return sweep(model, intervention, *rest)
+        return compute(task, *rest)
 
-    monkeypatch.setattr(attention_study, "sweep_example", interrupted)
+    monkeypatch.setattr(Heads, "compute", interrupted)
     code, _, errors = study("winobias", "--do-filter", "False")
     assert code == 130 and "goes on from there" in errors and not path.exists()
     assert study("winobias", "--do-filter", "False")[0] == 0

@@ -9,11 +9,16 @@ import pandas as pd
 import pytest
 import torch
 
+from mediation.effects.statistics import Screening
 from mediation.errors import InputError
 from mediation.files.storage import RunFolder
+from mediation.results.mediation_tables import screening_of
 from mediation.stimuli import stimulus_files
 from mediation.stimuli.stimulus_files import Stimulus
+from mediation.studies import neurons as neuron_study
 from mediation.studies import own_question
+from mediation.studies.neurons import families
+from mediation.studies.results import Account, sample_of
 from tests.test_stimulus_files import malformed
 
 TOY = [Stimulus("1", "The {} said that", ("nurse", "man", "woman"), ("she", "he"), "short"),
@@ -110,12 +115,12 @@ def test_slots_of_other_lengths_do_not_share_a_tree(toy_model):
     stimuli = [Stimulus("a", "The {} said that", ("nurse doctor", "nurse captain"), ("she", "he")),
                Stimulus("b", "The nurse {} said that", ("doctor", "captain"), ("she", "he"))]
     comparisons = own_question.build_comparisons(model, "x", stimuli, "all")
-    assert own_question.families(comparisons) == [[0], [1]]
+    assert families([comparison.intervention for comparison in comparisons]) == [[0], [1]]
 
 
 def test_long_families_are_run_in_parts(toy_model):
     stimuli = [Stimulus(str(number), "The {} said" + " that" * 40 + f" {number}", ("nurse", "man"), ("she", "he")) for number in range(60)]
-    found = own_question.families(own_question.build_comparisons(toy_model(), "x", stimuli, None))
+    found = families([comparison.intervention for comparison in own_question.build_comparisons(toy_model(), "x", stimuli, None)])
     assert sorted(index for members in found for index in members) == list(range(60)) and 1 < len(found) < 10
 
 
@@ -141,11 +146,10 @@ def test_methods_and_formats(toy_checkpoint, tmp_path, run_script):
 
 
 def test_an_interrupted_run_goes_on(toy_checkpoint, tmp_path, run_script, monkeypatch):
-    from experiment import Model
 
     path = write(tmp_path, TOY)
     command = f"mediate.py {path} -model {toy_checkpoint('gpt2')} -out_dir {tmp_path / 'out'} --mediators neurons,heads"
-    calls, sweep = [], Model.neuron_intervention_in_templates
+    calls, sweep = [], neuron_study.neurons_in_trees
 
     def stops(self, *arguments, **named):
         calls.append(1)
@@ -154,11 +158,11 @@ def test_an_interrupted_run_goes_on(toy_checkpoint, tmp_path, run_script, monkey
         return sweep(self, *arguments, **named)
 
     with monkeypatch.context() as patch:
-        patch.setattr(Model, "neuron_intervention_in_templates", stops)
+        patch.setattr(neuron_study, "neurons_in_trees", stops)
         assert run_script(command)[0] == 130
     assert path.exists() and not (tmp_path / "out" / "neurons_toy-gpt2.csv").exists()
     with monkeypatch.context() as patch:
-        patch.setattr(Model, "neuron_intervention_in_templates", lambda *arguments, **named: calls.append(1) or sweep(*arguments, **named))
+        patch.setattr(neuron_study, "neurons_in_trees", lambda *arguments, **named: calls.append(1) or sweep(*arguments, **named))
         assert run_script(command)[0] == 0
     assert len(calls) == 4 + 2 * 3 - 2  # three trees, two effects each; the first tree was kept
     assert run_script(command.replace("/out", "/whole"))[0] == 0
@@ -358,16 +362,18 @@ def test_a_unit_drawn_for_a_tree_is_one_draw(toy_checkpoint, tmp_path, run_scrip
 def test_a_unit_missed_in_several_comparisons_of_a_tree_is_one_miss():
     """Unit 3 was drawn; it is among the strongest of the second and the third comparison."""
     effects = np.array([[5.0, 4, 3, 1, 0], [5, 4, 3, 9, 0], [5, 4, 3, 9, 0]])
-    kept = {"base": np.zeros((3, 2, 2)), "indirect": np.stack([np.zeros_like(effects), effects], axis=2), "indirect_chosen": np.array([0, 1, 2]),
-            "indirect_drawn": np.array([3, 4]), "indirect_rest": np.int64(2), "indirect_estimates": effects[:, 3:]}
-    drawn, missed, rest, estimates, exact = own_question.sample_of(kept, "indirect", 3)
-    assert (drawn, missed, rest) == (2, 1, 2) and estimates.tolist() == exact.tolist() == [1, 0, 9, 0, 9, 0]
+    arrays = {"base": np.zeros((3, 2, 2)), "log_probabilities": np.stack([np.zeros_like(effects), effects], axis=2), "chosen": np.array([0, 1, 2]),
+              "drawn": np.array([3, 4]), "rest": np.int64(2), "estimates": effects[:, 3:]}
+    account = Account(samples=[sample_of(arrays, position, 0, "tree 0", 3) for position in range(3)])
+    screen = account.entry(3)["screen"]
+    assert (screen["drawn"], screen["missed"], screen["rest"]) == (2, [["tree 0", 3]], 2)
+    assert screening_of({"screen": screen}, 3) == Screening(2, 1, 2, 3) and screen["largest_difference"] == 0
 
 
 def test_trees_that_share_a_null_prompt_draw_their_own_units(toy_checkpoint, tmp_path, run_script, monkeypatch):
-    path, draws, estimate = write(tmp_path, [Stimulus("1", "The {} said that", ("nurse", "man", "woman", "king"), ("she", "he"))]), [], \
-        own_question.estimated_neurons
-    monkeypatch.setattr(own_question, "estimated_neurons", lambda *arguments: draws.append(arguments[-1]) or estimate(*arguments))
+    path, draws = write(tmp_path, [Stimulus("1", "The {} said that", ("nurse", "man", "woman", "king"), ("she", "he"))]), []
+    screen = neuron_study.screened_units
+    monkeypatch.setattr(neuron_study, "screened_units", lambda *arguments: draws.append(arguments[-1].bit_generator.state) or screen(*arguments))
     code, _, error = run_script(f"mediate.py {path} -model {toy_checkpoint('llama')} -out_dir {tmp_path / 'out'} --mediators neurons {SCREEN}")
     assert code == 0, error
     assert len(draws) == 6 and len({str(seed) for seed in draws}) == 6
@@ -387,8 +393,7 @@ def test_what_cannot_reach_the_output_has_exactly_no_effect(toy_checkpoint, tmp_
 
 def test_an_error_in_one_place_is_found(toy_checkpoint, tmp_path, run_script, monkeypatch):
     """Four random neurons of 64 would mostly miss it: those with the largest effects are always run again."""
-    from experiment import Model
-    sweep = Model.neuron_intervention_in_templates
+    sweep = neuron_study.neurons_in_trees
 
     def wrong_at_the_strongest(self, *arguments, **named):
         swept = sweep(self, *arguments, **named)
@@ -398,7 +403,7 @@ def test_an_error_in_one_place_is_found(toy_checkpoint, tmp_path, run_script, mo
         flat[torch.arange(len(flat)), strongest, 0] += 0.01
         return swept
 
-    monkeypatch.setattr(Model, "neuron_intervention_in_templates", wrong_at_the_strongest)
+    monkeypatch.setattr(neuron_study, "neurons_in_trees", wrong_at_the_strongest)
     path = write(tmp_path, FOUR[:1])
     code, _, error = run_script(f"mediate.py {path} -model {toy_checkpoint('llama')} -out_dir {tmp_path / 'out'} --mediators neurons")
     assert code == 2 and "the sweep and full passes differ by 1.0e-02 in a log-probability, more than the accepted" in error

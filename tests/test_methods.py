@@ -10,8 +10,9 @@ import pandas as pd
 import pytest
 import torch
 from scipy import stats
+from tqdm import tqdm
 
-from experiment import Intervention, Model
+from experiment import Intervention
 from mediation.effects.statistics import Screening, agreement, misses, strongest_in_any, upper_share
 from mediation.files.storage import RunFolder
 from mediation.mediators.head_sweeps import head_edits
@@ -21,7 +22,11 @@ from mediation.mediators.neurons import INTERVENTION_TYPES, NeuronEdits
 from mediation.mediators.sweeps import by_full_passes, heads_by_full_passes
 from mediation.model.attention import attention_weights
 from mediation.results.neuron_tables import read_interventions
+from mediation.studies import engine
+from mediation.studies import neurons as neuron_study
 from mediation.studies import professions as professions_study
+from mediation.studies.engine import StudyOptions
+from mediation.studies.heads import Heads
 from tests.test_scripts import assert_refused, contents
 
 RUN = "run_profession_neuron_experiments.py -template_indices 1 13 --professions nurse captain teacher doctor"
@@ -37,10 +42,16 @@ def stimuli(model, words=("nurse", "captain", "teacher")):
             for template in ("The {} said that", "The {} went home because")}
 
 
-def gradients_of(model, folder, interventions):
+def results_of(model, folder, stimuli, kind, options):
+    """(RunFolder, TreeResults) of a sweep over stimuli."""
     run_folder = RunFolder(folder)
     run_folder.claim([], {})
-    return professions_study.Gradients(model, run_folder, interventions)
+    gradients = neuron_study.Gradients(stimuli, "gradients", 1) if options.estimates else None
+    units = neuron_study.Units(None, (model.num_layers + 1) * model.num_neurons)
+    trees = neuron_study.plan(model, stimuli, kind, units, options, "table", gradients=gradients)
+    with tqdm(disable=True) as progress:
+        shards = engine.run(model, trees.stages, run_folder, progress)
+    return run_folder, neuron_study.TreeResults(trees, shards, options.screen_top)
 
 
 # the first order
@@ -49,10 +60,10 @@ def gradients_of(model, folder, interventions):
 @pytest.mark.parametrize("kind", list(INTERVENTION_TYPES)[:6])  # the others are the same for stimuli with one alternative
 def test_neurons_equal_central_differences_of_full_passes(toy_model, architecture, in_double, kind, tmp_path):
     model, width, tolerance = toy_model(architecture, torch.float64), STEP, TOLERANCE
-    interventions = stimuli(model)
-    template, word = "The {} went home because", "captain"
-    moved, base = gradients_of(model, tmp_path, interventions).first_order(template, word, kind, 1.0)
-    stimulus = interventions[template][word]
+    every = [stimulus for words in stimuli(model).values() for stimulus in words.values()]
+    number, stimulus = next((number, one) for number, one in enumerate(every) if one.base_strings[0] == "The captain went home because")
+    swept = results_of(model, tmp_path, every, kind, StudyOptions("gradient", dtype="float64"))[1](number)
+    moved, base = swept.log_probabilities.T.reshape(2, model.num_layers + 1, -1), swept.base
     with torch.no_grad():
         runs, run_on, edits = runs_and_edits(model, stimulus, kind)
         own = runs[run_on].representations(edits.position).reshape(-1, 1)
@@ -99,13 +110,13 @@ def test_prompts_together_equal_prompts_alone(toy_model):
 
 
 def test_one_backward_pass_a_prompt_serves_all_types(run_script, toy_checkpoint, tmp_path, monkeypatch):
-    taken, gradients = [], Model.neuron_gradients
+    taken, gradients = [], neuron_study.neuron_gradients_of
 
-    def count(self, interventions, prompt):
+    def count(model, interventions, prompt):
         taken.append((prompt, len(interventions)))
-        return gradients(self, interventions, prompt)
+        return gradients(model, interventions, prompt)
 
-    monkeypatch.setattr(Model, "neuron_gradients", count)
+    monkeypatch.setattr(neuron_study, "neuron_gradients_of", count)
     assert run_script(f"{RUN} --method gradient", "-model", toy_checkpoint("gpt2"), "-out_dir", tmp_path)[0] == 0
     assert sorted(taken) == [(0, 8), (1, 2), (2, 2)]
 
@@ -113,17 +124,15 @@ def test_one_backward_pass_a_prompt_serves_all_types(run_script, toy_checkpoint,
 # what is kept on the way
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-def test_gradients_keep_twelve_bytes_a_neuron_and_prompt(toy_model, tmp_path, dtype):
-    model = toy_model("llama", dtype)
-    interventions = stimuli(model)
-    gradients = gradients_of(model, tmp_path, interventions)
-    for template, words in interventions.items():
-        for word in words:
-            gradients(template, word, 0)
-    needed = professions_study.bytes_on_the_way(model, interventions, "gradient")
-    assert needed == 6 * (model.num_layers + 1) * model.num_neurons * (12 if dtype == torch.float32 else 24)
-    assert 0 <= gradients.run_folder.shard_bytes() - needed < 6 * 1000  # names and sizes in each of six files
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_gradients_keep_twelve_bytes_a_neuron_and_prompt_and_seventeen_an_estimate(toy_model, tmp_path, dtype):
+    model = toy_model("llama", getattr(torch, dtype))
+    every = [stimulus for words in stimuli(model).values() for stimulus in words.values()]
+    run_folder, _ = results_of(model, tmp_path, every, "man_indirect", StudyOptions("gradient", dtype=dtype))
+    needed = neuron_study.bytes_of_gradients(model, every, "gradient")
+    assert needed == 6 * (model.num_layers + 1) * model.num_neurons * ((12 if dtype == "float32" else 24) + 17)
+    alternatives = 4 * (model.num_layers + 1) * model.num_neurons * (12 if dtype == "float32" else 24)  # two prompts of two templates, for all words
+    assert 0 <= run_folder.shard_bytes() - needed - alternatives < 6 * 2000  # names and sizes in each of six files
 
 
 @pytest.mark.parametrize("method", ["gradient", "screen"])
@@ -219,12 +228,12 @@ def test_analyses_say_which_method_made_the_numbers(run_script, made, tmp_path, 
 # stopping, and whose file is whose
 
 
-@pytest.mark.parametrize("options, function, calls", [("--method gradient", "neuron_gradients", 4), (SCREEN, "neuron_intervention_in_templates", 16)])
+@pytest.mark.parametrize("options, function, calls", [("--method gradient", "neuron_gradients_of", 4), (SCREEN, "neurons_in_trees", 16)])
 def test_a_run_that_was_stopped_goes_on(run_script, toy_checkpoint, tmp_path, monkeypatch, options, function, calls):
-    monkeypatch.setattr(professions_study, "WORDS_AT_ONCE", 2)
+    monkeypatch.setattr(neuron_study, "WORDS_AT_ONCE", 2)
     command = f"{RUN} {options}"
     assert run_script(command, "-model", toy_checkpoint("llama"), "-out_dir", tmp_path / "whole")[0] == 0
-    done, original = [], getattr(Model, function)
+    done, original = [], getattr(neuron_study, function)
 
     def stop_at_third(self, *arguments, **named):
         done.append(0)
@@ -232,7 +241,7 @@ def test_a_run_that_was_stopped_goes_on(run_script, toy_checkpoint, tmp_path, mo
             raise KeyboardInterrupt
         return original(self, *arguments, **named)
 
-    monkeypatch.setattr(Model, function, stop_at_third)
+    monkeypatch.setattr(neuron_study, function, stop_at_third)
     assert run_script(command, "-model", toy_checkpoint("llama"), "-out_dir", tmp_path / "stopped")[0] == 130
     assert list(tmp_path.glob("stopped/results/*/unfinished"))
     assert run_script(command, "-model", toy_checkpoint("llama"), "-out_dir", tmp_path / "stopped")[0] == 0
@@ -348,17 +357,16 @@ def test_the_attention_study_by_every_method(run_script, toy_checkpoint, data, t
 
 
 def test_an_attention_study_that_was_stopped_goes_on(run_script, toy_checkpoint, data, tmp_path, monkeypatch):
-    from mediation.studies import attention as attention_study
-    swept, sweep = [], attention_study.sweep_example
+    swept, compute = [], Heads.compute
 
     def stop_at_second(*arguments):
         swept.append(0)
         if len(swept) == 2:
             raise KeyboardInterrupt
-        return sweep(*arguments)
+        return compute(*arguments)
 
     assert study(run_script, toy_checkpoint, tmp_path / "whole", "--method", "gradient")[0] == 0
-    monkeypatch.setattr(attention_study, "sweep_example", stop_at_second)
+    monkeypatch.setattr(Heads, "compute", stop_at_second)
     assert study(run_script, toy_checkpoint, tmp_path / "stopped", "--method", "gradient")[0] == 130
     assert study(run_script, toy_checkpoint, tmp_path / "stopped", "--method", "gradient")[0] == 0
     one, other = (path.read_bytes() for path in sorted(tmp_path.glob("*/winobias_data/attention*.json")))
@@ -371,13 +379,13 @@ def test_attention_scripts_refuse_what_means_nothing(run_script, toy_checkpoint,
 
 
 def test_an_extended_run_takes_only_the_gradients_that_it_needs(run_script, toy_checkpoint, tmp_path, monkeypatch):
-    taken, gradients = [], Model.neuron_gradients
+    taken, gradients = [], neuron_study.neuron_gradients_of
 
     def recording(self, stimuli, prompt):
         taken.extend(stimulus.base_strings[prompt] for stimulus in stimuli)
         return gradients(self, stimuli, prompt)
 
-    monkeypatch.setattr(Model, "neuron_gradients", recording)
+    monkeypatch.setattr(neuron_study, "neuron_gradients_of", recording)
     command = f"run_profession_neuron_experiments.py --professions nurse captain --method gradient -model {toy_checkpoint('gpt2')} -out_dir {tmp_path}"
     assert run_script(f"{command} -template_indices 1")[0] == 0
     taken.clear()

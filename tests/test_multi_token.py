@@ -3,7 +3,6 @@
 import json
 import shutil
 from itertools import permutations
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -17,7 +16,9 @@ from mediation.files.storage import RunFolder
 from mediation.mediators.neurons import INTERVENTION_TYPES, single_neuron_edits
 from mediation.mediators.sweeps import by_full_passes
 from mediation.stimuli.prompts import begin_tokens, fill, is_masked
-from mediation.studies.professions import SHARED_FROM, sweep_kind
+from mediation.studies.engine import StudyOptions
+from mediation.studies.neurons import INTERPOLATED_FROM
+from mediation.studies.professions import ProfessionStudy
 from tests.test_engine import TOLERANCE
 
 CANDIDATES = (["he", "she"], ["he was", "she said that"], ["was fired", "he"])
@@ -133,15 +134,15 @@ def test_a_study_of_words_of_several_tokens(toy_model, tmp_path):
     model, template, run_folder = toy_model(), "The {} said that", RunFolder(tmp_path)
     words = ["".join(pair) for pair in permutations("xqzj", 2)]
     stimuli = {word: make(model, template, (word, "xx", "qq"), CANDIDATES[0], "all") for word in words}
-    options = SimpleNamespace(method="exact", precision="exact", full_passes=False, dtype="float32", alpha=1.0, batch_size=None,
-                              odds_only=False, seed=0)
     run_folder.claim([], {})
-    assert len(words) >= SHARED_FROM
-    results = sweep_kind(model, run_folder, "man_direct", {template: "t.csv"}, {template: stimuli}, options,
-                         tqdm(disable=True))
+    assert len(words) >= INTERPOLATED_FROM
+    study = ProfessionStudy(model, run_folder, {template: stimuli}, {"t.csv": {"template": template, "intervention_type": "man_direct"}},
+                            StudyOptions())
+    with tqdm(disable=True) as progress:
+        results, prompts = study.sweep("man_direct", progress)
     expected = model.neuron_intervention_single_experiment(stimuli[words[3]], "man_direct")[6:]
-    found = results(template, words[3])["log_probabilities"]
-    np.testing.assert_allclose(found, np.log([part.numpy() for part in expected]), atol=1e-5)
+    found = results(prompts.index((template, words[3]))).log_probabilities.T
+    np.testing.assert_allclose(found, np.log([part.numpy().ravel() for part in expected]), atol=1e-5)
 
 
 # without the normaliser

@@ -26,6 +26,7 @@ from mediation.model.fast_rows import FastRows
 from mediation.model.forward import run_base
 from mediation.model.products import exchanged, on_differences, packed, recorded
 from mediation.studies import error_budget, professions
+from mediation.studies import neurons as neuron_study
 from tests.conftest import PROJECT
 
 TEMPLATES = ("The {} said that", "The {} yelled because", "The {} was fired because")
@@ -271,7 +272,7 @@ STUDY = "run_profession_neuron_experiments.py -template_indices 1 13 --professio
 
 def test_what_was_run_fast_survives_a_stop(toy_checkpoint, run_script, tmp_path, monkeypatch):
     """The manifest counts the rows of every sitting, not of the last process."""
-    sweep, calls = Model.neuron_intervention_in_templates, []
+    sweep, calls = neuron_study.neurons_in_trees, []
 
     def stop_at_second(self, *arguments, **named):
         calls.append(0)
@@ -281,7 +282,7 @@ def test_what_was_run_fast_survives_a_stop(toy_checkpoint, run_script, tmp_path,
 
     command = f"{STUDY} --precision fast -model {toy_checkpoint('llama')} -out_dir"
     assert run_script(command, tmp_path / "whole")[0] == 0
-    monkeypatch.setattr(Model, "neuron_intervention_in_templates", stop_at_second)
+    monkeypatch.setattr(neuron_study, "neurons_in_trees", stop_at_second)
     assert run_script(command, tmp_path / "stopped")[0] == 130
     assert run_script(command, tmp_path / "stopped")[0] == 0
     whole, stopped = (json.loads(next(tmp_path.glob(f"{name}/results/*/manifest.json")).read_text())["runs"][0] for name in ("whole", "stopped"))

@@ -20,7 +20,6 @@ from mediation.effects.statistics import smallest_reaching
 from mediation.errors import InputError
 from mediation.files.storage import RunFolder, read_pickle, write_pickle
 from mediation.studies import selection
-from mediation.studies.attention import indirect_effects_of_sets
 from tests.conftest import WINOBIAS_ROWS
 from tests.preloaded import new_process
 
@@ -37,8 +36,8 @@ def head_files(tmp_path):
         folder = RunFolder(tmp_path / "heads")
         folder.claim(names.values(), {})
         run = folder.begin({"settings": {}, "files": {name: {} for name in names.values()}})
-        return selection.SelectionFiles(folder, run, names, lambda index, sets: indirect_effects_of_sets(model, interventions[index], sets),
-                                        range(len(interventions)), lambda items, _: items, (model.num_layers, model.num_heads), "head")
+        examples = {index: selection.HeadExample(intervention, None) for index, intervention in enumerate(interventions)}
+        return selection.SelectionFiles(model, folder, run, names, examples, "", " examples", (model.num_layers, model.num_heads), "head")
     return make
 
 
