@@ -1,9 +1,14 @@
 """What is asked of the model: templates with one slot, the substitutes that fill it, the candidates that may follow."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import TYPE_CHECKING
 
 from mediation.errors import InputError
+
+if TYPE_CHECKING:  # a tokenizer comes with a model; the forms of stimuli need none
+    import transformers
 
 
 @dataclass(frozen=True)
@@ -11,8 +16,8 @@ class Prompt:
     """A filled template. `tokens`: its token ids; `slot`: index of the first and one past the last token of the slot."""
 
     text: str
-    tokens: tuple
-    slot: tuple
+    tokens: tuple[int, ...]
+    slot: tuple[int, int]
 
 
 @dataclass(frozen=True)
@@ -24,12 +29,12 @@ class PronounStimulus:
     """
 
     base_string: str
-    substitutes: tuple
-    candidates: tuple
-    referents: tuple
+    substitutes: tuple[str, str]
+    candidates: tuple[str, str]
+    referents: tuple[str, str]
 
 
-def fill(tokenizer, base_string, substitute):
+def fill(tokenizer: "transformers.PreTrainedTokenizerBase", base_string: str, substitute: str) -> Prompt:
     """Tokenize `base_string` with `substitute` in its slot, and find the slot's tokens by the tokenizer's character offsets.
 
     No special tokens are added but the begin token of models that always have one, see `begin_tokens`. The 2020 code counted the slot's
@@ -57,7 +62,7 @@ def fill(tokenizer, base_string, substitute):
 
 
 @lru_cache(maxsize=8)  # it is asked for every prompt
-def begin_tokens(tokenizer):
+def begin_tokens(tokenizer: "transformers.PreTrainedTokenizerBase") -> list[int]:
     """[id] of the begin token where the tokenizer puts one before every text, as Gemma's does; else [].
 
     Such a model was trained with it always there: without, its probabilities are far off. An end token that
@@ -69,13 +74,15 @@ def begin_tokens(tokenizer):
     return begin[:1] if usual == begin + behind and not (behind and is_masked(tokenizer)) else []
 
 
-def is_masked(tokenizer):
+def is_masked(tokenizer: "transformers.PreTrainedTokenizerBase") -> bool:
     """Whether a tokenizer is that of a model that predicts masked tokens. Gemma's names a mask, too, but begins a text as causal models do."""
     begins = tokenizer("a")["input_ids"][:1] == [tokenizer.bos_token_id]
     return tokenizer.mask_token_id is not None and not (begins and tokenizer.cls_token_id != tokenizer.bos_token_id)
 
 
-def tokenize_candidate(tokenizer, candidate):
+def tokenize_candidate(
+    tokenizer: "transformers.PreTrainedTokenizerBase", candidate: str,
+) -> tuple[list[str], list[int]]:
     """(tokens, ids) of a candidate as it stands after a blank: "he" -> (["Ġhe"], [339]) in GPT-2's vocabulary.
 
     Raises:
@@ -89,7 +96,7 @@ def tokenize_candidate(tokenizer, candidate):
     return tokenizer.convert_ids_to_tokens(ids), ids
 
 
-def check_candidates(names, ids, single=True):
+def check_candidates(names: Sequence[str], ids: Sequence[Sequence[int]], single: bool = True) -> None:
     """Raises InputError when the two candidates of a neuron stimulus are not two different ones, of one token each where `single`."""
     for name, tokens in zip(names, ids):
         if single and len(tokens) != 1:
@@ -100,7 +107,9 @@ def check_candidates(names, ids, single=True):
         raise InputError(f"candidates {names[0]!r} and {names[1]!r} are the same token{'' if single else 's'}: their odds are always 1, choose two words")
 
 
-def why_not_single_token(tokenizer, template, word, alternatives):
+def why_not_single_token(
+    tokenizer: "transformers.PreTrainedTokenizerBase", template: str, word: str, alternatives: Sequence[str],
+) -> str | None:
     """None when `word` and the alternatives each fill the slot with one token at the same place; else the reason in words.
 
     This is the rule of the 2020 study, where a representation of one word replaces that of another.
@@ -116,7 +125,9 @@ def why_not_single_token(tokenizer, template, word, alternatives):
     return None
 
 
-def why_not_pairwise(tokenizer, template, word, alternatives):
+def why_not_pairwise(
+    tokenizer: "transformers.PreTrainedTokenizerBase", template: str, word: str, alternatives: Sequence[str],
+) -> str | None:
     """None when `word` and the alternatives fill the slot with equally many tokens; else the reason in words."""
     counts = [last - first for first, last in (fill(tokenizer, template, substitute).slot for substitute in (word, *alternatives))]
     return None if len(set(counts)) == 1 else f"{counts[0]} tokens, and {', '.join(map(repr, alternatives))} {' and '.join(map(str, counts[1:]))}"
