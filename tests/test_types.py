@@ -10,7 +10,6 @@ from jaxtyping import TypeCheckError
 from torch import nn
 
 from mediation.effects.statistics import misses, strongest_in_any
-from mediation.model.forward import Tree
 from mediation.model.readout import log_sum_exp
 from mediation.reports import plots
 
@@ -66,12 +65,3 @@ def test_a_tensor_of_a_wrong_shape_or_kind_of_number_is_refused():
         log_sum_exp(head, torch.zeros(4))
     with pytest.raises(TypeCheckError):
         log_sum_exp(head, torch.zeros(2, 4, dtype=torch.long))
-
-
-def test_a_record_of_wrong_shapes_is_refused():
-    tokens, visible = torch.arange(3), torch.ones(3, 3, dtype=torch.bool)
-    assert Tree(tokens, tokens, visible, ()).visible is visible
-    with pytest.raises(TypeCheckError):
-        Tree(tokens, tokens[:2], visible, ())
-    with pytest.raises(TypeCheckError):
-        Tree(tokens, tokens, visible[:2], ())

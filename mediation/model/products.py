@@ -127,6 +127,7 @@ def on_differences(blocks: nn.ModuleList, record: Recorded, first: int) -> Forwa
     # several layers are given the same input one after the other, as queries, keys and values are
     last: list[Any] = [None, None]
 
+    @no_type_check  # as in `forward.run_base`
     def forward_of(layer, inputs, outputs):
         multiply = _product_of(layer, torch.bfloat16)
 

@@ -9,7 +9,7 @@ Shapes: B rows, P positions, S tokens that can change, D hidden size, V vocabula
 import weakref
 from collections.abc import Sequence
 from functools import partial
-from typing import Any
+from typing import Any, no_type_check
 
 import torch
 from jaxtyping import Float, Float64
@@ -177,6 +177,7 @@ class ReadOut:
             columns.append((normed - self.base).norm(dim=2).amax(dim=1).double())
         return torch.stack(columns, dim=1).cpu()
 
+    @no_type_check  # it is called for every token, with what __call__ has checked
     def _logit(self, rows: Float[Tensor, "B D"], token: int) -> Float64[Tensor, "B"]:
         """Of one token."""
         return rows.double() @ self.parts.head.weight[token].double() + (0.0 if self.parts.head.bias is None else self.parts.head.bias[token].double())

@@ -24,7 +24,7 @@ LONGEST = 2000  # characters of a text: about 500 tokens, whose attention weight
 
 @dataclass(frozen=True)
 class Stimulus:
-    """One line of a file. `substitutes`: first the null prompt's; `group`: "" for none; `line`: its number."""
+    """One line of a file. `substitutes`: first the null prompt's; `group`: "" for none; `line`: of the file."""
 
     id: str
     base: str
