@@ -17,7 +17,7 @@ from mediation.files.assets import DATA_SETS, MODELS, fetch_data_set, fetch_term
 from mediation.options import Parser, exit_on_bad_input
 
 
-def main():
+def main() -> None:
     """Fetch the named assets; without names, list them."""
     parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("names", nargs="*", metavar="NAME", help=f"any of {', '.join([*MODELS, *DATA_SETS])}")

@@ -4,8 +4,10 @@ import argparse
 import os
 import signal
 import sys
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any, NoReturn
 
 from mediation.errors import InputError
 from mediation.files.storage import check_writable
@@ -17,10 +19,12 @@ METHODS = ("exact", "gradient", "screen")
 class Parser(argparse.ArgumentParser):
     """An ArgumentParser that takes every option with one dash or two, with - or _ between words, and errs in one line."""
 
-    def __init__(self, **settings):
+    def __init__(self, **settings: Any) -> None:
         super().__init__(allow_abbrev=False, **settings)
 
-    def parse_known_args(self, args=None, namespace=None):
+    def parse_known_args(  # type: ignore[override]  # argparse declares three overloads for one signature
+        self, args: Sequence[str] | None = None, namespace: Any = None,
+    ) -> tuple[Any, list[str]]:
         known = {option for action in self._actions for option in action.option_strings}
 
         def canonical(argument):
@@ -30,12 +34,12 @@ class Parser(argparse.ArgumentParser):
 
         return super().parse_known_args([canonical(argument) for argument in (sys.argv[1:] if args is None else args)], namespace)
 
-    def error(self, message):
+    def error(self, message: str) -> NoReturn:
         self.exit(2, f"{self.prog}: error: {message} (see {self.prog} --help)\n")
 
 
 @contextmanager
-def exit_on_bad_input():
+def exit_on_bad_input() -> Iterator[None]:
     """Bad input ends in one line and exit code 2; Ctrl-C and SIGTERM in one line and 130 or 143, with what was done kept."""
     def terminate(*_):
         raise SystemExit(143)
@@ -63,7 +67,7 @@ def exit_on_bad_input():
         signal.signal(signal.SIGTERM, before)
 
 
-def positive(text):
+def positive(text: str) -> int:
     """A whole number from 1 on."""
     number = int(text)
     if number < 1:
@@ -71,7 +75,7 @@ def positive(text):
     return number
 
 
-def seed(text):
+def seed(text: str) -> int:
     """A whole number from 0 on."""
     number = int(text)
     if number < 0:
@@ -79,7 +83,7 @@ def seed(text):
     return number
 
 
-def quantile(text):
+def quantile(text: str) -> float:
     """A part of the examples, from 0 on and below 1."""
     number = float(text)
     if not 0 <= number < 1:
@@ -87,12 +91,12 @@ def quantile(text):
     return number
 
 
-def batch_size(text):
+def batch_size(text: str) -> int | None:
     """A whole number from 1 on, or None for "auto"."""
     return None if text == "auto" else positive(text)
 
 
-def add_model_options(parser):
+def add_model_options(parser: argparse.ArgumentParser) -> None:
     """-model and how it is run. The model's spellings are those of the 2020 scripts, which were not of one mind."""
     parser.add_argument(*MODEL_SPELLINGS, dest="model", required=True, metavar="M",
                         help="a bundled model (smollm2-135m, gemma3-270m), a local directory, or a hub id such as gpt2")
@@ -107,7 +111,7 @@ def add_model_options(parser):
     parser.add_argument("--seed", type=seed, default=0, help="of everything random (default: 0)")
 
 
-def add_method(parser):
+def add_method(parser: argparse.ArgumentParser) -> None:
     """--method and --precision of the studies."""
     parser.add_argument("--method", choices=METHODS, default="exact",
                         help="exact: every unit is intervened upon; gradient: first-order estimates of all, from one backward pass a candidate; "
@@ -119,7 +123,7 @@ def add_method(parser):
                              "both ways say so; a sweep off by more than 1e-3 in a random sample is run again exactly (default: exact)")
 
 
-def add_screening(parser):
+def add_screening(parser: argparse.ArgumentParser) -> None:
     """How --method screen goes about neurons."""
     parser.add_argument("--screen_share", type=share, default=0.1, metavar="S",
                         help="part of a prompt's neurons that screening runs exactly, word embedding and first block included (default: 0.1)")
@@ -128,21 +132,21 @@ def add_screening(parser):
     parser.add_argument("--screen_top", type=positive, default=50, metavar="N", help="the strongest neurons of a prompt that are to be found (default: 50)")
 
 
-def check_screen_share(options, layers):
+def check_screen_share(options: argparse.Namespace, layers: int) -> None:
     """Raises InputError when screening could not even run the word embedding and the first block."""
     if options.method == "screen" and options.screen_share * (layers + 1) < 2:
         raise InputError(f"--screen_share {options.screen_share:g}: the word embedding and the first block, run exactly, are "
                          f"{2 / (layers + 1):.3f} of this model's neurons already: name a larger share")
 
 
-def add_multi_token(parser):
+def add_multi_token(parser: argparse.ArgumentParser) -> None:
     """--multi_token: what becomes of words and candidates of several tokens in neuron interventions."""
     parser.add_argument("--multi_token", choices=("last", "all"), metavar="last|all",
                         help="take words and candidates of several tokens: neurons are changed at the slot's last token, or at all its tokens pairwise, "
                              "where the prompts have as many (default: such words are dropped, the rule of the 2020 study)")
 
 
-def refuse_full_passes(parser, options):
+def refuse_full_passes(parser: argparse.ArgumentParser, options: argparse.Namespace) -> None:
     """The slow reference runs every unit exactly: with estimates it means nothing."""
     for option in ("method", "precision"):
         if getattr(options, option) != "exact" and options.full_passes:
@@ -151,14 +155,14 @@ def refuse_full_passes(parser, options):
         parser.error("--precision fast is for interventions that are run: it does not go with --method gradient")
 
 
-def true_or_false(text):
+def true_or_false(text: str) -> bool:
     """"True" or "False", as the 2020 scripts take them."""
     if text.lower() not in ("true", "false"):
         raise argparse.ArgumentTypeError(f"{text} is neither True nor False")
     return text.lower() == "true"
 
 
-def add_attention_options(parser):
+def add_attention_options(parser: argparse.ArgumentParser) -> None:
     """What the attention scripts have in common."""
     add_model_options(parser)
     parser.add_argument("--do_filter", type=true_or_false, default=True, metavar="True|False",
@@ -177,14 +181,14 @@ def add_full_passes(parser):
                         help="every intervention as a full forward pass of its own under plain hooks: slow, the reference")
 
 
-def add_masking_approach(parser):
+def add_masking_approach(parser: argparse.ArgumentParser) -> None:
     """--masking_approach of masked models."""
     parser.add_argument("--masking_approach", type=int, choices=range(1, 7), default=1, metavar="1-6",
                         help="how a masked model (bert, distilbert, roberta) scores a candidate, token by token at a mask: 1 nothing after the mask, 2 the "
                              "candidate's later tokens, 3 masks for these; 4 to 6 the same between begin and separator tokens (default: 1)")
 
 
-def choices(*allowed):
+def choices(*allowed: str) -> Callable[[str], list[str]]:
     """A reader of one or more of the allowed names, separated by commas."""
     def read(text):
         names = text.split(",")
@@ -195,7 +199,7 @@ def choices(*allowed):
     return read
 
 
-def add_selection_options(parser):
+def add_selection_options(parser: argparse.ArgumentParser) -> None:
     """What the scripts that select heads or neurons have in common."""
     parser.add_argument("--algo", type=choices("topk", "greedy", "random"), default=["topk", "greedy"], metavar="A,...",
                         help="topk (the best alone), greedy (one after the other), random (orders for comparison) (default: topk,greedy)")
@@ -204,7 +208,7 @@ def add_selection_options(parser):
     parser.add_argument("--lazy", action="store_true", help="greedy that evaluates only units whose last gain can still win; says what it saved")
 
 
-def folder_and_model_parser(description):
+def folder_and_model_parser(description: str | None) -> Parser:
     """The command line of the scripts that read the CSVs of one model: FOLDER, M and -out_dir."""
     parser = Parser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", metavar="FOLDER", help="folder of the CSVs, such as results/20200301_neuron_intervention")
@@ -213,12 +217,12 @@ def folder_and_model_parser(description):
     return parser
 
 
-def add_out_dir(parser):
+def add_out_dir(parser: argparse.ArgumentParser) -> None:
     """-out_dir of the scripts that read a folder."""
     parser.add_argument("--out_dir", metavar="D", help="where figures and tables go (default: FOLDER)")
 
 
-def share(text):
+def share(text: str) -> float:
     """A part of a whole, above 0 and at most 1."""
     number = float(text)
     if not 0 < number <= 1:
@@ -226,7 +230,7 @@ def share(text):
     return number
 
 
-def output_folder(options):
+def output_folder(options: argparse.Namespace) -> Path:
     """-out_dir of an analysis script, or the folder it reads; checked before anything is computed."""
     folder = Path(options.folder)
     out_dir = Path(options.out_dir or (folder.parent if folder.is_file() else folder))

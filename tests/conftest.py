@@ -10,9 +10,16 @@ from pathlib import Path
 
 import pytest
 import torch
+from jaxtyping import install_import_hook
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from torch.overrides import TorchFunctionMode
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForMaskedLM, PreTrainedTokenizerFast
+
+# before anything of these is imported: signatures are checked at every call, shapes too; an int is a float;
+# the rest of the model is left out: it is called so often that test_products.py took 40% more time
+ROOMS = ("effects", "model.readout", "reports", "results", "stimuli")
+install_import_hook([f"mediation.{room}" for room in ROOMS],
+                    "beartype.beartype(conf=beartype.BeartypeConf(is_pep484_tower=True))")
 
 from mediation.stimuli.templates import TEMPLATES
 

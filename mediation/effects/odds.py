@@ -5,19 +5,23 @@ an *odds ratio* is odds under an intervention over odds without it, and an *effe
 """
 
 import numpy as np
+from jaxtyping import Float64
+from numpy.typing import ArrayLike
+
+Numbers = Float64[np.ndarray, "..."] | np.float64  # of the shape to which the arguments broadcast
 
 
-def log_odds(probability, other):
-    """log(probability / other), elementwise, float64. Shapes broadcast; probabilities in (0, 1]."""
+def log_odds(probability: ArrayLike, other: ArrayLike) -> Numbers:
+    """log(probability / other), elementwise; probabilities in (0, 1]."""
     return np.log(np.asarray(probability, np.float64)) - np.log(np.asarray(other, np.float64))
 
 
-def odds_ratio(log_odds_intervened, log_odds_base):
+def odds_ratio(log_odds_intervened: ArrayLike, log_odds_base: ArrayLike) -> Numbers:
     """odds(intervened) / odds(base) from the two log odds; 1 = no effect. Vig et al. 2020, equations 1 to 3, before the minus 1."""
     return np.exp(np.asarray(log_odds_intervened, np.float64) - np.asarray(log_odds_base, np.float64))
 
 
-def effect(log_odds_intervened, log_odds_base):
+def effect(log_odds_intervened: ArrayLike, log_odds_base: ArrayLike) -> Numbers:
     """odds(intervened) / odds(base) - 1: total, natural direct or natural indirect effect, as the run intervened upon was.
 
     Vig et al. 2020, equations 1 (total), 2 (natural direct) and 3 (natural indirect). 0 = no effect.
@@ -25,7 +29,7 @@ def effect(log_odds_intervened, log_odds_base):
     return np.expm1(np.asarray(log_odds_intervened, np.float64) - np.asarray(log_odds_base, np.float64))
 
 
-def gender_contrast(log_odds_under_man, log_odds_under_woman):
+def gender_contrast(log_odds_under_man: ArrayLike, log_odds_under_woman: ArrayLike) -> Numbers:
     """(log effect under man - log effect under woman) / 2, both with the same orientation (he over she).
 
     Most of what a neuron does when a profession becomes a person word is common to man and woman; the half difference

@@ -3,17 +3,35 @@
 Every estimand carries its formula and its filter: the 2020 study and its scripts average different things under one name.
 """
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from os import PathLike
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 import pandas as pd
+from jaxtyping import Bool, Float, Float64, Int
+from numpy.typing import ArrayLike
 from scipy import stats
 
-from mediation.effects.odds import effect, gender_contrast, log_odds, odds_ratio
+from mediation.effects.odds import Numbers, effect, gender_contrast, log_odds, odds_ratio
 from mediation.errors import InputError
 
 LEAST_PROBABILITY = 0.01  # the paper's filter: both candidates above it on the null prompt
 RESAMPLES = 2000
+
+
+@runtime_checkable
+class RatedWord(Protocol):
+    """A person word and its rating, as `stimuli.professions.Profession` is one."""
+
+    @property
+    def bias(self) -> float:
+        """Negative = female-biased, positive = male-biased."""
+
+    @property
+    def is_definitional(self) -> bool:
+        """Whether the word has its gender by definition."""
 
 
 @dataclass(frozen=True)
@@ -25,7 +43,7 @@ class Estimand:
     filter: str
     value: float
     median: float
-    interval: tuple
+    interval: tuple[float, float]
     prompts: int
 
 
@@ -46,12 +64,14 @@ class Correlation:
     professions: int
 
 
-def prompt_effects(probabilities, professions):
-    """One row a prompt with the ratings of its word, its log odds and its total effects.
+def prompt_effects(
+    probabilities: pd.DataFrame, professions: Mapping[str, RatedWord],
+) -> tuple[pd.DataFrame, list[str]]:
+    """One row per prompt with the ratings of its word, its log odds and its total effects.
 
     Args:
         probabilities: table of `utils.read_probabilities`; candidate 1 is "he", candidate 2 "she".
-        professions: {word: Profession}.
+        professions: by their words.
 
     Returns: (table, words without a rating, left out). Added columns: definitional, bias, log_odds (he over she, null prompt),
     log_he_effect (log odds ratio he/she of man's prompt over the null), log_she_effect (she/he of woman's over the null),
@@ -68,7 +88,8 @@ def prompt_effects(probabilities, professions):
     return table.reset_index(drop=True), unrated
 
 
-def estimand(name, formula, filter_text, prompts, effects, by_template=False, seed=0):
+def estimand(name: str, formula: str, filter_text: str, prompts: pd.DataFrame, effects: ArrayLike,
+             by_template: bool = False, seed: int = 0) -> Estimand:
     """Mean of `effects` over the rows of `prompts`: pooled, or the mean of the templates' means. NaN over no prompts."""
     effects = np.asarray(effects, np.float64)
     if not len(prompts):
@@ -83,11 +104,12 @@ def estimand(name, formula, filter_text, prompts, effects, by_template=False, se
     drawn = np.random.default_rng(seed).multinomial(shape[1], np.full(shape[1], 1 / shape[1]), RESAMPLES)  # [resamples, words]
     with np.errstate(invalid="ignore"):
         resampled = np.nanmean((drawn @ sums.T) / (drawn @ counts.T), axis=1)
-    interval = tuple(np.nanpercentile(resampled, [2.5, 97.5])) if shape[1] > 1 else (np.nan, np.nan)
-    return Estimand(name, formula, filter_text, float((sums.sum(1) / counts.sum(1)).mean()), float(np.median(effects)), interval, len(prompts))
+    low, high = np.nanpercentile(resampled, [2.5, 97.5]) if shape[1] > 1 else (np.nan, np.nan)
+    mean = float((sums.sum(1) / counts.sum(1)).mean())
+    return Estimand(name, formula, filter_text, mean, float(np.median(effects)), (low, high), len(prompts))
 
 
-def total_effects(table):
+def total_effects(table: pd.DataFrame) -> list[Estimand]:
     """The estimands of `compute_neuron_total_effect.py`, the paper's first. Argument: table of `prompt_effects`."""
     generic = table[~table["definitional"]]
     likely = generic[(generic["candidate1_base_prob"] > LEAST_PROBABILITY) & (generic["candidate2_base_prob"] > LEAST_PROBABILITY)]
@@ -106,7 +128,7 @@ def total_effects(table):
     ]
 
 
-def bias_correlations(table):
+def bias_correlations(table: pd.DataFrame) -> list[Correlation]:
     """Correlations of a profession's bias with its log total effects. Argument: table of `prompt_effects`."""
     generic = table[~table["definitional"]]
     return [_correlation(f"bias with log {gender} effect", text, prompts, f"log_{gender}_effect")
@@ -127,7 +149,7 @@ def _pearson(x, y):
     return float(result.statistic), float(result.pvalue)
 
 
-def split_total_effects(table):
+def split_total_effects(table: pd.DataFrame) -> list[Estimand]:
     """The estimands of `compute_neuron_split_total_effect.py`: total effects by what the model prefers and by the stereotype.
 
     Definitional words left out, both candidates above 0.01 on the null prompt.
@@ -144,11 +166,11 @@ def split_total_effects(table):
     return found
 
 
-def strong_examples(odds_ratios, quantile):
+def strong_examples(odds_ratios: ArrayLike, quantile: float) -> tuple[list[int], int, float]:
     """The model-filtered examples: those whose odds ratio r = y(x') / y(x) lies above a quantile of all r above 1.
 
     Args:
-        odds_ratios: [N]; quantile: in [0, 1), 0.25 in the study.
+        odds_ratios: of N examples; quantile: in [0, 1), 0.25 in the study.
 
     Returns: (indices kept, number of examples with r > 1, threshold).
 
@@ -169,10 +191,12 @@ def strong_examples(odds_ratios, quantile):
 class Moments:
     """Mean and sample standard deviation of arrays that come one by one, without keeping them (Welford 1962)."""
 
-    def __init__(self):
-        self.count, self.mean, self._squares = 0, 0.0, 0.0
+    def __init__(self) -> None:
+        self.count = 0
+        self.mean: Numbers | float = 0.0
+        self._squares: Numbers | float = 0.0
 
-    def add(self, values):
+    def add(self, values: Numbers) -> None:
         """Add one array; all must have one shape."""
         self.count += 1
         step = values - self.mean
@@ -180,7 +204,7 @@ class Moments:
         self._squares = self._squares + step * (values - self.mean)
 
     @property
-    def deviation(self):
+    def deviation(self) -> Numbers:
         """Sample standard deviation (divided by n - 1); NaN for one array."""
         return np.sqrt(self._squares / (self.count - 1)) if self.count > 1 else np.full_like(self.mean, np.nan)
 
@@ -192,25 +216,33 @@ class NeuronAggregate:
     interventions, all others she/he under the woman interventions.
     """
 
-    def __init__(self):
+    def __init__(self) -> None:
         self.prompts = self.female_biased = 0
-        self.layers = self.neurons = None
+        self.layers = self.neurons = np.zeros(0, int)  # of no table yet
         self.indirect, self.direct, self.total, self.contrast = Moments(), Moments(), Moments(), Moments()
 
-    def check_units(self, path, layers, neurons):
+    def check_units(
+        self, path: str | PathLike[str], layers: Int[np.ndarray, "U"], neurons: Int[np.ndarray, "U"],
+    ) -> None:
         """Raises InputError when a table does not have the neurons of the tables before it."""
-        if self.layers is None:
+        if not len(self.layers):
             self.layers, self.neurons = layers, neurons
         elif not (np.array_equal(layers, self.layers) and np.array_equal(neurons, self.neurons)):
             raise InputError(f"{path} does not have the same neurons as the tables before it: write it again")
 
     @staticmethod
-    def types_needed(profession):
+    def types_needed(profession: RatedWord) -> tuple[str, str]:
         """The two intervention types that count for a profession."""
         return ("man_direct", "man_indirect") if profession.bias < 0 else ("woman_direct", "woman_indirect")
 
-    def add(self, profession, log_odds_of):
-        """Add one prompt. `log_odds_of`: {type: (log odds he over she without intervention, [units] under each)}."""
+    def add(
+        self, profession: RatedWord, log_odds_of: Mapping[str, tuple[float, Float64[np.ndarray, "U"]]],
+    ) -> None:
+        """Add one prompt.
+
+        Args:
+            log_odds_of: by type, log odds he over she without intervention, and with one on each unit.
+        """
         direct_type, indirect_type = self.types_needed(profession)
         toward = 1 if profession.bias < 0 else -1
         ratios = []
@@ -224,14 +256,14 @@ class NeuronAggregate:
         self.prompts += 1
         self.female_biased += profession.bias < 0
 
-    def effects(self):
+    def effects(self) -> pd.DataFrame:
         """The table of `{M}_neuron_effects.csv`: odds ratios (1 = no effect), sample standard deviations over prompts."""
         table = pd.DataFrame({"neuron_": self._names(), "layer_direct_mean": self.layers.astype(float), "neuron_direct_mean": self.neurons.astype(float)})
         for name, moments in (("odds_ratio_indirect", self.indirect), ("odds_ratio_direct", self.direct), ("total_causal_effect", self.total)):
             table[f"{name}_mean"], table[f"{name}_std"] = moments.mean, moments.deviation
         return table.sort_values("neuron_", ignore_index=True)
 
-    def gender_contrasts(self):
+    def gender_contrasts(self) -> pd.DataFrame:
         """Half the difference of a neuron's log indirect effects under man and under woman (log odds he over she), over prompts."""
         return pd.DataFrame({"neuron_": self._names(), "layer": self.layers, "neuron": self.neurons, "gender_contrast_mean": self.contrast.mean,
                              "gender_contrast_std": self.contrast.deviation, "prompts": self.contrast.count})
@@ -240,7 +272,7 @@ class NeuronAggregate:
         return [f"{layer}-{neuron}" for layer, neuron in zip(self.layers, self.neurons)]
 
 
-def top_of_layer(effects, share):
+def top_of_layer(effects: pd.DataFrame, share: float) -> pd.DataFrame:
     """Mean effect of the strongest neurons of each layer.
 
     Args:
@@ -257,11 +289,11 @@ def top_of_layer(effects, share):
     return pd.DataFrame(rows)
 
 
-def strongest_in_any(strength, count):
+def strongest_in_any(strength: Float[np.ndarray, "N U"], count: int) -> Int[np.ndarray, " chosen"]:
     """Units to be run exactly for several prompts at once: the prompts' strongest in turn, each prompt's best first.
 
     Args:
-        strength: [prompts, units], what units are ranked by; -inf for a unit that is not to be chosen.
+        strength: what the units are ranked by, of N prompts; -inf for a unit that is not to be chosen.
 
     Returns: at most `count` different units, in the order in which they were chosen.
     """
@@ -271,11 +303,14 @@ def strongest_in_any(strength, count):
     return chosen[np.isfinite(strength[:, chosen]).any(axis=0)]
 
 
-def screened_units(strength, silent, always, count, sampled, rng):
+def screened_units(
+    strength: Float[np.ndarray, "N U"], silent: Bool[np.ndarray, "U"], always: int, count: int, sampled: int,
+    rng: np.random.Generator,
+) -> tuple[Int[np.ndarray, " chosen"], Int[np.ndarray, " drawn"], int]:
     """Which units of several prompts screening runs exactly.
 
     Args:
-        strength: [prompts, units], what the units are ranked by; silent: bool [units], those without effect as they are.
+        strength: what the units are ranked by, of N prompts; silent: units without effect as they are.
         always: the first so many units are run whatever their strength (word embedding and first block); count: units run in all, these
             included; sampled: others, drawn by `rng`.
 
@@ -288,7 +323,7 @@ def screened_units(strength, silent, always, count, sampled, rng):
     return np.concatenate([np.arange(always), np.sort(picked)]), drawn, len(rest)
 
 
-def upper_share(found, drawn, confidence=0.95):
+def upper_share(found: int, drawn: int, confidence: float = 0.95) -> float:
     """Clopper and Pearson's (1934) one-sided upper bound on a share of which `found` of `drawn` random members are known; 1 where none was drawn."""
     return float(stats.beta.ppf(confidence, found + 1, drawn - found)) if found < drawn else 1.0
 
@@ -307,32 +342,34 @@ class Screening:
     top: int
 
     @property
-    def missed_a_prompt(self):
+    def missed_a_prompt(self) -> float:
         """Units of the exact top that were left out, mean over prompts: at most that many, with 95% confidence."""
         return upper_share(self.missed, self.drawn) * self.rest
 
     @property
-    def recall(self):
+    def recall(self) -> float:
         """Share of the exact top that was found, mean over prompts: at least that much, with 95% confidence; 0 is no statement."""
         return max(0.0, 1 - self.missed_a_prompt / self.top)
 
 
-def misses(effects, chosen, drawn, top):
+def misses(
+    effects: Float[np.ndarray, "U"], chosen: Int[np.ndarray, " chosen"], drawn: Int[np.ndarray, " drawn"],
+    top: int,
+) -> Bool[np.ndarray, " drawn"]:
     """Which of the drawn units belong to a prompt's exact top: as strong as the weakest of the `top` strongest that were chosen, or stronger.
 
     The true top's weakest is at least as strong as that one, so no miss goes uncounted.
 
     Args:
-        effects: [units], exact for the units of `chosen` and `drawn` (indices, apart from each other); only their size counts.
-
-    Returns: bool [drawn].
+        effects: exact for the units of `chosen` and `drawn` (indices, apart from each other); only their size
+            counts.
     """
     known = np.sort(np.abs(effects[chosen]))
     threshold = known[-top] if len(known) >= top else 0.0
     return np.abs(effects[drawn]) >= threshold
 
 
-def agreement(estimates, exact):
+def agreement(estimates: ArrayLike, exact: ArrayLike) -> dict[str, float | None]:
     """{"pearson", "spearman", "largest_difference"} of estimated and exact effects, arrays of one shape; None for a correlation of constants."""
     estimates, exact = np.ravel(estimates), np.ravel(exact)
     varied = len(exact) > 1 and np.ptp(exact) > 0 and np.ptp(estimates) > 0
@@ -341,6 +378,6 @@ def agreement(estimates, exact):
             "largest_difference": float(np.abs(estimates - exact).max()) if len(exact) else 0.0}
 
 
-def smallest_reaching(values, level):
+def smallest_reaching(values: Sequence[float], level: float) -> int | None:
     """The least number of units whose objective reaches `level`; None when none does. `values`: after 1, 2, ... units."""
     return next((number for number, value in enumerate(values, start=1) if value >= level), None)

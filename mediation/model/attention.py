@@ -4,24 +4,35 @@ The models run transformers' attention interface with `attention_forward` in it:
 behind it, while an override is open, what changes its result. It needs no hooks and serves every architecture that
 uses the interface.
 
-Shapes: B batch (interventions), L layers, H heads, T context tokens, R = T - first context rows that can differ, d head size.
+Shapes: B batch (interventions), L layers, H heads, T context tokens, d head size; R rows, S keys and
+G key-value heads of one call.
 """
 
 import sys
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from typing import Any, no_type_check
 
 import torch
-from transformers import AttentionInterface
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+from transformers import AttentionInterface, PreTrainedModel
 from transformers.masking_utils import AttentionMaskInterface, eager_mask
 
+from mediation.model.architectures import Parts
+
 IMPLEMENTATION = "eager_with_overrides"
-_overrides = {}  # attention module -> function (output, weights, values) -> output, while an override is open
+Override = Callable[[Tensor, Tensor, Tensor], Tensor]  # of output, weights and values to the output
+_overrides: dict[nn.Module, Override] = {}  # of attention modules, while they are open
 
 
-def attention_forward(module, query, key, value, attention_mask, **settings):
+def attention_forward(
+    module: nn.Module, query: Float[Tensor, "B H R d"], key: Float[Tensor, "B G S d"],
+    value: Float[Tensor, "B G S d"], attention_mask: Tensor | None, **settings: Any,
+) -> tuple[Float[Tensor, "B R H d"], Float[Tensor, "B H R S"]]:
     """The library's eager attention of the module's architecture, then the open override of the module, if there is one."""
     eager = sys.modules[type(module).__module__].eager_attention_forward
-    output, weights = eager(module, query, key, value, attention_mask, **settings)  # [B, tokens, H, d], [B, H, tokens, keys]
+    output, weights = eager(module, query, key, value, attention_mask, **settings)
     if module in _overrides:
         output = _overrides[module](output, weights, value)
     return output, weights
@@ -33,8 +44,8 @@ AttentionMaskInterface.register(IMPLEMENTATION, eager_mask)
 
 
 @contextmanager
-def overriding(functions):
-    """While open, each attention module of `functions` {module: function} has its output changed by its function."""
+def overriding(functions: Mapping[nn.Module, Override]) -> Iterator[None]:
+    """While open, each of these attention modules has its output changed by its function."""
     _overrides.update(functions)
     try:
         yield
@@ -44,20 +55,23 @@ def overriding(functions):
 
 
 @contextmanager
-def recorded_weights(parts):
-    """While open, a run leaves its attention weights, [B, H, T, T] a layer, in the list that is given."""
-    seen = []
+def recorded_weights(parts: Parts) -> Iterator[list[Float[Tensor, "B H T T"]]]:
+    """While open, a run leaves its attention weights, a tensor per layer, in the list that is given."""
+    seen: list[Tensor] = []
 
+    @no_type_check  # as in `forward.run_base`
     def keep(output, weights, _values):
         seen.append(weights)
         return output
 
-    with overriding(dict.fromkeys(parts.attentions, keep)):
+    with overriding({module: keep for module in parts.attentions}):
         yield seen
 
 
-def attention_weights(model, parts, tokens):
-    """Attention weights of one run of `tokens` (int64 [T]), [L, H, T, T]."""
+def attention_weights(
+    model: PreTrainedModel, parts: Parts, tokens: Int[Tensor, "T"],
+) -> Float[Tensor, "L H T T"]:
+    """Attention weights of one run of `tokens`."""
     with recorded_weights(parts) as weights:
         model.base_model(tokens.unsqueeze(0), use_cache=False)
     return torch.cat(weights)

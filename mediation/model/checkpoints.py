@@ -9,7 +9,14 @@ from pathlib import Path
 
 import torch
 import transformers
-from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForMaskedLM, AutoTokenizer
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoModelForMaskedLM,
+    AutoTokenizer,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
 
 from mediation.errors import InputError
 from mediation.files.assets import MODELS, cache_folder, only_process, sha256_of, unpack_model_file
@@ -18,12 +25,12 @@ from mediation.model.architectures import check_supported, is_masked
 from mediation.model.attention import IMPLEMENTATION
 
 
-def model_name(name):
+def model_name(name: str) -> str:
     """The name of a model as it stands in file names: its last path component."""
     return Path(os.path.abspath(name)).name
 
 
-def bundled_model(name, asked_for=False):
+def bundled_model(name: str, asked_for: bool = False) -> Path:
     """Folder with the config, safetensors and tokenizer of a bundled model, made from its GGUF file the first time.
 
     The converted weights are checked against the hash that was taken when they were written.
@@ -78,8 +85,8 @@ def _quiet():
         transformers.logging.enable_progress_bar()
 
 
-def find_device(name):
-    """torch.device of "cpu", "cuda" or "cuda:1"; "auto" takes CUDA where there is one.
+def find_device(name: str | torch.device) -> torch.device:
+    """The device that is called "cpu", "cuda" or "cuda:1"; "auto" takes CUDA where there is one.
 
     Raises:
         InputError: another kind of device, or one that this machine does not have.
@@ -98,8 +105,12 @@ def find_device(name):
     return device
 
 
-def load_model(name, device, dtype=torch.float32, random_weights=False, seed=0):
-    """(model, tokenizer) in evaluation mode on `device`, with eager attention: one implementation for every number.
+def load_model(
+    name: str, device: torch.device, dtype: torch.dtype = torch.float32, random_weights: bool = False,
+    seed: int = 0,
+) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """A model in evaluation mode on `device`, and its tokenizer, with eager attention: one implementation for
+    every number.
 
     Raises:
         InputError: the name is none of bundled, directory and reachable hub id; or a model that is not

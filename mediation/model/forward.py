@@ -4,27 +4,37 @@
 values, and the arguments each block was called with. `Resumption` then moves a batch of changed residuals through one
 block at a time, at the positions from the first changed one on: in a causal model the earlier ones cannot change.
 
-Shapes: B batch (interventions), T tokens, S = T - position tokens that can change, L layers, D hidden size.
+Shapes: B batch (interventions), T tokens, S = T - position tokens that can change, L layers, D hidden size,
+G key-value heads, d head size.
 Costs about 4 x T x D numbers a layer for a prompt. Not for training: everything runs without gradients.
 """
 
 import inspect
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import Any, no_type_check
 
 import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
+from transformers import PreTrainedModel
 
-from mediation.model.products import recorded
+from mediation.model.architectures import Parts
+from mediation.model.products import Recorded, recorded
+
+Prediction = tuple[Sequence[int], Sequence[int]]  # positions, and the tokens that are predicted at them
+Keys = Float[Tensor, "B G S d"]  # or values
 
 
 class RecordingCache:
     """Stands in for a key-value cache: keeps what every layer computes, and changes nothing."""
 
-    def __init__(self):
-        self.layers = {}
+    def __init__(self) -> None:
+        self.layers: dict[int, tuple[Tensor, Tensor]] = {}
 
-    def update(self, keys, values, layer, *_, **__):
-        """Record keys and values [1, key-value heads, T, head size] of a layer; return them as they are."""
+    def update(self, keys: Keys, values: Keys, layer: int, *_: Any, **__: Any) -> tuple[Keys, Keys]:
+        """Record keys and values of a layer; return them as they are."""
         self.layers[layer] = (keys, values)
         return keys, values
 
@@ -32,37 +42,40 @@ class RecordingCache:
 class PrefixCache:
     """Stands in for a key-value cache: puts the recorded keys and values of the first `length` positions before the batch's."""
 
-    def __init__(self, recorded, length):
+    def __init__(self, recorded: RecordingCache, length: int) -> None:
         self.layers = {layer: (k[:, :, :length], v[:, :, :length]) for layer, (k, v) in recorded.layers.items()}
 
-    def update(self, keys, values, layer, *_, **__):
-        """keys, values [B, key-value heads, S, head size] -> [B, key-value heads, length + S, head size]. Nothing is stored."""
-        return tuple(torch.cat([prefix.expand(len(new), -1, -1, -1), new], dim=2)
-                     for prefix, new in zip(self.layers[layer], (keys, values)))
+    def update(
+        self, keys: Keys, values: Keys, layer: int, *_: Any, **__: Any,
+    ) -> tuple[Float[Tensor, "B G T d"], Float[Tensor, "B G T d"]]:
+        """Those of the prefix before them. Nothing is stored."""
+        all_keys, all_values = (torch.cat([prefix.expand(len(new), -1, -1, -1), new], dim=2)
+                                for prefix, new in zip(self.layers[layer], (keys, values)))
+        return all_keys, all_values
 
 
 @dataclass(frozen=True)
 class BaseRun:
     """What one run of one prompt left behind. Tensors in the model's dtype, on its device.
 
-    `embedding` [T, D]: output of the word embedding; `residuals` L + 1 x [T, D]: input of every block and output of the last;
-    `mlp_outputs` L x [T, D]; `arguments` L dictionaries: what each block was called with; `cache`: keys and values;
+    `embedding`: output of the word embedding; `residuals`: input of every block and output of the last;
+    `mlp_outputs`: of every block; `arguments`: what each block was called with; `cache`: keys and values;
     `linear_layers`: what its linear layers were given and gave, where it was asked for (see `products.recorded`).
     """
 
-    embedding: torch.Tensor
-    residuals: tuple
-    mlp_outputs: tuple
-    arguments: tuple
+    embedding: Float[Tensor, "T D"]
+    residuals: tuple[Float[Tensor, "T D"], ...]
+    mlp_outputs: tuple[Float[Tensor, "T D"], ...]
+    arguments: tuple[dict[str, Any], ...]
     cache: RecordingCache
-    linear_layers: dict
+    linear_layers: Recorded
 
-    def outputs(self, layer):
-        """What a layer of neurons gave at every position, [T, D]; 0 the word embedding, i the MLP of block i - 1."""
+    def outputs(self, layer: int) -> Float[Tensor, "T D"]:
+        """What a layer of neurons gave at every position; 0 the word embedding, i the MLP of block i - 1."""
         return self.mlp_outputs[layer - 1] if layer else self.embedding
 
-    def representations(self, position):
-        """Values of all neurons at one position, [L + 1, D]; row 0 the word embedding, row i the MLP of block i - 1."""
+    def representations(self, position: int) -> Float[Tensor, "{len(self.residuals)} D"]:
+        """Values of all neurons at one position; row 0 the word embedding, row i the MLP of block i - 1."""
         return torch.stack([self.embedding[position], *(output[position] for output in self.mlp_outputs)])
 
 
@@ -70,19 +83,20 @@ class BaseRun:
 class Tree:
     """Sequences of tokens that share their beginnings, as one sequence of T nodes: each node sees itself and what leads to it.
 
-    `tokens`, `position_ids` int64 [T]; `visible` bool [T, T]: row sees column; both None where the model's own are meant.
-    `predictions`: tuple of (nodes, tokens), which tokens are predicted at which nodes.
+    `visible`: row sees column; None, as `position_ids`, where the model's own are meant.
+    `predictions`: which tokens are predicted at which nodes.
     """
 
-    tokens: torch.Tensor
-    position_ids: torch.Tensor
-    visible: torch.Tensor
-    predictions: tuple
+    tokens: Int[Tensor, "T"]
+    position_ids: Int[Tensor, "T"] | None
+    visible: Bool[Tensor, "T T"] | None
+    predictions: tuple[Prediction, ...]
 
 
 def _grow(sequences, device):
     """(tokens, position_ids, visible) of the tree of token sequences, nodes in the order of their first sequence; and each sequence's nodes."""
-    nodes, paths = {}, []  # nodes: {the tokens that lead to it and its own: its index}
+    nodes: dict[tuple[int, ...], int] = {}  # the tokens that lead to it and its own: its index
+    paths = []
     for sequence in sequences:
         paths.append([nodes.setdefault(tuple(sequence[:end]), len(nodes)) for end in range(1, len(sequence) + 1)])
     visible = torch.zeros(len(nodes), len(nodes), dtype=torch.bool)
@@ -93,25 +107,36 @@ def _grow(sequences, device):
     return (tokens, depths, visible.to(device)), paths
 
 
-def pack(prompts, candidates, device):
-    """Tree of prompts (lists of token ids) and their continuations by `candidates` (lists of token ids, none empty).
+def pack(
+    prompts: Iterable[Sequence[int]], candidates: Sequence[Sequence[int]], device: torch.device | str,
+) -> Tree:
+    """Tree of prompts (token ids) and their continuations by `candidates` (token ids, none empty).
 
     Predictions come prompt by prompt, candidate by candidate. A candidate's last token predicts nothing that is asked for, and is left out.
     """
     paired = [(list(prompt), list(candidate)) for prompt in prompts for candidate in candidates]
     tree, paths = _grow([prompt + candidate[:-1] for prompt, candidate in paired], device)
-    return Tree(*tree, tuple((path[len(prompt) - 1:], candidate) for path, (prompt, candidate) in zip(paths, paired)))
+    tokens, position_ids, visible = tree
+    predictions = tuple(
+        (path[len(prompt) - 1:], candidate) for path, (prompt, candidate) in zip(paths, paired))
+    return Tree(tokens, position_ids, visible, predictions)
 
 
-def run_base(model, parts, tokens, tree=None, linear_layers=False):
-    """Run the prompt `tokens` (int64 [T]) once and keep what resumed passes need. Hooks are removed even if the run fails.
+def run_base(model: PreTrainedModel, parts: Parts, tokens: Int[Tensor, "T"], tree: Tree | None = None,
+             linear_layers: bool = False) -> BaseRun:
+    """Run the prompt `tokens` once and keep what resumed passes need. Hooks are removed even if it fails.
 
     With `tree` (whose tokens are run), branches do not see each other. `linear_layers`: keep what those are given and give, too.
 
     `model` runs eager attention: it is given an explicit mask, which can be cut to the positions that are run again.
     """
-    cache, embedding, residuals, mlp_outputs, arguments = RecordingCache(), [], [], [], []
+    cache = RecordingCache()
+    embedding: list[Tensor] = []
+    residuals: list[Tensor] = []
+    mlp_outputs: list[Tensor] = []
+    arguments: list[dict[str, Any]] = []
 
+    @no_type_check  # a hook is made in every run: wrapping it for the tests takes longer than it
     def at_block(block, positional, named):
         call = inspect.signature(block.forward).bind(*positional, **named).arguments
         call.update(call.pop("kwargs", {}))
@@ -127,7 +152,7 @@ def run_base(model, parts, tokens, tree=None, linear_layers=False):
     handles += [mlp.register_forward_hook(lambda _, __, output: mlp_outputs.append(output.reshape(-1, output.shape[-1]))) for mlp in parts.mlps]
     handles.append(parts.blocks[-1].register_forward_hook(lambda _, __, output: residuals.append(output[0])))
     try:
-        with recorded(parts.blocks if linear_layers else ()) as of_linear_layers:
+        with recorded(parts.blocks if linear_layers else nn.ModuleList()) as of_linear_layers:
             model.base_model(tokens.unsqueeze(0), use_cache=False, **as_arguments(model, tree))
     finally:
         for handle in handles:
@@ -138,7 +163,7 @@ def run_base(model, parts, tokens, tree=None, linear_layers=False):
 class Narrowing(TorchDispatchMode):
     """While open, `seen` becomes True when float64 numbers are made float32, as many norms and softmaxes of the library do whatever the model's dtype."""
 
-    def __init__(self):
+    def __init__(self) -> None:
         super().__init__()
         self.seen = False
 
@@ -149,12 +174,12 @@ class Narrowing(TorchDispatchMode):
         return result
 
 
-def as_arguments(model, tree):
+def as_arguments(model: PreTrainedModel, tree: Tree | None) -> dict[str, Any]:
     """Mask and positions of a tree, as the library's models take them: one mask, or one for each type of layer."""
-    if tree is None or tree.visible is None:
+    if tree is None or tree.visible is None or tree.position_ids is None:
         return {}
     window, types = getattr(model.config, "sliding_window", None), getattr(model.config, "layer_types", None)
-    mask = _additive(tree.visible, model.dtype)
+    mask: Any = _additive(tree.visible, model.dtype)
     if window and (not types or "sliding_attention" in types):
         apart = tree.position_ids[:, None] - tree.position_ids
         sliding = _additive(tree.visible & (apart < window), model.dtype)
@@ -174,7 +199,7 @@ class Resumption:
     >>> hidden = resumption.block(3, base.residuals[3][position:].unsqueeze(0))  # = base.residuals[4][position:]
     """
 
-    def __init__(self, parts, base, position):
+    def __init__(self, parts: Parts, base: BaseRun, position: int) -> None:
         self.parts = parts
         self.base = base
         self.position = position
@@ -193,10 +218,10 @@ class Resumption:
             cut["position_embeddings"] = tuple(table[:, self.position:] for table in call["position_embeddings"])
         return cut
 
-    def block(self, index, hidden):
-        """Move `hidden` [B, S, D] through one block."""
+    def block(self, index: int, hidden: Float[Tensor, "B S D"]) -> Float[Tensor, "B S D"]:
+        """Move `hidden` through one block."""
         return self.parts.blocks[index](hidden, **self.arguments[index])
 
-    def rows(self, index, count):
-        """`count` copies of the base run's residual stream before block `index`, [count, S, D]."""
+    def rows(self, index: int, count: int) -> Float[Tensor, "{count} S D"]:
+        """Copies of the base run's residual stream before block `index`."""
         return self.base.residuals[index][self.position:].expand(count, -1, -1).clone()

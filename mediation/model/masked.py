@@ -5,11 +5,16 @@ as masks; 4, 5, 6 the same between the model's begin and separator tokens. Every
 weights that are put in come from the same sequence of the other prompt, whole.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
+from jaxtyping import Float64, Int
+from torch import Tensor
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from mediation.errors import InputError
+from mediation.model.architectures import Parts
 from mediation.model.forward import Tree, run_base
 from mediation.model.readout import ReadOut
 
@@ -26,7 +31,7 @@ class Masking:
     separator: int
 
     @classmethod
-    def of(cls, tokenizer, approach):
+    def of(cls, tokenizer: PreTrainedTokenizerBase, approach: int) -> "Masking":
         """Raises InputError for an unknown approach or a tokenizer without the tokens."""
         if approach not in APPROACHES:
             raise InputError(f"masking approach {approach!r} is unknown: choose 1 to 6")
@@ -35,8 +40,8 @@ class Masking:
             raise InputError("the tokenizer of this masked model names no mask, begin or separator token: save the model with its tokenizer")
         return cls(approach, *ids)
 
-    def sequences(self, context, candidate):
-        """One Tree (of one branch) a token of the candidate, that predicts it at its mask; context int64 [T], candidate a list of ids."""
+    def sequences(self, context: Int[Tensor, "T"], candidate: Sequence[int]) -> list[Tree]:
+        """One Tree (of one branch) per token of the candidate, that predicts it at its mask."""
         found = []
         for index, token in enumerate(candidate):
             later = candidate[index + 1:]
@@ -48,8 +53,11 @@ class Masking:
         return found
 
 
-def log_probabilities(model, parts, context, candidates, masking):
-    """Mean token log-probability of each candidate (lists of ids) after `context` (int64 [T]), float64 [C]."""
+def log_probabilities(
+    model: PreTrainedModel, parts: Parts, context: Int[Tensor, "T"], candidates: Sequence[Sequence[int]],
+    masking: Masking,
+) -> Float64[Tensor, "C"]:
+    """Mean token log-probability of each candidate (token ids) after `context`."""
     means = []
     for candidate in candidates:
         each = [ReadOut(parts, scored.predictions)(run_base(model, parts, scored.tokens, scored).residuals[-1].unsqueeze(0))[0, 0]

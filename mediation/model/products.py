@@ -10,20 +10,27 @@ Shapes: B rows, T positions of the base run, S the last of them that are run aga
 """
 
 import weakref
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
+from typing import Any, no_type_check
 
 import psutil
 import torch
-from torch import nn
+from jaxtyping import Float
+from torch import Tensor, nn
 from transformers.activations import NewGELUActivation
 from transformers.pytorch_utils import Conv1D
 
 from mediation.errors import InputError
 
-_kept = weakref.WeakKeyDictionary()  # linear layer -> {dtype: (version of the weight, its product)}
+Product = Callable[[Float[Tensor, "... in"]], Float[Tensor, "... out"]]
+Forwards = dict[nn.Module, Callable[..., Tensor]]  # layers and what they run instead of their own
+# inputs and outputs of linear layers
+Recorded = dict[nn.Module, tuple[Float[Tensor, "T _"], Float[Tensor, "T _"]]]
 
-
+# linear layer -> {dtype: (version of the weight, its product)}
+_kept: weakref.WeakKeyDictionary[nn.Module, dict[torch.dtype, Any]] = weakref.WeakKeyDictionary()
 GELU = partial(nn.functional.gelu, approximate="tanh")
 
 
@@ -33,11 +40,11 @@ def _layers(blocks, *kinds):
 
 
 def _weight(layer):
-    """[out, in], whichever way the layer keeps it."""
+    """Of outputs by inputs, whichever way the layer keeps it."""
     return layer.weight.detach().T if isinstance(layer, Conv1D) else layer.weight.detach()
 
 
-def multiplies_bfloat16(device):
+def multiplies_bfloat16(device: torch.device) -> bool:
     """Whether the hardware multiplies bfloat16. ONEDNN_MAX_CPU_ISA=AVX2, which switches oneDNN's own products off, makes it False on a CPU."""
     if device.type == "cuda":
         return torch.cuda.get_device_capability(device) >= (8, 0)
@@ -45,8 +52,9 @@ def multiplies_bfloat16(device):
     return on_cpu and hasattr(torch.ops.mkldnn, "_linear_pointwise") and torch.ops.mkldnn._is_mkldnn_bf16_supported()
 
 
-def product(weight, bias=None):
-    """Function x [..., in] -> x weight^T + bias, the fastest that is here for many rows: oneDNN with packed weights on a CPU, else PyTorch's own.
+def product(weight: Float[Tensor, "out in"], bias: Float[Tensor, " out"] | None = None) -> Product:
+    """Function of x to x weight^T + bias, the fastest that is here for many rows: oneDNN with packed weights
+    on a CPU, else PyTorch's own.
 
     Where the hardware does not multiply bfloat16, its product is emulated: that of two bfloat16 numbers is exact in float32, and sums are float32
     in hardware, too. oneDNN's names in PyTorch are private; nothing else in the project uses them.
@@ -73,8 +81,8 @@ def _product_of(layer, dtype):
 
 
 @contextmanager
-def exchanged(forwards):
-    """While open, the layers of {layer: function} run their function, as `packed` and `on_differences` give it. Put back even after an error."""
+def exchanged(forwards: Forwards) -> Iterator[None]:
+    """While open, layers run these functions of `packed` or `on_differences`. Put back after errors, too."""
     try:
         for layer, forward in forwards.items():
             layer.forward = forward
@@ -84,9 +92,9 @@ def exchanged(forwards):
             layer.__dict__.pop("forward", None)
 
 
-def packed(blocks):
-    """{layer: function} by which the linear layers of `blocks` multiply by packed weights; empty where that is not faster, or the copy would not
-    fit into memory twice over. To be asked for once a sweep."""
+def packed(blocks: nn.ModuleList | list[nn.Module]) -> Forwards:
+    """The functions by which the linear layers of `blocks` multiply by packed weights; empty where that is
+    not faster, or the copy would not fit into memory twice over. To be asked for once per sweep."""
     layers = _layers(blocks, nn.Linear, Conv1D)
     if not layers or layers[0].weight.device.type != "cpu" or layers[0].weight.dtype != torch.float32:
         return {}
@@ -97,10 +105,11 @@ def packed(blocks):
 
 
 @contextmanager
-def recorded(blocks):
-    """While open, a run of one sequence leaves {layer: (input [T, in], output [T, out])} of every linear layer in the dictionary that is given."""
-    record = {}
+def recorded(blocks: nn.ModuleList) -> Iterator[Recorded]:
+    """While open, a run of one sequence leaves input and output of every linear layer in what is given."""
+    record: Recorded = {}
 
+    @no_type_check  # as in `forward.run_base`
     def keep(layer, inputs, output):
         record[layer] = inputs[0].reshape(-1, inputs[0].shape[-1]), output.reshape(-1, output.shape[-1])
 
@@ -112,10 +121,13 @@ def recorded(blocks):
             handle.remove()
 
 
-def on_differences(blocks, record, first):
-    """{layer: function} by which linear layers multiply only what differs from the recorded run, in bfloat16, at the positions from `first` on."""
-    last = [None, None]  # several layers are given the same input one after the other, as queries, keys and values are
+def on_differences(blocks: nn.ModuleList, record: Recorded, first: int) -> Forwards:
+    """The functions by which linear layers multiply only what differs from the recorded run, in bfloat16, at
+    the positions from `first` on."""
+    # several layers are given the same input one after the other, as queries, keys and values are
+    last: list[Any] = [None, None]
 
+    @no_type_check  # as in `forward.run_base`
     def forward_of(layer, inputs, outputs):
         multiply = _product_of(layer, torch.bfloat16)
 
@@ -129,7 +141,7 @@ def on_differences(blocks, record, first):
     return forwards | dict.fromkeys(_layers(blocks, NewGELUActivation), GELU)
 
 
-def check_bfloat16(device):
+def check_bfloat16(device: torch.device) -> None:
     """Raises InputError where the hardware does not multiply bfloat16: the fast precision would be slower there than the exact one."""
     if not multiplies_bfloat16(device):
         raise InputError(f"--precision fast needs a processor that multiplies bfloat16, and {device} does not: use --precision exact")

@@ -3,16 +3,21 @@
 The normaliser sums over the whole vocabulary, a sixth to a quarter of a sweep's work. Rows of a sweep lie near its base run, so
 `Normaliser` sums some thousand tokens exactly and expands the others around the base run, where a bound says that it may.
 
-Shapes: B rows, P positions, D hidden size, V vocabulary.
+Shapes: B rows, P positions, S tokens that can change, D hidden size, V vocabulary.
 """
 
 import weakref
+from collections.abc import Sequence
 from functools import partial
+from typing import Any, no_type_check
 
 import torch
-from torch import nn
+from jaxtyping import Float, Float64
+from torch import Tensor, nn
 
 from mediation.errors import InputError
+from mediation.model.architectures import Parts
+from mediation.model.forward import Prediction
 from mediation.model.products import product
 
 ROWS = 96  # rows of logits held at once: larger buffers spend their time in page faults
@@ -21,7 +26,8 @@ AT_ONCE = 8192  # tokens of the unembedding that are copied at once
 TOLERANCE = 2e-6  # in a log-probability; a float32 sum over the vocabulary is as far off
 KEPT = 300_000_000  # bytes of normalisers of base rows: of SmolLM2's 70, both alternatives in 17 templates twice over
 
-_kept = weakref.WeakKeyDictionary()  # unembedding -> {base row and version of the weight: its Normaliser}, the last KEPT bytes of them
+# unembedding -> {base row and version of the weight: its Normaliser}, the last KEPT bytes of them
+_kept: weakref.WeakKeyDictionary[nn.Linear, dict[Any, Any]] = weakref.WeakKeyDictionary()
 
 
 class Normaliser:
@@ -34,10 +40,10 @@ class Normaliser:
     which that, times the other tokens' share of the sum, is not below TOLERANCE get the full sum.
 
     Args:
-        head: the unembedding, a linear layer; base: [D], the base row behind the final norm.
+        head: the unembedding; base: the base row behind the final norm.
     """
 
-    def __init__(self, head, base):
+    def __init__(self, head: nn.Linear, base: Float[Tensor, "D"]) -> None:
         self.base = base
         logits = head(base).double()
         always = logits.topk(LIKELIEST).indices
@@ -48,19 +54,20 @@ class Normaliser:
         logits[always] = -torch.inf
         self.always = product(head.weight[always], None if head.bias is None else head.bias[always])
         self.log_sum = logits.logsumexp(0)  # of the others in the base run
-        self.mean, self.farthest, covariance = self._mean(head, logits), 0.0, 0.0
+        self.mean, self.farthest = self._mean(head, logits), 0.0
+        covariance = base.new_zeros(len(base), len(base))
         for some in (logits > -torch.inf).nonzero().flatten().split(AT_ONCE):
             centred = head.weight[some] - self.mean
             covariance = covariance + (centred * (logits[some] - self.log_sum).exp().to(base.dtype).unsqueeze(1)).T @ centred
             self.farthest = max(self.farthest, float(centred.norm(dim=1).max()))
         self.spread = product(covariance)
 
-    def _mean(self, head, logits):
-        """[D], of the unembeddings, weighted by exp(logits)."""
+    def _mean(self, head: nn.Linear, logits: Float64[Tensor, "V"]) -> Float[Tensor, "D"]:
+        """Of the unembeddings, weighted by exp(logits)."""
         return logits.softmax(0).to(self.base.dtype) @ head.weight
 
     @classmethod
-    def of(cls, head, base):
+    def of(cls, head: nn.Linear, base: Float[Tensor, "D"]) -> "Normaliser":
         """The normaliser of a base row, made once: sweeps over one prompt ask for it again and again."""
         kept = _kept.setdefault(head, {})
         key = head.weight.data_ptr(), head.weight._version, float(head.weight.sum()), base.cpu().numpy().tobytes()
@@ -71,14 +78,14 @@ class Normaliser:
         return kept[key]
 
     @staticmethod
-    def serves(head, dtype, rows):
+    def serves(head: nn.Linear, dtype: torch.dtype, rows: int) -> bool:
         """Whether it is worth its making, which costs as much as D rows' full sums: as many rows, a plain linear layer over a large vocabulary,
         float32 (half precision cannot sum)."""
         tokens, width = head.weight.shape
         return type(head) is nn.Linear and dtype == torch.float32 and rows > width and tokens > 4 * (LIKELIEST + FARTHEST + width)
 
-    def __call__(self, head, rows):
-        """rows [B, D] -> [B], float64; `head`, which a Normaliser that is kept must not hold on to, is the one that it was made of."""
+    def __call__(self, head: nn.Linear, rows: Float[Tensor, "B D"]) -> Float64[Tensor, "B"]:
+        """Of each row; `head`, which a kept Normaliser must not hold on to, is the one that it is of."""
         difference = rows - self.base
         always = self.always(rows).logsumexp(dim=1).double()
         square = (self.spread(difference) * difference).sum(dim=1).double()  # E[u^2]
@@ -91,18 +98,18 @@ class Normaliser:
         return total
 
 
-def widen(head):
+def widen(head: nn.Linear) -> None:
     """Make the unembedding of a half-precision model give float32 logits, which it would round to two or three digits on their way out."""
-    head.forward = partial(_float32_logits, head)
+    head.forward = partial(_float32_logits, head)  # type: ignore[method-assign]  # exchanged on purpose
 
 
-def _float32_logits(head, hidden):
-    """[..., D] -> [..., V]; the unembedding is copied in parts."""
+def _float32_logits(head: nn.Linear, hidden: Float[Tensor, "... D"]) -> Float[Tensor, "... V"]:
+    """The unembedding is copied in parts."""
     return torch.cat([hidden.float() @ some.float().T for some in head.weight.split(AT_ONCE)], dim=-1) + (0 if head.bias is None else head.bias.float())
 
 
-def log_sum_exp(head, rows):
-    """Log of the sum of exp(logits) over the whole vocabulary, rows [B, D] -> float64 [B]."""
+def log_sum_exp(head: nn.Linear, rows: Float[Tensor, "B D"]) -> Float64[Tensor, "B"]:
+    """Log of the sum of exp(logits) over the whole vocabulary."""
     return torch.cat([_wide(head(some)).logsumexp(dim=1).double() for some in rows.split(ROWS)])
 
 
@@ -111,7 +118,7 @@ def _wide(logits):
     return logits if logits.dtype == torch.float64 else logits.float()
 
 
-def check_odds_only(tokens):
+def check_odds_only(tokens: Sequence[Sequence[int]]) -> None:
     """Raises InputError for a candidate of several tokens: normalisers of other positions do not cancel."""
     longest = max(tokens, key=len)
     if len(longest) > 1:
@@ -124,8 +131,8 @@ class ReadOut:
 
     Args:
         parts: the model's modules.
-        predictions: tuple of (positions, tokens): which tokens are predicted at which positions; one column of the result each.
-        base: residual stream of the base run [T, D] behind the last block; rows: how many rows are to be read out.
+        predictions: which tokens are predicted at which positions; one column of the result each.
+        base: residual stream of the base run behind the last block; rows: how many rows are to be read out.
         odds_only: leave the normaliser out: columns are then known up to what two tokens predicted at one position share.
         fast: one more column, the largest Euclidean distance from the base run behind the final norm, over the positions.
 
@@ -133,28 +140,31 @@ class ReadOut:
         InputError: `odds_only` for a prediction of several tokens.
     """
 
-    def __init__(self, parts, predictions, base=None, rows=1, odds_only=False, fast=False):
+    def __init__(
+        self, parts: Parts, predictions: Sequence[Prediction], base: Float[Tensor, "T D"] | None = None,
+        rows: int = 1, odds_only: bool = False, fast: bool = False,
+    ) -> None:
         if odds_only:
             check_odds_only([tokens for _, tokens in predictions])
         self.parts, self.predictions, self.odds_only, self.fast = parts, predictions, odds_only, fast
         self.positions = sorted({position for positions, _ in predictions for position in positions})
         self.columns = len(predictions) + fast
-        self.base = None if base is None else parts.final_norm(base[None, self.positions])  # [1, P, D]
-        self.normalisers = {}
-        if base is not None and not odds_only and Normaliser.serves(parts.head, base.dtype, rows):
-            self.normalisers = {position: Normaliser.of(parts.head, row) for position, row in zip(self.positions, self.base[0])}
+        self.normalisers: dict[int, Normaliser] = {}
+        if base is not None:
+            self.base: Float[Tensor, "1 P D"] = parts.final_norm(base[None, self.positions])
+            if not odds_only and Normaliser.serves(parts.head, base.dtype, rows):
+                self.normalisers = {position: Normaliser.of(parts.head, row)
+                                    for position, row in zip(self.positions, self.base[0])}
 
-    def __call__(self, hidden, first=0):
-        """Mean token log-probability of each prediction.
+    def __call__(self, hidden: Float[Tensor, "B S D"], first: int = 0) -> Float64[Tensor, "B {self.columns}"]:
+        """Mean token log-probability of each prediction, on the CPU.
 
         Args:
-            hidden: [B, T - first, D], residual streams that left the last block, from position `first` on.
-
-        Returns: float64 [B, columns], on the CPU.
+            hidden: residual streams that left the last block, from position `first` on.
         """
         normed = self.parts.final_norm(hidden[:, [position - first for position in self.positions]])
         rows = dict(zip(self.positions, normed.unbind(dim=1)))
-        sums = {}
+        sums: dict[int, Tensor] = {}
         if self.normalisers:
             sums = {position: self.normalisers[position](self.parts.head, row) for position, row in rows.items()}
         elif not self.odds_only:  # all positions at once: with few rows, reading the unembedding is most of the time
@@ -167,6 +177,7 @@ class ReadOut:
             columns.append((normed - self.base).norm(dim=2).amax(dim=1).double())
         return torch.stack(columns, dim=1).cpu()
 
-    def _logit(self, rows, token):
-        """Logit of one token, rows [B, D] -> float64 [B]."""
+    @no_type_check  # it is called for every token, with what __call__ has checked
+    def _logit(self, rows: Float[Tensor, "B D"], token: int) -> Float64[Tensor, "B"]:
+        """Of one token."""
         return rows.double() @ self.parts.head.weight[token].double() + (0.0 if self.parts.head.bias is None else self.parts.head.bias[token].double())

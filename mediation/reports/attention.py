@@ -1,12 +1,16 @@
 """What the attention scripts print of a JSON: counts, means, the strongest heads, the layers."""
 
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
 import numpy as np
 import pandas as pd
 
 from mediation.results.attention_results import EFFECTS, head_effects, layer_effects, read_results
 
 
-def report_study(path):
+def report_study(path: str | Path) -> None:
     """Print what a JSON says: counts, means, and the sum of indirect and direct beside the total, to show their interaction."""
     content = read_results(path)
     results = content["results"]
@@ -25,14 +29,16 @@ def report_study(path):
     print("wrote", path)
 
 
-def report_intervention(entry):
+def report_intervention(entry: dict[str, Any]) -> None:
     """Print one entry: contexts, candidates, total effect, and the model-level effects, whose sum is near the total but no identity."""
     print(f"x : {entry['base_string1']}\nx': {entry['base_string2']}\nc1: {entry['candidate1']}\nc2: {entry['candidate2']}")
     print(f"total effect {entry['total_effect']:.4f}; indirect {entry['indirect_effect_model']:.4f} + direct {entry['direct_effect_model']:.4f} "
           f"= {entry['indirect_effect_model'] + entry['direct_effect_model']:.4f}")
 
 
-def report_interventions_summary_by_head(results, effect_types=EFFECTS, k=10):
+def report_interventions_summary_by_head(
+    results: Sequence[dict[str, Any]], effect_types: Sequence[str] = EFFECTS, k: int = 10,
+) -> dict[str, pd.DataFrame]:
     """Print the k heads with the largest mean effect; returns {effect: table with layer, head, mean, standard deviation, share above 0}."""
     tables = {}
     for kind in effect_types:
@@ -44,7 +50,9 @@ def report_interventions_summary_by_head(results, effect_types=EFFECTS, k=10):
     return tables
 
 
-def report_interventions_summary_by_layer(results, effect_types=EFFECTS):
+def report_interventions_summary_by_layer(
+    results: Sequence[dict[str, Any]], effect_types: Sequence[str] = EFFECTS,
+) -> dict[str, pd.DataFrame]:
     """Print the layers by mean effect of overriding all their heads; returns {effect: table with layer, mean, standard deviation, share above 0}."""
     tables = {}
     for kind in effect_types:

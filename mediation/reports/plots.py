@@ -1,6 +1,9 @@
 """Figures, from tables only. Sized for a column of a paper; text stays text in the PDF."""
 
 import textwrap
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
 
 import matplotlib
 
@@ -8,14 +11,19 @@ matplotlib.use("pdf")
 
 import matplotlib.pyplot as plt
 import numpy as np
+import pandas as pd
 import seaborn as sns
+from jaxtyping import Float
 from matplotlib.ticker import MaxNLocator
 
+from mediation.effects.statistics import Correlation
 from mediation.files.storage import whole_file
 
 COLUMN_WIDTH = 3.4  # inches
-STYLE = {"font.size": 8, "axes.labelsize": 8, "axes.titlesize": 8, "xtick.labelsize": 7, "ytick.labelsize": 7, "legend.fontsize": 7,
-         "pdf.fonttype": 42, "axes.spines.top": False, "axes.spines.right": False, "axes.linewidth": 0.6, "figure.constrained_layout.use": True}
+STYLE: dict[Any, Any] = {
+    "font.size": 8, "axes.labelsize": 8, "axes.titlesize": 8, "xtick.labelsize": 7, "ytick.labelsize": 7,
+    "legend.fontsize": 7, "pdf.fonttype": 42, "axes.spines.top": False, "axes.spines.right": False,
+    "axes.linewidth": 0.6, "figure.constrained_layout.use": True}
 
 
 def _save(figure, path):
@@ -25,12 +33,12 @@ def _save(figure, path):
     return path
 
 
-def profession_correlation(table, correlation, model, path):
-    """Bias of each profession against its log total effect toward "she": a dot a profession, the mean over its templates.
+def profession_correlation(table: pd.DataFrame, correlation: Correlation, model: str, path: Path) -> Path:
+    """Bias of each profession against its log total effect toward "she": a dot per profession, the mean over
+    its templates.
 
     Args:
-        table: table of `statistics.prompt_effects`.
-        correlation: the Correlation that the title quotes.
+        table: of `statistics.prompt_effects`; correlation: the one that the title quotes.
 
     Returns: the path written.
     """
@@ -50,7 +58,7 @@ def profession_correlation(table, correlation, model, path):
         return _save(figure, path)
 
 
-def layer_effect(layers, model, path):
+def layer_effect(layers: pd.DataFrame, model: str, path: Path) -> Path:
     """Indirect effect of one model's strongest neurons in each layer: a line a share, its band one standard deviation over prompts.
 
     `layers`: table with layer, share, odds_ratio_indirect_mean, odds_ratio_indirect_std.
@@ -65,7 +73,7 @@ def layer_effect(layers, model, path):
         return _finish_layer_axes(figure, axes, path)
 
 
-def layer_effects(layers, path):
+def layer_effects(layers: pd.DataFrame, path: Path) -> Path:
     """The same for several models, one share: a line a model. `layers` has a column model."""
     with plt.rc_context(STYLE):
         figure, axes = plt.subplots(figsize=(COLUMN_WIDTH, 2.5))
@@ -84,8 +92,10 @@ def _finish_layer_axes(figure, axes, path):
     return _save(figure, path)
 
 
-def layer_profiles(profiles, kind, title, path, label):
-    """A line a group over the layers. `profiles`: {group: effects [layers]}; `label`: of the layers' axis."""
+def layer_profiles(
+    profiles: dict[str, Float[np.ndarray, "L"]], kind: str, title: str, path: Path, label: str,
+) -> Path:
+    """A line per group over the layers. `profiles`: effects by group; `label`: of the layers' axis."""
     with plt.rc_context(STYLE):
         figure, axes = plt.subplots(figsize=(1.5 * COLUMN_WIDTH, 2.4 + 0.08 * len(profiles)))
         lines = [axes.plot(np.arange(len(effects)), effects, marker="o", markersize=2.5, linewidth=1, color=f"C{index % 10}",
@@ -128,8 +138,8 @@ def _height(layers):
     return min(5.5, 1.5 + 0.09 * layers)
 
 
-def head_heat_map(effects, kind, title, path):
-    """Mean effect of every head. `effects` [L, H]."""
+def head_heat_map(effects: Float[np.ndarray, "L H"], kind: str, title: str, path: Path) -> Path:
+    """Mean effect of every head."""
     with plt.rc_context(STYLE):
         figure, axes = plt.subplots(figsize=(COLUMN_WIDTH, _height(len(effects))))
         _heat(axes, effects, kind)
@@ -137,8 +147,12 @@ def head_heat_map(effects, kind, title, path):
         return _save(figure, path)
 
 
-def head_heat_map_with_bar(effects, layer_effects, kind, title, path, sort=False):
-    """The same, beside it a bar a layer: the mean effect of overriding all its heads, [L]; with `sort` heads in the order of their effect."""
+def head_heat_map_with_bar(
+    effects: Float[np.ndarray, "L H"], layer_effects: Float[np.ndarray, "L"], kind: str, title: str,
+    path: Path, sort: bool = False,
+) -> Path:
+    """The same, beside it a bar per layer: the mean effect of overriding all its heads; with `sort` heads in
+    the order of their effect."""
     with plt.rc_context(STYLE):
         figure, (axes, bars) = plt.subplots(1, 2, figsize=(1.5 * COLUMN_WIDTH, _height(len(effects))), width_ratios=(3, 1))
         _heat(axes, -np.sort(-effects, axis=1) if sort else effects, kind)
@@ -152,8 +166,12 @@ def head_heat_map_with_bar(effects, layer_effects, kind, title, path, sort=False
         return _save(figure, path)
 
 
-def layer_bars(effects, deviations, kind, title, path, label="layer (all its heads overridden)"):
-    """Mean effect of overriding all heads of a layer, with the standard error over examples. `effects`, `deviations` [L]; `label`: of its axis."""
+def layer_bars(
+    effects: Float[np.ndarray, "L"], deviations: Float[np.ndarray, "L"], kind: str, title: str, path: Path,
+    label: str = "layer (all its heads overridden)",
+) -> Path:
+    """Mean effect of overriding all heads of a layer, with the standard error over examples. `label`: of its
+    axis."""
     with plt.rc_context(STYLE):
         figure, axes = plt.subplots(figsize=(COLUMN_WIDTH, 2.3))
         axes.bar(np.arange(len(effects)), effects, yerr=deviations, color=COLOURS[kind], error_kw={"linewidth": 0.7, "ecolor": "0.3"})
@@ -163,8 +181,10 @@ def layer_bars(effects, deviations, kind, title, path, label="layer (all its hea
         return _save(figure, path)
 
 
-def stacked_layer_bars(indirect, direct, title, path):
-    """Mean indirect and direct effect of every layer, one on the other. Both [L]."""
+def stacked_layer_bars(
+    indirect: Float[np.ndarray, "L"], direct: Float[np.ndarray, "L"], title: str, path: Path,
+) -> Path:
+    """Mean indirect and direct effect of every layer, one on the other."""
     with plt.rc_context(STYLE):
         figure, axes = plt.subplots(figsize=(COLUMN_WIDTH, 2.5))
         layers = np.arange(len(indirect))
@@ -178,7 +198,7 @@ def stacked_layer_bars(indirect, direct, title, path):
         return _save(figure, path)
 
 
-def effects_of_models(table, path):
+def effects_of_models(table: pd.DataFrame, path: Path) -> Path:
     """Total, direct and indirect effect of several models side by side. `table`: index model, columns what the legend says."""
     with plt.rc_context(STYLE):
         figure, axes = plt.subplots(figsize=(max(COLUMN_WIDTH, 0.9 * len(table)), 2.9))
@@ -193,12 +213,14 @@ def effects_of_models(table, path):
         return _save(figure, path)
 
 
-def attention_on_context(tokens, heads, title, path):
+def attention_on_context(
+    tokens: Sequence[str], heads: dict[str, Float[np.ndarray, "2 T"]], title: str, path: Path,
+) -> Path:
     """Where chosen heads look from the pronoun, in both contexts.
 
     Args:
         tokens: T strings, the last one holding both pronouns ("she / he").
-        heads: {label: [2, T] attention weights from the pronoun, in x and x'}; each row sums to 1.
+        heads: by label, attention weights from the pronoun in x and x'; each row sums to 1.
     """
     with plt.rc_context(STYLE):
         figure, panels = plt.subplots(1, len(heads), figsize=(max(COLUMN_WIDTH, 1.3 + 1.2 * len(heads)), 0.9 + 0.17 * len(tokens)), sharey=True, squeeze=False)
@@ -216,7 +238,10 @@ def attention_on_context(tokens, heads, title, path):
         return _save(figure, path)
 
 
-def sparsity(found, k, label, all_units, shape, title, path):
+def sparsity(
+    found: dict[str, dict[str, Any]], k: int, label: str, all_units: float, shape: tuple[int, int],
+    title: str, path: Path,
+) -> Path:
     """Effect against number of units, and where the greedy (else the top-k) units sit.
 
     Args:
@@ -254,7 +279,7 @@ MEDIATOR_LABELS = {"neurons": "layer (0 = word embedding), one neuron changed", 
                    "layers": "layer (all its heads overridden)"}
 
 
-def mediator(name, means, model, folder):
+def mediator(name: str, means: pd.DataFrame, model: str, folder: Path) -> list[Path]:
     """Figures of one mediator from its table of means; returns the paths written.
 
     Args:
@@ -281,6 +306,6 @@ def mediator(name, means, model, folder):
 
 
 def _profile(name, rows):
-    """Mean log indirect effect of each layer, [layers]; of its strongest 1% of neurons, by size, where these are the mediator."""
+    """Mean log indirect effect of each layer; of its strongest 1% of neurons, by size, for neurons."""
     values = rows.groupby("layer")["indirect_log_effect_mean"]
     return (values.apply(lambda each: each.abs().nlargest(max(1, len(each) // 100)).mean()) if name == "neurons" else values.first()).to_numpy()

@@ -1,16 +1,19 @@
 """What the analysis scripts print, as text: tables that a researcher reads, each number with its formula and filter."""
 
 import textwrap
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
 
-from mediation.effects.statistics import smallest_reaching
+from mediation.effects.statistics import Correlation, Estimand, Screening, smallest_reaching
 from mediation.stimuli.templates import TEMPLATES
 
 
-def describe_prompts(model, table, unrated):
+def describe_prompts(model: str, table: pd.DataFrame, unrated: Sequence[str]) -> str:
     """One line on what a total effect is computed over, one more on words that had to be left out."""
     lines = [f"{model}: {_count(len(table), 'prompt')}, {_count(table['word'].nunique(), 'profession')}, {_count(table['template'].nunique(), 'template')}"]
     if unrated:
@@ -18,7 +21,7 @@ def describe_prompts(model, table, unrated):
     return "\n".join(lines)
 
 
-def describe_estimands(estimands):
+def describe_estimands(estimands: Sequence[Estimand]) -> str:
     """A table of value, median, interval and prompts; below it what each line is."""
     width = max(len(estimand.name) for estimand in estimands)
     lines = [f"{'':{width}}  {'value':>9} {'median':>9}  {'95% interval':>20} {'prompts':>8}"]
@@ -30,8 +33,8 @@ def describe_estimands(estimands):
     return "\n".join(lines)
 
 
-def describe_correlations(correlations):
-    """A line a correlation, and what its p value takes for independent."""
+def describe_correlations(correlations: Sequence[Correlation]) -> str:
+    """A line per correlation, and what its p value takes for independent."""
     lines = ["correlations (Pearson) over prompts, and over professions, each the mean of its prompts"]
     for each in correlations:
         lines.append(f"  {each.name + ', ' + each.filter:<52} r = {each.r:.3f} ({each.prompts} prompts), "
@@ -40,17 +43,17 @@ def describe_correlations(correlations):
     return "\n".join(lines)
 
 
-def estimand_table(estimands):
+def estimand_table(estimands: Sequence[Estimand]) -> pd.DataFrame:
     """The same numbers, unrounded, as a table to be written: name, value, median, low, high, prompts, formula, filter."""
     return pd.DataFrame([{"name": e.name.strip(), "value": e.value, "median": e.median, "low": e.interval[0], "high": e.interval[1],
                           "prompts": e.prompts, "formula": e.formula, "filter": e.filter} for e in estimands])
 
 
-def describe_screening(screening, samples):
+def describe_screening(screening: Screening, samples: Sequence[Mapping[str, Any]]) -> str:
     """What a screened run may claim, in words.
 
     Args:
-        screening: statistics.Screening of the run; samples: what the manifest says of each table's sample (`screen` of its files).
+        screening: of the run; samples: what the manifest says of each table's sample (`screen` of its files).
     """
     bound = (f"recall of a prompt's exact top {screening.top}, mean over prompts: at least {screening.recall:.3f} with 95% confidence "
              f"(at most {screening.missed_a_prompt:.2f} of them missed a prompt)"
@@ -64,7 +67,11 @@ def describe_screening(screening, samples):
             f"largest difference {max(sample['largest_difference'] for sample in samples):.1e}")
 
 
-def neuron_study(model, runs, probabilities, estimands, correlation, effects, contrasts, layers, files, method=""):
+def neuron_study(
+    model: str, runs: Sequence[dict[str, Any]], probabilities: pd.DataFrame, estimands: Sequence[Estimand],
+    correlation: Correlation, effects: pd.DataFrame, contrasts: pd.DataFrame | None, layers: pd.DataFrame,
+    files: Sequence[str | Path], method: str = "",
+) -> str:
     """The report of a neuron study in Markdown: what was asked, what was found, how sure it is, what was left out.
 
     Args:
@@ -130,7 +137,7 @@ def neuron_study(model, runs, probabilities, estimands, correlation, effects, co
     return "\n".join(lines)
 
 
-def how_sure(runs, swept):
+def how_sure(runs: Sequence[Mapping[str, Any]], swept: Sequence[Mapping[str, Any]]) -> str:
     """What the checks against full passes say, and the recall of screened runs."""
     deviation = max(entry["largest_deviation_from_full_passes"] for entry in swept)
     estimated = any(run["settings"].get("method") == "gradient" for run in runs)
@@ -145,20 +152,24 @@ def how_sure(runs, swept):
 
 @dataclass(frozen=True)
 class Mediator:
-    """What is known of one mediator: table of means, name of the whole table, its entry in the manifest and its run's, statistics.Screening or None."""
+    """What is known of one mediator: table of means, name of the whole table, its entry in the manifest and
+    its run's, its screening."""
 
     means: pd.DataFrame
     file: str
-    entry: dict
-    run: dict
-    screening: object = None
+    entry: dict[str, Any]
+    run: dict[str, Any]
+    screening: Screening | None = None
 
 
-def mediation(model, stimuli, totals, mediators, figures):
+def mediation(
+    model: str, stimuli: str | Path, totals: pd.DataFrame, mediators: Mapping[str, Mediator],
+    figures: Sequence[Path],
+) -> str:
     """The report of mediate.py, Markdown: total effects by group, the strongest units of every mediator, how sure it is, where everything is.
 
     Args:
-        stimuli: the file; totals: table of total effects; mediators: {mediator: Mediator}; figures: paths.
+        stimuli: the file; totals: table of total effects; mediators: by name; figures: paths.
     """
     lines = [f"# Mediation analysis of {stimuli}, {model}", "",
              f"{_count(totals['id'].nunique(), 'stimulus', 'stimuli')}, {_count(len(totals), 'comparison')} of a null prompt with an alternative. "
@@ -205,7 +216,7 @@ def _mediator(name, mediator):
     return lines + ([describe_screening(mediator.screening, [mediator.entry["screen"]])] if mediator.screening else [])
 
 
-def selection(found, k, label, all_units):
+def selection(found: Mapping[str, dict[str, Any]], k: int, label: str, all_units: float) -> str:
     """Effect against number of units, as a table, and what it says.
 
     Args:

@@ -2,12 +2,19 @@
 
 import json
 import re
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from jaxtyping import Float64
 
 from mediation.effects.odds import effect, log_odds
 from mediation.errors import InputError
+from mediation.stimuli.prompts import PronounStimulus
+
+if TYPE_CHECKING:  # an Intervention holds tensors; reading a file needs none
+    import mediation.stimuli.interventions
 
 EFFECTS = ("indirect", "direct")
 SCALARS = ("candidate1_base_prob", "candidate2_base_prob", "odds_base", "candidate1_alt_prob", "candidate2_alt_prob", "odds_alt", "total_effect",
@@ -15,7 +22,10 @@ SCALARS = ("candidate1_base_prob", "candidate2_base_prob", "odds_base", "candida
 STRINGS = ("base_string1", "base_string2", "candidate1", "candidate2")
 
 
-def result_entry(intervention, probabilities, swept):
+def result_entry(
+    intervention: "mediation.stimuli.interventions.Intervention", probabilities: Sequence[Sequence[float]],
+    swept: Mapping[str, Sequence[Any]],
+) -> dict[str, Any]:
     """One entry of `results` from stored probabilities.
 
     Args:
@@ -38,13 +48,13 @@ def result_entry(intervention, probabilities, swept):
     return entry
 
 
-def means(entries):
+def means(entries: Sequence[Mapping[str, Any]]) -> dict[str, float]:
     """The three means of a JSON."""
     names = {"mean_total_effect": "total_effect", "mean_model_indirect_effect": "indirect_effect_model", "mean_model_direct_effect": "direct_effect_model"}
     return {mean: float(np.mean([entry[name] for entry in entries])) for mean, name in names.items()}
 
 
-def read_json(path):
+def read_json(path: str | Path) -> Any:
     """Content of a JSON file.
 
     Raises:
@@ -56,16 +66,16 @@ def read_json(path):
         raise InputError(f"{path} cannot be read as JSON ({error}): write it again with attention_intervention_winobias.py or _winogender.py") from error
 
 
-def example_key(base_string1, base_string2, candidate1, candidate2):
+def example_key(base_string1: str, base_string2: str, candidate1: str, candidate2: str) -> tuple[str, ...]:
     """What tells an example in every file: contexts, and continuations without blanks, case and word-piece marks, for a file has them in tokens."""
     return base_string1, base_string2, *("".join(candidate.split()).replace("##", "").lower() for candidate in (candidate1, candidate2))
 
 
-def read_results(path, examples=None):
+def read_results(path: str | Path, examples: Sequence[PronounStimulus] | None = None) -> dict[str, Any]:
     """A JSON of the attention study, ours or the published ones.
 
     Args:
-        examples: PronounStimulus objects; entries that name their `example` by its number have their strings from there.
+        examples: entries that name their `example` by its number have their strings from there.
 
     Keys: `model_version`, `do_filter`, `split` or `stat`, counts, means, and `results`, a list of entries with strings, probabilities,
     odds and effects; [L][H] for heads, [L] for layers. `*_odds_head` may be absent.
@@ -103,7 +113,7 @@ def read_results(path, examples=None):
     return content
 
 
-def find_results(out_dir, model=None):
+def find_results(out_dir: str | Path, model: str | None = None) -> dict[Path, str]:
     """{path: label} of the result files in OUT_DIR/winobias_data and winogender_data; label as in the figures' names, such as winobias_gpt2_filtered_dev.
 
     Args:
@@ -127,11 +137,11 @@ def find_results(out_dir, model=None):
     return found
 
 
-def head_effects(results, kind):
-    """Effects of all heads, float64 [N, L, H], of the entries `results`; kind "indirect" or "direct"."""
+def head_effects(results: Iterable[Mapping[str, Any]], kind: str) -> Float64[np.ndarray, "N L H"]:
+    """Effects of all heads, of the entries `results`; kind "indirect" or "direct"."""
     return np.array([entry[f"{kind}_effect_head"] for entry in results], np.float64)
 
 
-def layer_effects(results, kind):
-    """Effects of all layers, float64 [N, L]."""
+def layer_effects(results: Iterable[Mapping[str, Any]], kind: str) -> Float64[np.ndarray, "N L"]:
+    """Effects of all layers."""
     return np.array([entry[f"{kind}_effect_layer"] for entry in results], np.float64)

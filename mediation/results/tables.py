@@ -1,7 +1,9 @@
 """Tables of a study as CSV or parquet: written word by word and read by columns, so that memory does not grow with the rows."""
 
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -16,7 +18,7 @@ FORMATS = ("csv", "parquet")
 CHUNK = 500_000  # rows read at once
 
 
-def check_one_format(folder, names):
+def check_one_format(folder: str | Path, names: Iterable[str]) -> None:
     """Raises InputError where one of these tables is there in another format: a folder that has a table twice cannot be analysed."""
     for path in (Path(folder) / name for name in names):
         for ending in FORMATS:
@@ -71,7 +73,7 @@ class _ParquetRows:
 
 
 @contextmanager
-def table_writer(path):
+def table_writer(path: str | Path) -> Iterator[Callable[[Mapping[str, Any]], int]]:
     """Function that appends rows to a new table, whole or not there at the end; the format is the path's ending.
 
     >>> with table_writer("effects.parquet") as append:
@@ -108,7 +110,7 @@ def _column(values, length):
     return pa.array(values, from_pandas=True)
 
 
-def table_columns(path):
+def table_columns(path: str | Path) -> list[str]:
     """Names of a table's columns.
 
     Raises:
@@ -120,7 +122,7 @@ def table_columns(path):
         raise unreadable(path, error) from error
 
 
-def read_columns(path, columns):
+def read_columns(path: str | Path, columns: list[str]) -> Iterator[pd.DataFrame]:
     """The named columns of a table, chunk by chunk: an iterator of pandas tables with a row index that counts on.
 
     Raises:
@@ -145,13 +147,13 @@ def read_columns(path, columns):
         raise unreadable(path, error) from error
 
 
-def unreadable(path, error):
+def unreadable(path: str | Path, error: Exception) -> InputError:
     """InputError for a table that is damaged."""
     return InputError(f"{path} cannot be read as a {'parquet file' if Path(path).suffix == '.parquet' else 'CSV'} "
                       f"({str(error).splitlines()[0] if str(error) else type(error).__name__}): write it again")
 
 
-def convert(source, target):
+def convert(source: str | Path, target: str | Path) -> int:
     """Write a table in the other format, chunk by chunk; returns the number of rows."""
     names = [name for name in table_columns(source) if not name.startswith("Unnamed")]
     rows = 0

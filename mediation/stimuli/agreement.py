@@ -20,7 +20,7 @@ INNER_VERBS = (("likes", "like"), ("helps", "help"), ("knows", "know"), ("sees",
 STRUCTURES = ("simple", "one distractor", "two distractors", "prepositional phrase", "relative clause")
 
 
-def endings(structure, random):
+def endings(structure: str, random: Random) -> list[str]:
     """What stands between the subject and the verb, every variant of a structure, in a random order; inner nouns come in both numbers."""
     if structure == "simple":
         variants = [""]
@@ -35,7 +35,7 @@ def endings(structure, random):
     return random.sample(variants, len(variants))
 
 
-def generate(count, seed=0):
+def generate(count: int, seed: int = 0) -> list[Stimulus]:
     """`count` stimuli of each structure and number: groups such as "simple, singular" (the number of the null prompt's noun).
 
     Nouns and verbs take turns, what stands between them is drawn at random; no two stimuli are the same.

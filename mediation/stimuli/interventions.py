@@ -1,9 +1,15 @@
 """`Intervention`: a stimulus in one model's tokens, and at which of them a neuron intervention takes place."""
 
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
 import torch
 
 from mediation.errors import InputError
 from mediation.stimuli.prompts import SEVERAL_TOKENS, check_candidates, fill, is_masked, tokenize_candidate
+
+if TYPE_CHECKING:
+    import transformers
 
 
 class Intervention:
@@ -27,8 +33,11 @@ class Intervention:
             differ in length.
     """
 
-    def __init__(self, tokenizer, base_string, substitutes, candidates, device="cpu", multi_token=None,
-                 any_length=False):
+    def __init__(
+        self, tokenizer: "transformers.PreTrainedTokenizerBase", base_string: str, substitutes: Sequence[str],
+        candidates: Sequence[str], device: str | torch.device = "cpu", multi_token: str | None = None,
+        any_length: bool = False,
+    ) -> None:
         self.device = device
         self.multi_token = multi_token
         self.prompts = [fill(tokenizer, base_string, substitute) for substitute in substitutes]
@@ -36,7 +45,8 @@ class Intervention:
         self.base_strings_tok = [torch.tensor(prompt.tokens, dtype=torch.long, device=device) for prompt in self.prompts]
         self.position = self.prompts[0].slot[1] - 1
         self.places = [list(range(*prompt.slot)) if multi_token == "all" else [prompt.slot[1] - 1] for prompt in self.prompts]
-        self.candidates, self.candidates_tok = [], []
+        self.candidates: list[list[str]] = []
+        self.candidates_tok: list[list[int]] = []
         for candidate in candidates:
             tokens, ids = tokenize_candidate(tokenizer, candidate)
             self.candidates.append(tokens)
@@ -44,7 +54,7 @@ class Intervention:
         if multi_token is None and not any_length and not is_masked(tokenizer):
             self.check_lengths()
 
-    def check_lengths(self):
+    def check_lengths(self) -> None:
         """Raises InputError unless all prompts have as many tokens as the null prompt."""
         first = self.prompts[0]
         for prompt in self.prompts[1:]:
@@ -54,11 +64,11 @@ class Intervention:
                                  f"model's tokens ({counts}): choose other substitutes, or multi_token")
 
     @property
-    def beginning(self):
+    def beginning(self) -> tuple[tuple[tuple[int, ...], ...], str, str]:
         """The same for stimuli that neuron sweeps may run in one tree: prompts alike up to the slot's end, places, candidates."""
         return tuple(prompt.tokens[: prompt.slot[1]] for prompt in self.prompts), str(self.places), str(self.candidates_tok)
 
-    def check_for_neurons(self):
+    def check_for_neurons(self) -> None:
         """Raises InputError unless a neuron intervention is defined.
 
         That is: two candidates that differ and two prompts or three (word, man, woman); by the rule of the 2020 study candidates of one token each,
@@ -80,7 +90,7 @@ class Intervention:
                                  "not as many: use multi_token last",
                                  "slots of different numbers of tokens; --multi_token last takes them")
 
-    def check_for_attention(self):
+    def check_for_attention(self) -> int:
         """Index of the first token in which the two contexts differ.
 
         Raises:

@@ -1,11 +1,16 @@
 """The professions and their crowd ratings (Bolukbasi et al. 2016), and which of them a model can be asked about."""
 
 import csv
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from mediation.errors import InputError
 from mediation.stimuli.prompts import why_not_pairwise, why_not_single_token
+
+if TYPE_CHECKING:  # a tokenizer comes with a model; reading the ratings needs none
+    import transformers
 
 RATINGS = Path(__file__).parents[2] / "experiment_data" / "professions.csv"
 DEFINITIONAL = 0.75  # at or beyond it, on either side, a word has its gender by definition (king, waitress)
@@ -20,23 +25,23 @@ class Profession:
     stereotypical: float
 
     @property
-    def text(self):
+    def text(self) -> str:
         """The word as it is written in a sentence: the ratings join words by an underscore."""
         return self.word.replace("_", " ")
 
     @property
-    def bias(self):
+    def bias(self) -> float:
         """definitional + stereotypical, in [-2, 2]; negative = female-biased, positive = male-biased, 0 = neutral."""
         return self.definitional + self.stereotypical
 
     @property
-    def is_definitional(self):
+    def is_definitional(self) -> bool:
         """True for words that carry a gender in their meaning: |definitional| >= 0.75."""
         return abs(self.definitional) >= DEFINITIONAL
 
 
-def load(path=RATINGS):
-    """{word: Profession} of all 320 rated words, in the order of the file.
+def load(path: str | Path = RATINGS) -> dict[str, Profession]:
+    """All 320 rated words, in the order of the file.
 
     Raises:
         InputError: a file that is not a table of word, definitional, stereotypical in [-1, 1].
@@ -58,7 +63,7 @@ def load(path=RATINGS):
     return professions
 
 
-def select(words=None, max_examples=None):
+def select(words: Collection[str] | None = None, max_examples: int | None = None) -> list[Profession]:
     """The professions named by `words` (all for None), in the file's order, at most the first `max_examples` of them.
 
     Raises:
@@ -75,7 +80,10 @@ def select(words=None, max_examples=None):
     return list(rated.values())[:max_examples]
 
 
-def usable(tokenizer, template, professions, alternatives=("man", "woman"), multi_token=None):
+def usable(
+    tokenizer: "transformers.PreTrainedTokenizerBase", template: str, professions: Collection[Profession],
+    alternatives: Sequence[str] = ("man", "woman"), multi_token: str | None = None,
+) -> tuple[list[Profession], dict[str, str]]:
     """(kept professions, {word: reason}) in one template, after the single-token rule of the 2020 study, or what `multi_token` asks for."""
     if multi_token == "last":
         return list(professions), {}

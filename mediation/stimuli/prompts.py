@@ -1,9 +1,14 @@
 """What is asked of the model: templates with one slot, the substitutes that fill it, the candidates that may follow."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import TYPE_CHECKING
 
 from mediation.errors import InputError
+
+if TYPE_CHECKING:  # a tokenizer comes with a model; the forms of stimuli need none
+    import transformers
 
 # a reason to leave a stimulus out by the rule of the 2020 study, the same for its words and its candidates
 SEVERAL_TOKENS = "word or candidate of several tokens; --multi_token last takes it"
@@ -14,8 +19,8 @@ class Prompt:
     """A filled template. `tokens`: its token ids; `slot`: index of the first and one past the last token of the slot."""
 
     text: str
-    tokens: tuple
-    slot: tuple
+    tokens: tuple[int, ...]
+    slot: tuple[int, int]
 
 
 @dataclass(frozen=True)
@@ -27,12 +32,12 @@ class PronounStimulus:
     """
 
     base_string: str
-    substitutes: tuple
-    candidates: tuple
-    referents: tuple
+    substitutes: tuple[str, str]
+    candidates: tuple[str, str]
+    referents: tuple[str, str]
 
 
-def fill(tokenizer, base_string, substitute):
+def fill(tokenizer: "transformers.PreTrainedTokenizerBase", base_string: str, substitute: str) -> Prompt:
     """Tokenize `base_string` with `substitute` in its slot, and find the slot's tokens by the tokenizer's character offsets.
 
     No special tokens are added but the begin token of models that always have one, see `begin_tokens`. The 2020 code counted the slot's
@@ -60,7 +65,7 @@ def fill(tokenizer, base_string, substitute):
 
 
 @lru_cache(maxsize=8)  # it is asked for every prompt
-def begin_tokens(tokenizer):
+def begin_tokens(tokenizer: "transformers.PreTrainedTokenizerBase") -> list[int]:
     """[id] of the begin token where the tokenizer puts one before every text, as Gemma's does; else [].
 
     Such a model was trained with it always there: without, its probabilities are far off. An end token that
@@ -72,13 +77,15 @@ def begin_tokens(tokenizer):
     return begin[:1] if usual == begin + behind and not (behind and is_masked(tokenizer)) else []
 
 
-def is_masked(tokenizer):
+def is_masked(tokenizer: "transformers.PreTrainedTokenizerBase") -> bool:
     """Whether a tokenizer is that of a model that predicts masked tokens. Gemma's names a mask, too, but begins a text as causal models do."""
     begins = tokenizer("a")["input_ids"][:1] == [tokenizer.bos_token_id]
     return tokenizer.mask_token_id is not None and not (begins and tokenizer.cls_token_id != tokenizer.bos_token_id)
 
 
-def tokenize_candidate(tokenizer, candidate):
+def tokenize_candidate(
+    tokenizer: "transformers.PreTrainedTokenizerBase", candidate: str,
+) -> tuple[list[str], list[int]]:
     """(tokens, ids) of a candidate as it stands after a blank: "he" -> (["Ġhe"], [339]) in GPT-2's vocabulary.
 
     Raises:
@@ -92,7 +99,7 @@ def tokenize_candidate(tokenizer, candidate):
     return tokenizer.convert_ids_to_tokens(ids), ids
 
 
-def check_candidates(names, ids, single=True):
+def check_candidates(names: Sequence[str], ids: Sequence[Sequence[int]], single: bool = True) -> None:
     """Raises InputError when the two candidates of a neuron stimulus are not two different ones, of one token each where `single`."""
     for name, tokens in zip(names, ids):
         if single and len(tokens) != 1:
@@ -106,7 +113,9 @@ def check_candidates(names, ids, single=True):
                          "choose two words", f"the two candidates are {same}")
 
 
-def why_not_single_token(tokenizer, template, word, alternatives):
+def why_not_single_token(
+    tokenizer: "transformers.PreTrainedTokenizerBase", template: str, word: str, alternatives: Sequence[str],
+) -> str | None:
     """None when `word` and the alternatives each fill the slot with one token at the same place; else the reason in words.
 
     This is the rule of the 2020 study, where a representation of one word replaces that of another.
@@ -122,7 +131,9 @@ def why_not_single_token(tokenizer, template, word, alternatives):
     return None
 
 
-def why_not_pairwise(tokenizer, template, word, alternatives):
+def why_not_pairwise(
+    tokenizer: "transformers.PreTrainedTokenizerBase", template: str, word: str, alternatives: Sequence[str],
+) -> str | None:
     """None when `word` and the alternatives fill the slot with equally many tokens; else the reason in words."""
     counts = [last - first for first, last in (fill(tokenizer, template, substitute).slot for substitute in (word, *alternatives))]
     return None if len(set(counts)) == 1 else f"{counts[0]} tokens, and {', '.join(map(repr, alternatives))} {' and '.join(map(str, counts[1:]))}"

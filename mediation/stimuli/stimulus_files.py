@@ -11,6 +11,7 @@ In a CSV, substitutes and candidates are JSON lists, or texts separated by |.
 import csv
 import io
 import json
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -23,17 +24,17 @@ LONGEST = 2000  # characters of a text: about 500 tokens, whose attention weight
 
 @dataclass(frozen=True)
 class Stimulus:
-    """One line of a file. `substitutes`: the null prompt's and its alternatives'; `candidates`: two; `group`: "" for none; `line`: where it stands."""
+    """One line of a file. `substitutes`: first the null prompt's; `group`: "" for none; `line`: of the file."""
 
     id: str
     base: str
-    substitutes: tuple
-    candidates: tuple
+    substitutes: tuple[str, ...]
+    candidates: tuple[str, str]
     group: str = ""
     line: int = 0
 
 
-def read(path):
+def read(path: str | Path) -> list[Stimulus]:
     """The stimuli of a JSONL or CSV file (by its ending), in order.
 
     Raises:
@@ -51,7 +52,8 @@ def read(path):
         except UnicodeDecodeError as error:
             raise InputError(f"{path}, line {number}: not UTF-8 text ({error.reason} at byte {error.start + 1}): save the file as UTF-8") from error
     rows = _csv_rows(path, texts) if path.suffix.lower() == ".csv" else _json_rows(path, texts)
-    stimuli, first = [], {}
+    stimuli: list[Stimulus] = []
+    first: dict[str, int] = {}  # the line of each id
     for number, row in rows:
         stimulus = _stimulus(f"{path}, line {number}", number, row)
         if stimulus.id in first:
@@ -64,7 +66,7 @@ def read(path):
     return stimuli
 
 
-def write(path, stimuli):
+def write(path: str | Path, stimuli: Iterable[Stimulus]) -> Path:
     """Write stimuli as JSON lines, whole or not at all; returns the path."""
     with whole_file(path) as file:
         for stimulus in stimuli:

@@ -1,5 +1,7 @@
 """The 17 templates of the 2020 study, by their numbers, and as they stand in file names."""
 
+from collections.abc import Iterable
+
 from mediation.errors import InputError
 
 TEMPLATES = tuple(
@@ -12,7 +14,7 @@ TEMPLATES = tuple(
 )  # numbered from 1 in this order, as in the 2020 study
 
 
-def select_templates(indices):
+def select_templates(indices: Iterable[int] | None) -> dict[int, str]:
     """{number: template} for the given numbers 1..17, in order and once each; all of them for None.
 
     Raises:
@@ -25,7 +27,7 @@ def select_templates(indices):
     return {number: TEMPLATES[number - 1] for number in numbers}
 
 
-def split_base_string(base_string):
+def split_base_string(base_string: str) -> tuple[str, str]:
     """(template, word) of a filled template: "The nurse said that" -> ("The {} said that", "nurse").
 
     Raises:
@@ -38,6 +40,6 @@ def split_base_string(base_string):
     raise InputError(f"base string {base_string!r} fits none of the {len(TEMPLATES)} templates")
 
 
-def template_file_stem(template):
+def template_file_stem(template: str) -> str:
     """The template as it stands in file names: "The {} said that" -> "The_X_said_that"."""
     return template.replace("{}", "X").replace(" ", "_")

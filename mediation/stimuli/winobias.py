@@ -11,7 +11,7 @@ SPLITS = ("dev", "test")
 PRONOUNS = (("she", "he"), ("her", "his"))
 
 
-def load(split, folder=None):
+def load(split: str, folder: str | Path | None = None) -> list[PronounStimulus]:
     """The examples of a split, in the order of the file: 160 of 198 pairs for "dev", 130 of 198 for "test".
 
     Args:

@@ -12,7 +12,7 @@ MISPRINTS = {" aiport ": " airport "}  # in the packaged file; the published stu
 PRONOUNS = {"$NOM_PRONOUN": ("she", "he"), "$POSS_PRONOUN": ("her", "his")}
 
 
-def load(statistic, folder=None):
+def load(statistic: str, folder: str | Path | None = None) -> list[PronounStimulus]:
     """The 44 examples, in the order of the file; the statistic decides which continuation is the female-stereotyped one.
 
     Args:

@@ -16,6 +16,7 @@ from mediation.mediators.head_sweeps import head_estimates, heads_in_sets
 from mediation.mediators.heads import heads_layers_model
 from mediation.model.fast_rows import FastRows
 from mediation.results.attention_results import EFFECTS
+from mediation.stimuli.interventions import Intervention
 from mediation.studies.checks import check_heads
 from mediation.studies.engine import StudyOptions, Task
 from mediation.studies.error_budget import NOTHING_CHECKED, Check, within_budget
@@ -42,7 +43,7 @@ class Heads(Task):
     Methods that estimate add {effect}_exact bool [S]: what was run. Layers and the whole model always are.
     """
 
-    intervention: object
+    intervention: Intervention
     options: StudyOptions
 
     def compute(self, model, earlier, progress):

@@ -103,13 +103,15 @@ def plan(model, stimuli, kind, units, options, table, labels=None, gradients=Non
         table: of the shards, see `Task`; labels: what each stimulus is called in the progress bar and where screening is told (such as the
             word), the same for all of a tree; gradients: Gradients, for the methods that estimate.
     """
-    trees, tasks, where = families(stimuli), [], [None] * len(stimuli)
+    trees, of_stimulus = families(stimuli), {}
+    tasks: list[Tree] = []
     compared = set()
     if options.method == "gradient":  # one tree for each stimulus of the largest, by their hashes
         count = max(TREES_COMPARED, *map(len, trees))
         compared = set(sorted(range(len(trees)), key=lambda number: hash_of(stimuli[trees[number][0]].base_strings[0]))[:count])
+    group_of: dict[int, tuple[Alternative, tuple]] = {}
     interpolated = [] if units.sets is not None or options.estimates else alike_in_alternative(model, stimuli, kind, options)
-    values, layers, group_of = [], [], {}
+    values, layers = [], []
     for group in interpolated:
         of_words, of_layers = group.tasks(model, f"interpolated_{table}")
         values.append(of_words)
@@ -123,16 +125,16 @@ def plan(model, stimuli, kind, units, options, table, labels=None, gradients=Non
         if members[0] in group_of:  # then all of them are: their prompts are alike up to the slot's end
             group, keys = group_of[members[0]]
             columns = tuple(group.column_of[member] for member in members)
-            task = InterpolatedTree(**about | {"interventions": 0}, word=group.word_of[members[0]], columns=columns, layers=keys)
+            task: Tree = InterpolatedTree(**about | {"interventions": 0}, word=group.word_of[members[0]], columns=columns, layers=keys)
         elif options.estimates and units.sets is None:
             task = EstimatedTree(**about, gradients=tuple(map(gradients.where, of_tree)), compared=number in compared)
         else:
             task = Tree(**about, sets=units.sets)
         tasks.append(task)
         for position, member in enumerate(members):
-            where[member] = task, position
+            of_stimulus[member] = task, position
     stages = [stage for stage in (gradients.tasks if gradients else [], values, layers, tasks) if stage]
-    return Trees(kind, stages, where, gradients.types if gradients else 1)
+    return Trees(kind, stages, [of_stimulus[member] for member in range(len(stimuli))], gradients.types if gradients else 1)
 
 
 def digest(stimuli, *more):
@@ -142,7 +144,8 @@ def digest(stimuli, *more):
 
 def families(stimuli):
     """Indices of stimuli that are run together, in lists of at most TOKENS_TOGETHER tokens (or of one stimulus)."""
-    members, sizes = {}, {}
+    members: dict[tuple, list[int]] = {}
+    sizes: dict[tuple, int] = {}
     for index, stimulus in enumerate(stimuli):
         tokens = max(len(prompt.tokens) for prompt in stimulus.prompts) + sum(map(len, stimulus.candidates_tok))
         number = sizes.get(stimulus.beginning, 0) + tokens
@@ -184,12 +187,13 @@ class Tree(Task):
         """The same by the slow reference."""
         single = [neuron_experiment(model, stimulus, self.kind, self.options.sweep, progress=progress) for stimulus in self.stimuli]
         prompts = len(self.stimuli[0].prompts)
-        swept = np.log([[candidate.numpy().ravel() for candidate in result[2 * prompts:]] for result in single])  # [n, 2, U]
-        return np.moveaxis(swept, 1, 2), np.log([result[:2 * prompts] for result in single]).reshape(-1, prompts, 2)
+        swept = np.log(np.stack([[np.ravel(candidate) for candidate in result[2 * prompts:]] for result in single]))  # [n, 2, U]
+        return np.moveaxis(swept, 1, 2), np.log(np.array([result[:2 * prompts] for result in single], float)).reshape(-1, prompts, 2)
 
     def within_budget(self, model, sweep, units=None, sets=None):
         """What `sweep()` gives (log-probabilities first), and the Check of it, drawn among `units`."""
-        return within_budget(model, sweep, lambda swept: self.check(model, swept[0], units, sets), self.options, f"{self.stimuli[0].base_strings[0]!r}, {self.kind}")
+        return within_budget(model, sweep, lambda swept: self.check(model, swept[0], units, sets), self.options,
+                             f"{self.stimuli[0].base_strings[0]!r}, {self.kind}")
 
     def check(self, model, swept, units=None, sets=None, sample=CHECKED):
         """Check of some interventions of these log-probabilities [n, U, 2]."""
@@ -234,19 +238,21 @@ def alike_in_alternative(model, stimuli, kind, options):
     run_on, values_of, minus = INTERVENTION_TYPES[kind]
     if minus is not None or values_of != NULL or options.full_passes or options.dtype not in ("float32", "float64") or has_kinks(model.model.config):
         return []
-    alike = {}
+    alike: dict[tuple, list[int]] = {}
     for index, stimulus in enumerate(stimuli):
         if all(len(places) == 1 for places in stimulus.places):  # an interpolant has one variable
             prompt = stimulus.prompts[run_on]
             alike.setdefault((prompt.tokens[: prompt.slot[1]], str(stimulus.places[run_on]), str(stimulus.candidates_tok)), []).append(index)
     groups = []
     for members in alike.values():
-        words, columns, word_of, column_of = {}, {}, {}, {}
+        words: dict[tuple, tuple] = {}  # {the null prompt up to the slot's end: (number, a stimulus that has it)}
+        columns: dict[tuple, tuple] = {}  # {the alternative's prompt: the same}
+        word_of, column_of = {}, {}
         for member in members:
             null, alternative = stimuli[member].prompts[NULL], stimuli[member].prompts[run_on]
             word_of[member] = words.setdefault(null.tokens[: null.slot[1]], (len(words), stimuli[member]))[0]
             column_of[member] = columns.setdefault(alternative.tokens, (len(columns), stimuli[member]))[0]
-        tokens = sum(len(tokens) for tokens in columns)
+        tokens = sum(map(len, columns))
         if len(words) >= INTERPOLATED_FROM and tokens <= TOKENS_TOGETHER:
             groups.append(Alternative(kind, options, tuple(members), word_of, column_of, tuple(one for _, one in columns.values()),
                                       tuple(one for _, one in words.values())))
@@ -315,8 +321,9 @@ class InterpolatedTree(Tree):
         check_finite(stimuli, self.kind, swept, base)
         checked, accepted = self.check(model, swept), budget(self.options).total - budget(self.options).fast
         if not checked.deviation <= accepted:
-            raise InputError(f"{stimuli[0].base_strings[0]!r}, {self.kind}: interpolation and full passes differ by {checked.deviation:.1e} in a log-probability, "
-                             f"more than the accepted {accepted:.1e}: use --full_passes with another -out_dir, and please report the model")
+            raise InputError(f"{stimuli[0].base_strings[0]!r}, {self.kind}: interpolation and full passes differ by {checked.deviation:.1e} "
+                             f"in a log-probability, more than the accepted {accepted:.1e}: use --full_passes with another -out_dir, "
+                             "and please report the model")
         return self.arrays(model, checked, swept, base)
 
 
@@ -357,7 +364,7 @@ class Gradients:
 
     def _add(self, stimuli, prompt):
         """One task per number of places, of the prompts that no task has yet."""
-        new = {}
+        new: dict[int, dict] = {}  # {number of places: {key of a prompt: a stimulus that has it}}
         for stimulus in stimuli:
             if self._key(stimulus, prompt) not in self._where:
                 new.setdefault(len(stimulus.places[prompt]), {})[self._key(stimulus, prompt)] = stimulus

@@ -5,6 +5,7 @@ is its mean effect over examples; whoever calls says how it is computed.
 """
 
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import torch
@@ -15,6 +16,7 @@ from mediation.errors import InputError
 from mediation.files.storage import read_pickle, write_pickle
 from mediation.mediators.head_sweeps import heads_in_sets
 from mediation.mediators.neuron_sweeps import neuron_sets
+from mediation.stimuli.interventions import Intervention
 from mediation.studies import engine
 from mediation.studies.engine import Task
 
@@ -93,7 +95,7 @@ class Objectives(Task):
     `example`: a record with a method `objectives(model, sets)`; `sets`: lists of units.
     """
 
-    example: object
+    example: Any
     sets: tuple
 
     def compute(self, model, earlier, progress):
@@ -113,7 +115,7 @@ class Objectives(Task):
 class HeadExample:
     """Indirect effects of sets of heads on one stimulus, each set replaced together; a head is layer x H + head."""
 
-    intervention: object
+    intervention: Intervention
     batch_size: int | None
 
     def objectives(self, model, sets):
@@ -134,7 +136,7 @@ class NeuronExample:
     `kind`: intervention type; `sign`: of the log odds he over she; a unit is `first` + its number, layer by layer.
     """
 
-    intervention: object
+    intervention: Intervention
     kind: str
     sign: int
     batch_size: int | None
