@@ -8,12 +8,12 @@ Effects are changes in log odds.
 """
 
 import time
-from functools import partial
 from tempfile import TemporaryDirectory
 from types import SimpleNamespace
 
 import numpy as np
 from scipy import stats
+from tqdm import tqdm
 
 from benchmarks import load, parser, timed
 from mediation.options import exit_on_bad_input, positive
@@ -43,23 +43,22 @@ def against_2020(model, options):
     from benchmarks.neuron_sweep import by_full_passes_2020
     from benchmarks.study import few_interventions
     from experiment import Intervention
-    pass
     from mediation.files.storage import RunFolder
-    from mediation.studies.professions import Gradients, sweep_kind, write_table
+    from mediation.studies.engine import StudyOptions
+    from mediation.studies.professions import ProfessionStudy
 
     interventions = {template: {word: Intervention(model.tokenizer, template, [word, "man", "woman"], ["he", "she"], model.device)
                                 for word in ("nurse", "carpenter", "teacher", "farmer")} for template in TEMPLATES}
     some = interventions["The {} ran because"]["nurse"]
-    settings, progress = settings_of(options, "gradient"), SimpleNamespace(update=lambda _: None)
+    files = {f"{template_file_stem(template)}_{kind}.csv": {"template": template, "intervention_type": kind} for template in TEMPLATES for kind in TYPES}
     started = time.perf_counter()
-    with TemporaryDirectory() as folder:
+    with TemporaryDirectory() as folder, tqdm(disable=True) as progress:
         run_folder = RunFolder(folder)
-        run_folder.claim([], {})
-        gradients = Gradients(model, run_folder, interventions)
+        run_folder.claim(files, {})
+        study = ProfessionStudy(model, run_folder, interventions, files, StudyOptions.of(settings_of(options, "gradient")))
         for kind in TYPES:
-            results = sweep_kind(model, run_folder, kind, dict.fromkeys(interventions, "table"), interventions, settings, progress, gradients)
-            for template, words in interventions.items():
-                write_table(run_folder.folder / f"{template_file_stem(template)}_{kind}.csv", partial(results, template), words, kind, settings)
+            for _ in study.write(kind, files, progress):
+                pass
     ours = (time.perf_counter() - started) / (4 * len(interventions))  # a prompt, all types
     with torch.no_grad():
         of_few, _ = timed(by_full_passes_2020, *few_interventions(model, some, 0, 256))
@@ -89,21 +88,23 @@ def draw_prompts(model, rng, count):
 def neuron_prompt(model, template, intervention, word, kind, options):
     """{"exact", "gradient", "screen"}: changes in log odds [L + 1, D], {method: seconds}."""
     from mediation.files.storage import RunFolder
-    from mediation.studies.professions import Gradients, sweep_kind
+    from mediation.studies.engine import StudyOptions
+    from mediation.studies.professions import ProfessionStudy
 
     effects, seconds = {}, {}
+    run_on = {"man_direct": 1, "woman_direct": 2}.get(kind, 0)
     for method in ("gradient", "screen", "exact"):
-        settings = settings_of(options, method)
-        with TemporaryDirectory() as folder:
+        with TemporaryDirectory() as folder, tqdm(disable=True) as progress:
             run_folder = RunFolder(folder)
             run_folder.claim([], {})
-            interventions, progress = {template: {word: intervention}}, SimpleNamespace(update=lambda _: None, set_description=lambda _: None)
             started = time.perf_counter()
-            gradients = Gradients(model, run_folder, interventions)
-            found = sweep_kind(model, run_folder, kind, {template: "table"}, interventions, settings, progress, gradients)(template, word)
+            study = ProfessionStudy(model, run_folder, {template: {word: intervention}}, {"table": {"template": template, "intervention_type": kind}},
+                                    StudyOptions.of(settings_of(options, method)))
+            results, _ = study.sweep(kind, progress)
+            swept = results(0)
             seconds[method] = time.perf_counter() - started
-        without = found["base"][{"man_direct": 1, "woman_direct": 2}.get(kind, 0)]
-        effects[method] = found["log_probabilities"][0] - found["log_probabilities"][1] - (without[0] - without[1])
+        one, other = swept.log_probabilities.T.reshape(2, model.num_layers + 1, -1)
+        effects[method] = one - other - (swept.base[run_on, 0] - swept.base[run_on, 1])
     print(f"{intervention.base_strings[0]}, {kind}: " + ", ".join(f"{method} {value:.2f} s" for method, value in seconds.items()), flush=True)
     return effects, seconds
 
@@ -151,22 +152,23 @@ def draw_examples(model, rng, count):
 
 def head_example(model, intervention, kind, options):
     """Changes in log odds by method {"exact", "gradient", "screen"} of "head" [L, H], and for exact and the heads' sums of "layer" [L] and "model"."""
-    from mediation.studies.attention import estimated_heads
+    from mediation.mediators.head_sweeps import heads_in_sets
+    from mediation.mediators.heads import heads_layers_model
+    from mediation.studies.attention import heads_layers_and_model
+    from mediation.studies.engine import StudyOptions
+    from mediation.studies.heads import estimated_heads
 
     c1, c2 = model.continuation_probabilities(intervention)[0 if kind == "indirect" else 1]
-
-    def changes(swept):
-        return [np.log(np.asarray(swept[part + 1])) - np.log(np.asarray(swept[part])) - np.log(c2 / c1) for part in (0, 2, 4)]
-
     effects, seconds = {}, {}
     for method in ("gradient", "screen", "exact"):
         started = time.perf_counter()
         if method == "exact":
-            swept = model.attention_intervention_experiment(intervention, kind, options.batch_size)
+            swept = heads_in_sets(model, intervention, kind, heads_layers_model(model.num_layers, model.num_heads), options.batch_size)
         else:
-            swept = estimated_heads(model, intervention, kind, SimpleNamespace(method=method, batch_size=options.batch_size), lambda _: None)
+            study = StudyOptions(method, batch_size=options.batch_size)
+            swept, _ = estimated_heads(model, intervention, kind, study, lambda _: None)
         seconds[method] = time.perf_counter() - started
-        effects[method] = changes(swept)
+        effects[method] = heads_layers_and_model(model, (swept[:, 1] - swept[:, 0]).numpy() - np.log(c2 / c1))
     print(f"{intervention.base_strings[0]}, {kind}: " + ", ".join(f"{method} {value:.2f} s" for method, value in seconds.items()), flush=True)
     return effects, seconds
 
