@@ -175,7 +175,7 @@ def add_attention_options(parser: argparse.ArgumentParser) -> None:
     add_full_passes(parser)
 
 
-def add_full_passes(parser):
+def add_full_passes(parser: argparse.ArgumentParser) -> None:
     """--full_passes of everything that sweeps."""
     parser.add_argument("--full_passes", action="store_true",
                         help="every intervention as a full forward pass of its own under plain hooks: slow, the reference")

@@ -146,7 +146,6 @@ def test_methods_and_formats(toy_checkpoint, tmp_path, run_script):
 
 
 def test_an_interrupted_run_goes_on(toy_checkpoint, tmp_path, run_script, monkeypatch):
-
     path = write(tmp_path, TOY)
     command = f"mediate.py {path} -model {toy_checkpoint('gpt2')} -out_dir {tmp_path / 'out'} --mediators neurons,heads"
     calls, sweep = [], neuron_study.neurons_in_trees
@@ -164,7 +163,7 @@ def test_an_interrupted_run_goes_on(toy_checkpoint, tmp_path, run_script, monkey
     with monkeypatch.context() as patch:
         patch.setattr(neuron_study, "neurons_in_trees", lambda *arguments, **named: calls.append(1) or sweep(*arguments, **named))
         assert run_script(command)[0] == 0
-    assert len(calls) == 4 + 2 * 3 - 2  # three trees, two effects each; the first tree was kept
+    assert len(calls) == 4 + 2 * 3 - 3  # three trees, two effects each; the first effect of all was kept
     assert run_script(command.replace("/out", "/whole"))[0] == 0
     for name in ("neurons", "heads", "neurons_mean"):
         pd.testing.assert_frame_equal(read(tmp_path / "out", f"{name}_toy-gpt2.csv"), read(tmp_path / "whole", f"{name}_toy-gpt2.csv"))
@@ -364,9 +363,9 @@ def test_a_unit_missed_in_several_comparisons_of_a_tree_is_one_miss():
     effects = np.array([[5.0, 4, 3, 1, 0], [5, 4, 3, 9, 0], [5, 4, 3, 9, 0]])
     arrays = {"base": np.zeros((3, 2, 2)), "log_probabilities": np.stack([np.zeros_like(effects), effects], axis=2), "chosen": np.array([0, 1, 2]),
               "drawn": np.array([3, 4]), "rest": np.int64(2), "estimates": effects[:, 3:]}
-    account = Account(samples=[sample_of(arrays, position, 0, "tree 0", 3) for position in range(3)])
+    account = Account(samples=[sample_of(arrays, position, 0, "tree_0", "nurse", 3) for position in range(3)])
     screen = account.entry(3)["screen"]
-    assert (screen["drawn"], screen["missed"], screen["rest"]) == (2, [["tree 0", 3]], 2)
+    assert (screen["drawn"], screen["missed"], screen["rest"]) == (2, [["nurse", 3]], 2)
     assert screening_of({"screen": screen}, 3) == Screening(2, 1, 2, 3) and screen["largest_difference"] == 0
 
 

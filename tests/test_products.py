@@ -25,7 +25,7 @@ from mediation.model import language_model, products, readout
 from mediation.model.fast_rows import FastRows
 from mediation.model.forward import run_base
 from mediation.model.products import exchanged, on_differences, packed, recorded
-from mediation.studies import error_budget, professions
+from mediation.studies import checks, error_budget
 from mediation.studies import neurons as neuron_study
 from tests.conftest import PROJECT
 
@@ -309,7 +309,7 @@ def test_a_fast_sweep_that_is_off_is_run_again_exactly(toy_checkpoint, run_scrip
         monkeypatch.setattr(batches, "BOUND", 1e-12)
     else:
         monkeypatch.setattr(batches, "BOUND", 10.0)  # the sample accepts everything
-        monkeypatch.setattr(professions, "draws", lambda stimuli, *_: np.full(stimuli, 64))  # every neuron is checked: a few may miss what is off
+        monkeypatch.setattr(checks, "draws", lambda stimuli, *_: np.full(stimuli, 64))  # every neuron is checked: a few may miss what is off
         others = batches.BOUND + interpolation.TOLERANCE["float32"] + readout.TOLERANCE
         monkeypatch.setitem(error_budget.ROUNDING, "float32", 5e-6 - others)
     code, output, error = run_script(f"{command} {tmp_path / 'fast'} --precision fast")

@@ -9,6 +9,7 @@ Symbols in shapes: B batch, T tokens, C candidates, N stimuli, V vocabulary.
 import hashlib
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from jaxtyping import Float64, Int
@@ -188,7 +189,7 @@ class LanguageModel:
                  for prompt in one.prompts for ids in one.candidates_tok] for one in interventions]
 
     @torch.no_grad()
-    def continuation_probabilities(self, intervention) -> list[list[float]]:
+    def continuation_probabilities(self, intervention: Any) -> list[list[float]]:
         """Probability of each candidate, of any length, for each prompt of a stimulus: a list per prompt."""
         probabilities, candidates = [], intervention.candidates_tok
         for tokens in intervention.base_strings_tok:

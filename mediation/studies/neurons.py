@@ -80,7 +80,7 @@ class TreeResults:
         check, fast = Check.from_arrays(arrays), arrays.get("fast")
         sample = None
         if "drawn" in arrays:
-            sample = sample_of(arrays, position, INTERVENTION_TYPES[task.kind][0], task.label, self.top)
+            sample = sample_of(arrays, position, INTERVENTION_TYPES[task.kind][0], task.name, task.label, self.top)
         return Swept(arrays["log_probabilities"][position], arrays["base"][position], arrays.get("exact"),
                      float(arrays["seconds"]) / len(task.stimuli) + self.seconds_before,
                      check if not position else Check(check.deviation, 0, 0), None if fast is None else FastRows(*fast), sample)

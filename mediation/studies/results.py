@@ -13,11 +13,12 @@ from mediation.studies.error_budget import NOTHING_CHECKED, Check
 class Sample:
     """What the units that screening drew at random say for one stimulus.
 
-    `tree`: the stimuli that were run together, for which they were drawn once; `missed`: those of the `drawn` units that belong to the exact
+    `draw`: a name of the task that drew them, once for all stimuli that it ran together; `label`: what these are called; `missed`: those of the `drawn` units that belong to the exact
     top of this stimulus; `rest`: how many units were left out; `estimates`, `exact` [drawn]: their changes in log odds.
     """
 
-    tree: str
+    draw: str
+    label: str
     drawn: int
     missed: tuple
     rest: int
@@ -43,17 +44,17 @@ class Swept:
     sample: Sample | None = None
 
 
-def sample_of(arrays, position, run_on, tree, top):
+def sample_of(arrays, position, run_on, draw, label, top):
     """The Sample of one stimulus of a screened tree of prompts.
 
     Args:
-        arrays: what the task gave; position: of the stimulus in the tree; run_on: the prompt that was intervened upon; tree: name of the tree.
+        arrays: what the task gave; position: of the stimulus in the tree; run_on: the prompt that was intervened upon; the others as in a Sample.
     """
     swept, base = arrays["log_probabilities"][position], arrays["base"][position, run_on]
     effects = swept[:, 1] - swept[:, 0] - (base[1] - base[0])
     drawn = arrays["drawn"]
     missed = drawn[misses(effects, arrays["chosen"], drawn, top)]
-    return Sample(tree, len(drawn), tuple(missed.tolist()), int(arrays["rest"]), arrays["estimates"][position], effects[drawn])
+    return Sample(draw, label, len(drawn), tuple(missed.tolist()), int(arrays["rest"]), arrays["estimates"][position], effects[drawn])
 
 
 @dataclass
@@ -81,7 +82,7 @@ class Account:
 
     def _screen(self):
         """A unit that was drawn is run in all stimuli of its tree at once: it is one draw, and missed when it is missed in one of them."""
-        drawn = {sample.tree: sample.drawn for sample in self.samples}
-        missed = dict.fromkeys((sample.tree, unit) for sample in self.samples for unit in sample.missed)
-        return {"drawn": sum(drawn.values()), "rest": max(sample.rest for sample in self.samples), "missed": [list(each) for each in missed],
+        drawn = {sample.draw: sample.drawn for sample in self.samples}
+        missed = {(sample.draw, unit): [sample.label, unit] for sample in self.samples for unit in sample.missed}
+        return {"drawn": sum(drawn.values()), "rest": max(sample.rest for sample in self.samples), "missed": list(missed.values()),
                 **agreement(*(np.concatenate([getattr(sample, part) for sample in self.samples]) for part in ("estimates", "exact")))}
