@@ -47,6 +47,7 @@ def main(options):
     """Stimuli, model, total effects; then one mediator after the other; figures and a report of what the files say."""
     from mediation.studies import own_question
     from mediation.studies.attention import masking_suffix
+    from mediation.studies.comparisons import applicable, build_comparisons
     from utils import load_model
 
     found = stimulus_files.read(options.stimuli)
@@ -56,8 +57,8 @@ def main(options):
         check_screen_share(options, model.num_layers)
     if model.masking and options.method != "exact":
         raise InputError(f"{model.name} is a masked model: its heads are all run, use --method exact")
-    comparisons = own_question.build_comparisons(model, options.stimuli, found, options.multi_token)
-    fitting = {name: own_question.applicable(model, comparisons, CATALOGUE[name]) for name in options.mediators}
+    comparisons = build_comparisons(model, options.stimuli, found, options.multi_token)
+    fitting = {name: applicable(model, comparisons, CATALOGUE[name]) for name in options.mediators}
     print(f"stimuli: {len(found)}, comparisons: {len(comparisons)}; model {model.name}: {model.num_layers} layers, {model.num_heads} heads and "
           f"{model.num_neurons} neurons a layer, on {model.device}")
     report_left_out(fitting, comparisons, options)
@@ -140,11 +141,12 @@ def write_mediators(model, comparisons, run_folder, run, files, name, options):
         if run_folder.is_finished(file) and means.exists():
             print(f"kept: {run_folder.folder / file} is finished")
             continue
-        with tqdm(total=2 * len(fitting) * mediator.count(model), unit=" interventions", unit_scale=True, smoothing=0.05) as progress:
-            sweep, results = own_question.sweep(model, fitting, mediator, shards, StudyOptions.of(options), run_folder, progress)
         account, groups = Account(), [comparison.stimulus.group for comparison in fitting]
-        rows, table = write_effects(run_folder.folder / file, mediator.units(model),
-                                    own_question.rows(model, fitting, mediator, sweep, results, account), groups)
+        with tqdm(total=2 * len(fitting) * mediator.count(model), unit=" interventions", unit_scale=True,
+                  smoothing=0.05) as progress:
+            of_comparisons = own_question.rows(model, fitting, mediator, shards, StudyOptions.of(options), run_folder,
+                                               progress, account)
+            rows, table = write_effects(run_folder.folder / file, mediator.units(model), of_comparisons, groups)
         write_csv(means, table)
         run_folder.finish_file(run, file, **account.entry(rows))
     entry = run_folder.entry_of(next(iter(files.values())))  # the others come from the same sweep

@@ -77,7 +77,7 @@ def main(options):
     """Stimuli, model, sweep, tables; bad input is found before anything is written."""
     from mediation.files.storage import describe_machine, now
     from mediation.model.readout import check_odds_only
-    from mediation.studies.neurons import bytes_of_gradients
+    from mediation.studies.estimated_trees import bytes_of_gradients
     from utils import load_model
 
     started = time.monotonic()  # the clock on the wall may jump

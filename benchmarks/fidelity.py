@@ -154,7 +154,6 @@ def head_example(model, intervention, kind, options):
     """Changes in log odds by method {"exact", "gradient", "screen"} of "head" [L, H], and for exact and the heads' sums of "layer" [L] and "model"."""
     from mediation.mediators.head_sweeps import heads_in_sets
     from mediation.mediators.heads import heads_layers_model
-    from mediation.studies.attention import heads_layers_and_model
     from mediation.studies.engine import StudyOptions
     from mediation.studies.heads import estimated_heads
 
@@ -168,7 +167,8 @@ def head_example(model, intervention, kind, options):
             study = StudyOptions(method, batch_size=options.batch_size)
             swept, _ = estimated_heads(model, intervention, kind, study, lambda _: None)
         seconds[method] = time.perf_counter() - started
-        effects[method] = heads_layers_and_model(model, (swept[:, 1] - swept[:, 0]).numpy() - np.log(c2 / c1))
+        changes, heads = (swept[:, 1] - swept[:, 0]).numpy() - np.log(c2 / c1), model.num_layers * model.num_heads
+        effects[method] = changes[:heads].reshape(model.num_layers, -1), changes[heads:-1], changes[-1]
     print(f"{intervention.base_strings[0]}, {kind}: " + ", ".join(f"{method} {value:.2f} s" for method, value in seconds.items()), flush=True)
     return effects, seconds
 

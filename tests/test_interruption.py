@@ -15,7 +15,7 @@ import pytest
 from mediation.errors import InputError
 from mediation.files.storage import RunFolder, whole_file
 from mediation.mediators.interpolation import LEVELS
-from mediation.studies import neurons as neuron_study
+from mediation.studies import estimated_trees, interpolated_trees, trees
 from tests.conftest import COMMAND, tables
 from tests.preloaded import new_process
 
@@ -66,7 +66,7 @@ def test_asked_to_stop_it_stops_in_one_line_and_can_go_on(start, undisturbed, tm
 
 def test_shards_are_used_again_and_damaged_ones_are_not(run_script, toy_checkpoint, undisturbed, tmp_path, monkeypatch):
     swept = []
-    sweep = neuron_study.neurons_in_trees
+    sweep = trees.neurons_in_trees
 
     def stop_at_third(self, *arguments, **named):
         swept.append(arguments[0][0].base_strings[0])
@@ -74,7 +74,7 @@ def test_shards_are_used_again_and_damaged_ones_are_not(run_script, toy_checkpoi
             raise KeyboardInterrupt
         return sweep(self, *arguments, **named)
 
-    monkeypatch.setattr(neuron_study, "neurons_in_trees", stop_at_third)
+    monkeypatch.setattr(trees, "neurons_in_trees", stop_at_third)
     assert run_script(COMMAND, "-model", toy_checkpoint("llama"), "-out_dir", tmp_path)[0] == 130
     shards = sorted(tmp_path.glob("results/*/unfinished/*/*.npz"))
     assert len(shards) == 2  # two professions, each in two templates
@@ -87,8 +87,8 @@ def test_shards_are_used_again_and_damaged_ones_are_not(run_script, toy_checkpoi
 
 
 def test_shared_direct_effects_go_on_layer_by_layer(run_script, toy_checkpoint, tmp_path, monkeypatch):
-    monkeypatch.setattr(neuron_study, "INTERPOLATED_FROM", 3)
-    layers, fit = [], neuron_study.direct_interpolants
+    monkeypatch.setattr(interpolated_trees, "INTERPOLATED_FROM", 3)
+    layers, fit = [], interpolated_trees.direct_interpolants
 
     def stop_at_third(self, *arguments, **named):
         layers.append(arguments[3])
@@ -96,7 +96,7 @@ def test_shared_direct_effects_go_on_layer_by_layer(run_script, toy_checkpoint, 
             raise KeyboardInterrupt
         return fit(self, *arguments, **named)
 
-    monkeypatch.setattr(neuron_study, "direct_interpolants", stop_at_third)
+    monkeypatch.setattr(interpolated_trees, "direct_interpolants", stop_at_third)
     command = COMMAND.replace("--intervention_types man_direct man_indirect", "--intervention_types man_direct")
     assert run_script(command, "-model", toy_checkpoint("llama"), "-out_dir", tmp_path / "stopped")[0] == 130
     assert run_script(command, "-model", toy_checkpoint("llama"), "-out_dir", tmp_path / "stopped")[0] == 0
@@ -120,7 +120,7 @@ def test_a_run_that_was_begun_yesterday_goes_on_in_its_folder(run_script, toy_ch
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(neuron_study, "neurons_in_trees", stop)
+        patch.setattr(trees, "neurons_in_trees", stop)
         run_script(COMMAND, "-model", toy_checkpoint("llama"), "-out_dir", tmp_path)
     (folder,) = tmp_path.glob("results/*")
     yesterday = folder.with_name(f"{datetime.date.today() - datetime.timedelta(days=1):%Y%m%d}_neuron_intervention")
@@ -184,14 +184,14 @@ def test_a_finished_run_can_be_extended(run_script, toy_checkpoint, tmp_path, mo
     model = ("-model", toy_checkpoint("gpt2"), "-out_dir", tmp_path)
     assert run_script(f"{FEW} {first} {rest} {method}", *model)[0] == 0
     before, swept = tables(tmp_path), []
-    for name in ("neurons_in_trees", "neuron_gradients_of"):
-        original = getattr(neuron_study, name)
+    for place, name in ((trees, "neurons_in_trees"), (estimated_trees, "neuron_gradients_of")):
+        original = getattr(place, name)
 
         def recording(self, stimuli, *arguments, original=original, **named):
             swept.extend((stimulus.base_strings[0], arguments[0]) for stimulus in stimuli)
             return original(self, stimuli, *arguments, **named)
 
-        monkeypatch.setattr(neuron_study, name, recording)
+        monkeypatch.setattr(place, name, recording)
     for again in range(2):
         swept.clear()
         code, output, error = run_script(f"{FEW} {more} {rest} {method}", *model)
@@ -260,7 +260,7 @@ def test_a_converted_folder_goes_on_in_its_new_format(run_script, toy_checkpoint
 
 
 def test_what_a_shorter_run_left_goes_with_the_longer_one(run_script, toy_checkpoint, tmp_path, monkeypatch):
-    sweep, calls = neuron_study.neurons_in_trees, []
+    sweep, calls = trees.neurons_in_trees, []
 
     def stop_at_second(self, *arguments, **named):
         calls.append(0)
@@ -268,7 +268,7 @@ def test_what_a_shorter_run_left_goes_with_the_longer_one(run_script, toy_checkp
             raise KeyboardInterrupt
         return sweep(self, *arguments, **named)
 
-    monkeypatch.setattr(neuron_study, "neurons_in_trees", stop_at_second)
+    monkeypatch.setattr(trees, "neurons_in_trees", stop_at_second)
     command = f"{FEW} --intervention_types man_direct -model {toy_checkpoint('gpt2')} -out_dir {tmp_path} -template_indices"
     assert run_script(f"{command} 1 13")[0] == 130 and list(tmp_path.glob("results/*/unfinished/*"))
     assert run_script(f"{command} 1 13 2")[0] == 0
@@ -278,9 +278,9 @@ def test_what_a_shorter_run_left_goes_with_the_longer_one(run_script, toy_checkp
 @pytest.mark.parametrize("shared_from", [2, 99])
 def test_an_error_in_any_template_is_found(run_script, toy_checkpoint, tmp_path, monkeypatch, shared_from):
     """Interventions are drawn from all templates: those of one alone would not see what is wrong in the others."""
-    monkeypatch.setattr(neuron_study, "INTERPOLATED_FROM", shared_from)
-    for name, wrong in (("neurons_in_trees", lambda swept: swept[1:]), ("direct_interpolants", None)):
-        original = getattr(neuron_study, name)
+    monkeypatch.setattr(interpolated_trees, "INTERPOLATED_FROM", shared_from)
+    for place, name, wrong in ((trees, "neurons_in_trees", lambda swept: swept[1:]), (interpolated_trees, "direct_interpolants", None)):
+        original = getattr(place, name)
 
         def off(self, *arguments, original=original, wrong=wrong, **named):
             found = original(self, *arguments, **named)
@@ -292,7 +292,7 @@ def test_an_error_in_any_template_is_found(run_script, toy_checkpoint, tmp_path,
             return replace(found, values=found.values + rest, groups=tuple((members, values + rest * constant[values.shape[1]])
                                                                            for members, values in found.groups))
 
-        monkeypatch.setattr(neuron_study, name, off)
+        monkeypatch.setattr(place, name, off)
     code, _, error = run_script("run_profession_neuron_experiments.py --professions nurse captain teacher --intervention_types man_direct",
                                 "-model", toy_checkpoint("llama"), "-out_dir", tmp_path)
     assert code == 2 and "and full passes differ by" in error.splitlines()[-1]

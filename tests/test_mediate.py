@@ -15,10 +15,10 @@ from mediation.files.storage import RunFolder
 from mediation.results.mediation_tables import screening_of
 from mediation.stimuli import stimulus_files
 from mediation.stimuli.stimulus_files import Stimulus
-from mediation.studies import neurons as neuron_study
-from mediation.studies import own_question
-from mediation.studies.neurons import families
+from mediation.studies import estimated_trees, trees
+from mediation.studies.comparisons import build_comparisons
 from mediation.studies.results import Account, sample_of
+from mediation.studies.trees import families
 from tests.test_stimulus_files import malformed
 
 TOY = [Stimulus("1", "The {} said that", ("nurse", "man", "woman"), ("she", "he"), "short"),
@@ -114,13 +114,13 @@ def test_slots_of_other_lengths_do_not_share_a_tree(toy_model):
     model = toy_model()
     stimuli = [Stimulus("a", "The {} said that", ("nurse doctor", "nurse captain"), ("she", "he")),
                Stimulus("b", "The nurse {} said that", ("doctor", "captain"), ("she", "he"))]
-    comparisons = own_question.build_comparisons(model, "x", stimuli, "all")
+    comparisons = build_comparisons(model, "x", stimuli, "all")
     assert families([comparison.intervention for comparison in comparisons]) == [[0], [1]]
 
 
 def test_long_families_are_run_in_parts(toy_model):
     stimuli = [Stimulus(str(number), "The {} said" + " that" * 40 + f" {number}", ("nurse", "man"), ("she", "he")) for number in range(60)]
-    found = families([comparison.intervention for comparison in own_question.build_comparisons(toy_model(), "x", stimuli, None)])
+    found = families([comparison.intervention for comparison in build_comparisons(toy_model(), "x", stimuli, None)])
     assert sorted(index for members in found for index in members) == list(range(60)) and 1 < len(found) < 10
 
 
@@ -148,7 +148,7 @@ def test_methods_and_formats(toy_checkpoint, tmp_path, run_script):
 def test_an_interrupted_run_goes_on(toy_checkpoint, tmp_path, run_script, monkeypatch):
     path = write(tmp_path, TOY)
     command = f"mediate.py {path} -model {toy_checkpoint('gpt2')} -out_dir {tmp_path / 'out'} --mediators neurons,heads"
-    calls, sweep = [], neuron_study.neurons_in_trees
+    calls, sweep = [], trees.neurons_in_trees
 
     def stops(self, *arguments, **named):
         calls.append(1)
@@ -157,11 +157,11 @@ def test_an_interrupted_run_goes_on(toy_checkpoint, tmp_path, run_script, monkey
         return sweep(self, *arguments, **named)
 
     with monkeypatch.context() as patch:
-        patch.setattr(neuron_study, "neurons_in_trees", stops)
+        patch.setattr(trees, "neurons_in_trees", stops)
         assert run_script(command)[0] == 130
     assert path.exists() and not (tmp_path / "out" / "neurons_toy-gpt2.csv").exists()
     with monkeypatch.context() as patch:
-        patch.setattr(neuron_study, "neurons_in_trees", lambda *arguments, **named: calls.append(1) or sweep(*arguments, **named))
+        patch.setattr(trees, "neurons_in_trees", lambda *arguments, **named: calls.append(1) or sweep(*arguments, **named))
         assert run_script(command)[0] == 0
     assert len(calls) == 4 + 2 * 3 - 3  # three trees, two effects each; the first effect of all was kept
     assert run_script(command.replace("/out", "/whole"))[0] == 0
@@ -189,7 +189,7 @@ def test_three_hundred_malformed_files_end_in_one_line(toy_model, tmp_path):
     for number in range(300):
         path.write_bytes(malformed(random.Random(1000 + number)))
         try:
-            comparisons = own_question.build_comparisons(model, path, stimulus_files.read(path), "last")
+            comparisons = build_comparisons(model, path, stimulus_files.read(path), "last")
             found = model.log_probabilities_in_templates([comparisons[-1].intervention])
             assert torch.isfinite(found).all() and (found < 0).all()
             run += 1
@@ -371,8 +371,8 @@ def test_a_unit_missed_in_several_comparisons_of_a_tree_is_one_miss():
 
 def test_trees_that_share_a_null_prompt_draw_their_own_units(toy_checkpoint, tmp_path, run_script, monkeypatch):
     path, draws = write(tmp_path, [Stimulus("1", "The {} said that", ("nurse", "man", "woman", "king"), ("she", "he"))]), []
-    screen = neuron_study.screened_units
-    monkeypatch.setattr(neuron_study, "screened_units", lambda *arguments: draws.append(arguments[-1].bit_generator.state) or screen(*arguments))
+    screen = estimated_trees.screened_units
+    monkeypatch.setattr(estimated_trees, "screened_units", lambda *arguments: draws.append(arguments[-1].bit_generator.state) or screen(*arguments))
     code, _, error = run_script(f"mediate.py {path} -model {toy_checkpoint('llama')} -out_dir {tmp_path / 'out'} --mediators neurons {SCREEN}")
     assert code == 0, error
     assert len(draws) == 6 and len({str(seed) for seed in draws}) == 6
@@ -392,7 +392,7 @@ def test_what_cannot_reach_the_output_has_exactly_no_effect(toy_checkpoint, tmp_
 
 def test_an_error_in_one_place_is_found(toy_checkpoint, tmp_path, run_script, monkeypatch):
     """Four random neurons of 64 would mostly miss it: those with the largest effects are always run again."""
-    sweep = neuron_study.neurons_in_trees
+    sweep = trees.neurons_in_trees
 
     def wrong_at_the_strongest(self, *arguments, **named):
         swept = sweep(self, *arguments, **named)
@@ -402,7 +402,7 @@ def test_an_error_in_one_place_is_found(toy_checkpoint, tmp_path, run_script, mo
         flat[torch.arange(len(flat)), strongest, 0] += 0.01
         return swept
 
-    monkeypatch.setattr(neuron_study, "neurons_in_trees", wrong_at_the_strongest)
+    monkeypatch.setattr(trees, "neurons_in_trees", wrong_at_the_strongest)
     path = write(tmp_path, FOUR[:1])
     code, _, error = run_script(f"mediate.py {path} -model {toy_checkpoint('llama')} -out_dir {tmp_path / 'out'} --mediators neurons")
     assert code == 2 and "the sweep and full passes differ by 1.0e-02 in a log-probability, more than the accepted" in error

@@ -22,11 +22,11 @@ from mediation.mediators.neurons import INTERVENTION_TYPES, NeuronEdits
 from mediation.mediators.sweeps import by_full_passes, heads_by_full_passes
 from mediation.model.attention import attention_weights
 from mediation.results.neuron_tables import read_interventions
-from mediation.studies import engine
-from mediation.studies import neurons as neuron_study
+from mediation.studies import engine, estimated_trees, trees
 from mediation.studies import professions as professions_study
 from mediation.studies.engine import StudyOptions
 from mediation.studies.heads import Heads
+from mediation.studies.neurons import NeuronResults, plan
 from tests.test_scripts import assert_refused, contents
 
 RUN = "run_profession_neuron_experiments.py -template_indices 1 13 --professions nurse captain teacher doctor"
@@ -43,15 +43,14 @@ def stimuli(model, words=("nurse", "captain", "teacher")):
 
 
 def results_of(model, folder, stimuli, kind, options):
-    """(RunFolder, TreeResults) of a sweep over stimuli."""
+    """(RunFolder, NeuronResults) of a sweep over stimuli."""
     run_folder = RunFolder(folder)
     run_folder.claim([], {})
-    gradients = neuron_study.Gradients(stimuli, "gradients", 1) if options.estimates else None
-    units = neuron_study.Units(None, (model.num_layers + 1) * model.num_neurons)
-    trees = neuron_study.plan(model, stimuli, kind, units, options, "table", gradients=gradients)
+    gradients = estimated_trees.Gradients(stimuli, "gradients", 1) if options.estimates else None
+    sweep = plan(model, stimuli, kind, options, "table", gradients=gradients)
     with tqdm(disable=True) as progress:
-        shards = engine.run(model, trees.stages, run_folder, progress)
-    return run_folder, neuron_study.TreeResults(trees, shards, options.screen_top)
+        shards = engine.run(model, sweep.stages, run_folder, progress)
+    return run_folder, NeuronResults(sweep, shards, options.screen_top)
 
 
 # the first order
@@ -110,13 +109,13 @@ def test_prompts_together_equal_prompts_alone(toy_model):
 
 
 def test_one_backward_pass_a_prompt_serves_all_types(run_script, toy_checkpoint, tmp_path, monkeypatch):
-    taken, gradients = [], neuron_study.neuron_gradients_of
+    taken, gradients = [], estimated_trees.neuron_gradients_of
 
     def count(model, interventions, prompt):
         taken.append((prompt, len(interventions)))
         return gradients(model, interventions, prompt)
 
-    monkeypatch.setattr(neuron_study, "neuron_gradients_of", count)
+    monkeypatch.setattr(estimated_trees, "neuron_gradients_of", count)
     assert run_script(f"{RUN} --method gradient", "-model", toy_checkpoint("gpt2"), "-out_dir", tmp_path)[0] == 0
     assert sorted(taken) == [(0, 8), (1, 2), (2, 2)]
 
@@ -129,7 +128,7 @@ def test_gradients_keep_twelve_bytes_a_neuron_and_prompt_and_seventeen_an_estima
     model = toy_model("llama", getattr(torch, dtype))
     every = [stimulus for words in stimuli(model).values() for stimulus in words.values()]
     run_folder, _ = results_of(model, tmp_path, every, "man_indirect", StudyOptions("gradient", dtype=dtype))
-    needed = neuron_study.bytes_of_gradients(model, every, "gradient")
+    needed = estimated_trees.bytes_of_gradients(model, every, "gradient")
     assert needed == 6 * (model.num_layers + 1) * model.num_neurons * ((12 if dtype == "float32" else 24) + 17)
     alternatives = 4 * (model.num_layers + 1) * model.num_neurons * (12 if dtype == "float32" else 24)  # two prompts of two templates, for all words
     assert 0 <= run_folder.shard_bytes() - needed - alternatives < 6 * 2000  # names and sizes in each of six files
@@ -228,12 +227,12 @@ def test_analyses_say_which_method_made_the_numbers(run_script, made, tmp_path, 
 # stopping, and whose file is whose
 
 
-@pytest.mark.parametrize("options, function, calls", [("--method gradient", "neuron_gradients_of", 4), (SCREEN, "neurons_in_trees", 16)])
+@pytest.mark.parametrize("options, function, calls", [("--method gradient", (estimated_trees, "neuron_gradients_of"), 4), (SCREEN, (trees, "neurons_in_trees"), 16)])
 def test_a_run_that_was_stopped_goes_on(run_script, toy_checkpoint, tmp_path, monkeypatch, options, function, calls):
-    monkeypatch.setattr(neuron_study, "WORDS_AT_ONCE", 2)
+    monkeypatch.setattr(estimated_trees, "WORDS_AT_ONCE", 2)
     command = f"{RUN} {options}"
     assert run_script(command, "-model", toy_checkpoint("llama"), "-out_dir", tmp_path / "whole")[0] == 0
-    done, original = [], getattr(neuron_study, function)
+    done, original = [], getattr(*function)
 
     def stop_at_third(self, *arguments, **named):
         done.append(0)
@@ -241,7 +240,7 @@ def test_a_run_that_was_stopped_goes_on(run_script, toy_checkpoint, tmp_path, mo
             raise KeyboardInterrupt
         return original(self, *arguments, **named)
 
-    monkeypatch.setattr(neuron_study, function, stop_at_third)
+    monkeypatch.setattr(*function, stop_at_third)
     assert run_script(command, "-model", toy_checkpoint("llama"), "-out_dir", tmp_path / "stopped")[0] == 130
     assert list(tmp_path.glob("stopped/results/*/unfinished"))
     assert run_script(command, "-model", toy_checkpoint("llama"), "-out_dir", tmp_path / "stopped")[0] == 0
@@ -379,13 +378,13 @@ def test_attention_scripts_refuse_what_means_nothing(run_script, toy_checkpoint,
 
 
 def test_an_extended_run_takes_only_the_gradients_that_it_needs(run_script, toy_checkpoint, tmp_path, monkeypatch):
-    taken, gradients = [], neuron_study.neuron_gradients_of
+    taken, gradients = [], estimated_trees.neuron_gradients_of
 
     def recording(self, stimuli, prompt):
         taken.extend(stimulus.base_strings[prompt] for stimulus in stimuli)
         return gradients(self, stimuli, prompt)
 
-    monkeypatch.setattr(neuron_study, "neuron_gradients_of", recording)
+    monkeypatch.setattr(estimated_trees, "neuron_gradients_of", recording)
     command = f"run_profession_neuron_experiments.py --professions nurse captain --method gradient -model {toy_checkpoint('gpt2')} -out_dir {tmp_path}"
     assert run_script(f"{command} -template_indices 1")[0] == 0
     taken.clear()

@@ -17,7 +17,7 @@ from mediation.mediators.neurons import INTERVENTION_TYPES, single_neuron_edits
 from mediation.mediators.sweeps import by_full_passes
 from mediation.stimuli.prompts import begin_tokens, fill, is_masked
 from mediation.studies.engine import StudyOptions
-from mediation.studies.neurons import INTERPOLATED_FROM
+from mediation.studies.interpolated_trees import INTERPOLATED_FROM
 from mediation.studies.professions import ProfessionStudy
 from tests.test_engine import TOLERANCE
 

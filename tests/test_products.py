@@ -25,8 +25,7 @@ from mediation.model import language_model, products, readout
 from mediation.model.fast_rows import FastRows
 from mediation.model.forward import run_base
 from mediation.model.products import exchanged, on_differences, packed, recorded
-from mediation.studies import checks, error_budget
-from mediation.studies import neurons as neuron_study
+from mediation.studies import checks, error_budget, trees
 from tests.conftest import PROJECT
 
 TEMPLATES = ("The {} said that", "The {} yelled because", "The {} was fired because")
@@ -272,7 +271,7 @@ STUDY = "run_profession_neuron_experiments.py -template_indices 1 13 --professio
 
 def test_what_was_run_fast_survives_a_stop(toy_checkpoint, run_script, tmp_path, monkeypatch):
     """The manifest counts the rows of every sitting, not of the last process."""
-    sweep, calls = neuron_study.neurons_in_trees, []
+    sweep, calls = trees.neurons_in_trees, []
 
     def stop_at_second(self, *arguments, **named):
         calls.append(0)
@@ -282,7 +281,7 @@ def test_what_was_run_fast_survives_a_stop(toy_checkpoint, run_script, tmp_path,
 
     command = f"{STUDY} --precision fast -model {toy_checkpoint('llama')} -out_dir"
     assert run_script(command, tmp_path / "whole")[0] == 0
-    monkeypatch.setattr(neuron_study, "neurons_in_trees", stop_at_second)
+    monkeypatch.setattr(trees, "neurons_in_trees", stop_at_second)
     assert run_script(command, tmp_path / "stopped")[0] == 130
     assert run_script(command, tmp_path / "stopped")[0] == 0
     whole, stopped = (json.loads(next(tmp_path.glob(f"{name}/results/*/manifest.json")).read_text())["runs"][0] for name in ("whole", "stopped"))

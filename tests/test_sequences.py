@@ -29,7 +29,7 @@ from matplotlib.figure import Figure
 from mediation.model import checkpoints
 from mediation.stimuli import stimulus_files
 from mediation.stimuli.stimulus_files import Stimulus
-from mediation.studies import neurons as neuron_study
+from mediation.studies import interpolated_trees
 from tests.conftest import PROJECT
 from tests.test_reliability import damaged_checkpoint
 
@@ -192,7 +192,7 @@ def workplace(toy_checkpoint, tmp_path_factory):
         patch.setattr(checkpoints, "load_model", load_once)
         patch.setattr(os, "fsync", lambda _: None)  # nobody pulls the plug
         patch.setattr(Figure, "savefig", lambda _, file, **__: file.write(b"a figure"))  # drawing takes long
-        patch.setattr(neuron_study, "INTERPOLATED_FROM", 3)  # so that few words are interpolated
+        patch.setattr(interpolated_trees, "INTERPOLATED_FROM", 3)  # so that few words are interpolated
         yield Workplace(root, names)
 
 

@@ -16,6 +16,7 @@ import sys
 import tempfile
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
+from functools import cache
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
@@ -150,6 +151,7 @@ def check_writable(folder: str | Path) -> None:
         raise InputError(f"{folder} cannot be written ({existing}: {error.strerror}): choose another -out_dir") from error
 
 
+@cache
 def software() -> dict[str, str]:
     """{name: version} of what computes the numbers, this software first."""
     return {"causal-mediation": __version__, **{name: importlib.metadata.version(name) for name in PACKAGES}}

@@ -2,9 +2,11 @@
 
 import shlex
 import sys
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict
 from hashlib import sha256
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from tqdm import tqdm
@@ -13,47 +15,49 @@ from mediation.effects.odds import log_odds
 from mediation.effects.statistics import strong_examples
 from mediation.files.storage import RunFolder, describe_machine, now, write_json
 from mediation.mediators import head_sweeps
+from mediation.model.language_model import LanguageModel
 from mediation.results.attention_results import EFFECTS, means, result_entry
 from mediation.stimuli.interventions import Intervention
+from mediation.stimuli.prompts import PronounStimulus
 from mediation.studies import engine
-from mediation.studies.engine import StudyOptions
+from mediation.studies.engine import Arrays, StudyOptions
 from mediation.studies.error_budget import budget, describe_check
 from mediation.studies.heads import head_results, head_task, probabilities
 from mediation.studies.results import Account
 
 
-def get_odds_ratio(intervention, model):
+def get_odds_ratio(intervention: Intervention, model: LanguageModel) -> float:
     """y(x') / y(x), y = p(c2) / p(c1): above 1 where the model follows the stereotype."""
     x, alternative = model.continuation_probabilities(intervention)
     return float(np.exp(log_odds(alternative[1], alternative[0]) - log_odds(x[1], x[0])))
 
 
-def perform_intervention(intervention, model, effect_types=EFFECTS):
-    """Every head, layer and the whole model of one stimulus, as one entry of `results` in the study's JSON (see `read_results`)."""
-    return result_entry(intervention, model.continuation_probabilities(intervention),
-                        {kind: head_sweeps.heads_layers_and_model(model, intervention, kind) for kind in effect_types})
+def perform_intervention(intervention: Intervention, model: LanguageModel,
+                         effect_types: Sequence[str] = EFFECTS) -> dict[str, Any]:
+    """Every head, layer and the whole model of one stimulus, as an entry of the study's JSON (see `read_results`)."""
+    swept = {kind: head_sweeps.heads_layers_and_model(model, intervention, kind) for kind in effect_types}
+    return result_entry(intervention, model.continuation_probabilities(intervention), swept)
 
 
-def perform_interventions(interventions, model, effect_types=EFFECTS):
+def perform_interventions(interventions: Iterable[Intervention], model: LanguageModel,
+                          effect_types: Sequence[str] = EFFECTS) -> list[dict[str, Any]]:
     """`perform_intervention` for each, with a progress bar."""
-    return [perform_intervention(intervention, model, effect_types) for intervention in tqdm(interventions, desc=model.name, unit=" examples")]
+    return [perform_intervention(intervention, model, effect_types)
+            for intervention in tqdm(interventions, desc=model.name, unit=" examples")]
 
 
-def run_study(model, examples, data, name, about, options):
+def run_study(model: LanguageModel, examples: Sequence[PronounStimulus], data: str, name: str,
+              about: dict[str, Any], options: Any) -> Path:
     """Filter, sweep, JSON: what the scripts of both data sets do with their examples.
 
     Args:
-        examples: PronounStimulus objects, all of them; data: "winobias" or "winogender"; name: of the JSON.
+        examples: all of the data set's; data: "winobias" or "winogender"; name: of the JSON.
         about: keys of the JSON that say what it is: model_version, do_filter, split or stat.
 
-    Returns: path of the JSON. A finished one is kept; an unfinished one goes on with the next example.
+    Returns: path of the JSON. A finished one is left as it is; an unfinished one goes on with the next example.
     """
     run_folder = RunFolder(Path(options.out_dir) / f"{data}_data")
-    settings = {**about, "model": model.name, "weights_sha256": model.weights_sha256(), "examples_sha256": sha256(repr(examples).encode()).hexdigest(),
-                "filter_quantile": options.filter_quantile if options.do_filter else None, "max_examples": options.max_examples,
-                "dtype": options.dtype, "seed": options.seed if options.randomize else None}
-    method = {option: getattr(options, option) for option in ("method", "precision") if getattr(options, option) != "exact"}
-    settings |= method | ({"full_passes": True} if options.full_passes else {}) | ({"masking_approach": model.masking.approach} if model.masking else {})
+    settings, method = describe_settings(model, examples, about, options)
     with run_folder.claimed([name], settings):
         interventions = build_interventions(model, examples)
         if run_folder.is_finished(name):
@@ -61,72 +65,101 @@ def run_study(model, examples, data, name, about, options):
             return run_folder.folder / name
 
         selected, counts = select_examples(model, interventions, options)
-        about = {**about, **method, **counts}
-        run = run_folder.begin({"settings": settings, "files": {name: {}}, "command": shlex.join(sys.argv), "machine": describe_machine(model),
-                                "started": now(), "finished": None})
-        sweep_examples(model, interventions, selected, run_folder, run, name, about, options)
+        run = run_folder.begin({"settings": settings, "files": {name: {}}, "command": shlex.join(sys.argv),
+                                "machine": describe_machine(model), "started": now(), "finished": None})
+        chosen = [interventions[index] for index in selected]
+        sweep_examples(model, chosen, run_folder, run, name, {**about, **method, **counts}, StudyOptions.of(options))
         run_folder.update(run, finished=now())
         return run_folder.folder / name
 
 
-def masking_suffix(model):
+def describe_settings(model: LanguageModel, examples: Sequence[PronounStimulus], about: dict[str, Any],
+                      options: Any) -> tuple[dict[str, Any], dict[str, str]]:
+    """What decides the numbers; and the part of it that says how they were computed, where not exactly."""
+    method = {name: getattr(options, name) for name in ("method", "precision") if getattr(options, name) != "exact"}
+    settings = {
+        **about, "model": model.name, "weights_sha256": model.weights_sha256(),
+        "examples_sha256": sha256(repr(examples).encode()).hexdigest(),
+        "filter_quantile": options.filter_quantile if options.do_filter else None,
+        "max_examples": options.max_examples, "dtype": options.dtype,
+        "seed": options.seed if options.randomize else None, **method}
+    if options.full_passes:
+        settings["full_passes"] = True
+    if model.masking:
+        settings["masking_approach"] = model.masking.approach
+    return settings, method
+
+
+def masking_suffix(model: LanguageModel) -> str:
     """What a masked model's approach adds to the names of its files: "_1" to "_6"; nothing for others."""
     return f"_{model.masking.approach}" if model.masking else ""
 
 
-def select_examples(model, interventions, options):
-    """(indices of the examples that are analysed, what a JSON says of their choice): the model-filtered ones, or all."""
-    counts = {"num_examples_loaded": len(interventions)}
+def select_examples(model: LanguageModel, interventions: Sequence[Intervention],
+                    options: Any) -> tuple[Sequence[int], dict[str, Any]]:
+    """Indices of the examples that are analysed, all or the model-filtered ones; and what a JSON says of the choice."""
+    counts: dict[str, Any] = {"num_examples_loaded": len(interventions)}
     if not options.do_filter:
         return range(len(interventions)), counts
-    ratios = [get_odds_ratio(intervention, model) for intervention in tqdm(interventions, desc="filter", unit=" examples")]
+    ratios = [get_odds_ratio(intervention, model)
+              for intervention in tqdm(interventions, desc="filter", unit=" examples")]
     selected, aligned, threshold = strong_examples(ratios, options.filter_quantile)
-    print(f"{aligned} of {len(interventions)} examples have an odds ratio above 1, {len(selected)} above the threshold {threshold:.6f}")
-    return selected, {**counts, "num_examples_aligned": aligned, "filter_quantile": options.filter_quantile, "threshold": threshold}
+    print(f"{aligned} of {len(interventions)} examples have an odds ratio above 1, {len(selected)} above the "
+          f"threshold {threshold:.6f}")
+    counts |= {"num_examples_aligned": aligned, "filter_quantile": options.filter_quantile, "threshold": threshold}
+    return selected, counts
 
 
-def build_interventions(model, examples):
-    """Interventions of PronounStimulus objects, each checked to fit an attention study."""
-    interventions = [Intervention(model.tokenizer, example.base_string, example.substitutes, example.candidates, model.device) for example in examples]
+def build_interventions(model: LanguageModel, examples: Sequence[PronounStimulus]) -> list[Intervention]:
+    """The examples in the model's tokens, each checked to fit an attention study."""
+    interventions = [Intervention(model.tokenizer, example.base_string, example.substitutes, example.candidates,
+                                  model.device) for example in examples]
     for intervention in interventions:
         intervention.check_for_attention()
     return interventions
 
 
-def sweep_examples(model, interventions, selected, run_folder, run, name, about, options):
-    """Sweep the selected examples, and write the JSON when all are there."""
-    sweep_options = StudyOptions.of(options)
-    tasks = [head_task(model, interventions[index], sweep_options, name, f"example {count} of {len(selected)}")
-             for count, index in enumerate(selected, start=1)]
-    with tqdm(total=sum(task.interventions for task in tasks), unit=" interventions", unit_scale=True, smoothing=0.05) as progress:
+def sweep_examples(model: LanguageModel, interventions: Sequence[Intervention], run_folder: RunFolder, run: int,
+                   name: str, about: dict[str, Any], options: StudyOptions) -> None:
+    """Sweep the examples, and write the JSON when all are there."""
+    tasks = [head_task(model, intervention, options, name, f"example {count} of {len(interventions)}")
+             for count, intervention in enumerate(interventions, start=1)]
+    total = sum(task.interventions for task in tasks)
+    with tqdm(total=total, unit=" interventions", unit_scale=True, smoothing=0.05) as progress:
         shards = engine.run(model, [tasks], run_folder, progress)
     entries, account = [], Account()
     for task in tasks:
         arrays = shards(task.key)
-        swept = {kind: of_both_candidates(model, probabilities(arrays[kind])) for kind in EFFECTS}
-        entries.append(result_entry(task.intervention, arrays["probabilities"].tolist(), swept)
-                       | {f"{kind}_exact_head": heads_layers_and_model(model, arrays[f"{kind}_exact"])[0].tolist()
-                          for kind in EFFECTS if f"{kind}_exact" in arrays})
+        entries.append(entry_of(model, task.intervention, arrays))
         for swept in head_results(arrays).values():
             account.add(swept)
-    write_json(run_folder.folder / name, {**about, "num_examples_analyzed": len(entries), **means(entries), "results": entries}, indent=None)
+    content = {**about, "num_examples_analyzed": len(entries), **means(entries), "results": entries}
+    write_json(run_folder.folder / name, content, indent=None)
     run_folder.finish_file(run, name, **account.entry(len(entries)))
-    run_folder.update(run, error_budget=budget(options).describe(), **({"fast": asdict(account.fast)} if account.fast.rows else {}))
+    fast = {"fast": asdict(account.fast)} if account.fast.rows else {}
+    run_folder.update(run, error_budget=budget(options).describe(), **fast)
     if account.fast.rows:
         print(account.fast)
     if options.method == "gradient":
-        print(f"compared the estimates of {account.check.random} random heads and {account.check.likely} with the largest effects with full passes: "
-              f"log-probabilities differ by at most {account.check.deviation:.1e}")
+        print(f"compared the estimates of {account.check.random} random heads and {account.check.likely} with the "
+              f"largest effects with full passes: log-probabilities differ by at most {account.check.deviation:.1e}")
     else:
-        print(describe_check(account.check, budget(options).total, "heads" + (" among those run" if options.method == "screen" else "")))
+        what = "heads" + (" among those run" if options.method == "screen" else "")
+        print(describe_check(account.check, budget(options).total, what))
 
 
-def heads_layers_and_model(model, values):
-    """Values [S] of all sets of heads in their parts: of heads [L, H], of layers [L], and the whole model's."""
+def entry_of(model: LanguageModel, intervention: Intervention, arrays: Arrays) -> dict[str, Any]:
+    """One entry of the JSON's results, from the arrays of a Heads task."""
     heads = model.num_layers * model.num_heads
-    return values[:heads].reshape(model.num_layers, model.num_heads), values[heads:-1], values[-1].item()
 
+    def parts(values: np.ndarray) -> tuple:
+        """Of values [S]: heads [L, H], layers [L], the whole model's."""
+        return values[:heads].reshape(model.num_layers, model.num_heads), values[heads:-1], values[-1].item()
 
-def of_both_candidates(model, values):
-    """Values [S, 2] as `Model.attention_intervention_experiment` has them: heads of both candidates, layers of both, the model's of both."""
-    return [part for of_both in zip(*(heads_layers_and_model(model, column) for column in values.T)) for part in of_both]
+    swept = {}
+    for kind in EFFECTS:
+        one, other = (parts(column) for column in probabilities(arrays[kind]).T)
+        swept[kind] = [part for of_both in zip(one, other) for part in of_both]
+    entry = result_entry(intervention, arrays["probabilities"].tolist(), swept)
+    ran = {kind: arrays[f"{kind}_exact"] for kind in EFFECTS if f"{kind}_exact" in arrays}
+    return entry | {f"{kind}_exact_head": parts(exact)[0].tolist() for kind, exact in ran.items()}

@@ -2,19 +2,31 @@
 
     comparisons -> stages of tasks -> [engine] -> shards -> results
 
-A study yields stages, which are lists of tasks. Tasks of one stage do not need each other; they may need what tasks of
-earlier stages gave. A run that was stopped goes on with the first task that has no shard. Another engine replaces `run` and nothing else.
+A study yields stages, which are lists of tasks. Tasks of one stage do not need each other; they may need what tasks
+of earlier stages gave. A run that was stopped goes on with the first task that has no shard. Another engine
+replaces `run` and nothing else.
 """
 
 import time
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, fields
+from typing import Any
 
 import numpy as np
+from tqdm import tqdm
 
 from mediation.errors import InputError
+from mediation.files.storage import RunFolder
+from mediation.mediators.batches import Progress
 from mediation.mediators.neuron_sweeps import SweepOptions
+from mediation.model.language_model import LanguageModel
 
-BYTES_IN_MEMORY = 256_000_000  # of shards that were read last: a tree of prompts needs the gradients of its own prompts and of two alternatives at once
+# of shards that were read last: a tree of prompts needs the gradients of its own prompts and of two alternatives
+BYTES_IN_MEMORY = 256_000_000
+
+Arrays = dict[str, Any]  # {name: NumPy array}
+Key = tuple[str, str]  # of a task
+Earlier = Callable[[Key], Arrays]
 
 
 @dataclass(frozen=True)
@@ -37,17 +49,18 @@ class StudyOptions:
     screen_top: int = 50
 
     @classmethod
-    def of(cls, options):
+    def of(cls, options: Any) -> "StudyOptions":
         """From a command line; what a script does not ask for is left at its default."""
-        return cls(**{field.name: getattr(options, field.name) for field in fields(cls) if hasattr(options, field.name)})
+        named = {field.name: getattr(options, field.name) for field in fields(cls) if hasattr(options, field.name)}
+        return cls(**named)
 
     @property
-    def sweep(self):
+    def sweep(self) -> SweepOptions:
         """What a sweep over neurons is told."""
         return SweepOptions(self.alpha, self.batch_size, self.odds_only)
 
     @property
-    def estimates(self):
+    def estimates(self) -> bool:
         """True for the methods by which not every unit is run."""
         return self.method != "exact"
 
@@ -56,8 +69,9 @@ class StudyOptions:
 class Task:
     """One piece of a study's work, a plain record that names the shard of what it gives.
 
-    `table`: file, or work for several files, whose shards are removed together; `name`: of the shard among these, from what the task
-    computes, so that another run's shards are never taken for it; `title`: for the progress bar; `interventions`: how many it runs.
+    `table`: file, or work for several files, whose shards are removed together; `name`: of the shard among these,
+    from what the task computes, so that another run's shards are never taken for it; `title`: for the progress bar;
+    `interventions`: how many it runs.
     """
 
     table: str
@@ -65,16 +79,16 @@ class Task:
     title: str
     interventions: int
 
-    def compute(self, model, earlier, progress):
-        """{name: array}: a function of the model and of what earlier tasks gave, and of nothing else.
+    def compute(self, model: LanguageModel, earlier: Earlier, progress: Progress) -> Arrays:
+        """A function of the model and of what earlier tasks gave, and of nothing else.
 
         Args:
-            earlier: function of an earlier task's key to its arrays; progress: called with numbers of interventions as they are done.
+            earlier: gives an earlier task's arrays by its key; progress: told of interventions as they are done.
         """
         raise NotImplementedError
 
     @property
-    def key(self):
+    def key(self) -> Key:
         """What tells this task's shard from all others of a run."""
         return self.table, self.name
 
@@ -82,33 +96,36 @@ class Task:
 class Shards:
     """Reads what tasks gave, by their keys; as much as fits into BYTES_IN_MEMORY is not read again."""
 
-    def __init__(self, run_folder):
+    def __init__(self, run_folder: RunFolder) -> None:
         self.run_folder = run_folder
-        self.in_memory = {}
+        self.in_memory: dict[Key, Arrays] = {}
 
-    def __call__(self, key):
-        """{name: array} of the task with this key, and the `seconds` that it took.
+    def __call__(self, key: Key) -> Arrays:
+        """The arrays of the task with this key, and the `seconds` that it took.
 
         Raises:
             InputError: its shard is damaged, or gone.
         """
         arrays = self.in_memory.pop(key, None) or self.run_folder.load_shard(*key)
         if arrays is None:
-            raise InputError(f"{self.run_folder.shard_path(*key)} was damaged or removed while it was needed: give the same command "
-                             "again, it is computed anew")
-        self.in_memory[key] = arrays  # the last one that was asked for stands last
-        while len(self.in_memory) > 1 and sum(array.nbytes for each in self.in_memory.values() for array in each.values()) > BYTES_IN_MEMORY:
+            raise InputError(f"{self.run_folder.shard_path(*key)} was damaged or removed while it was needed: give "
+                             "the same command again, it is computed anew")
+        self.in_memory[key] = arrays  # the one that was asked for last stands last
+        while len(self.in_memory) > 1 and self._bytes() > BYTES_IN_MEMORY:
             del self.in_memory[next(iter(self.in_memory))]
         return arrays
 
+    def _bytes(self) -> int:
+        return sum(array.nbytes for arrays in self.in_memory.values() for array in arrays.values())
 
-def run(model, stages, run_folder, progress):
+
+def run(model: LanguageModel, stages: Iterable[Sequence[Task]], run_folder: RunFolder, progress: tqdm) -> Shards:
     """Compute every task that has no shard yet, in this process, one after the other.
 
     Args:
-        stages: iterable of lists of tasks; run_folder: a RunFolder after `claim`; progress: a tqdm bar that counts interventions.
+        run_folder: after `claim`; progress: a bar that counts interventions.
 
-    Returns: Shards of all of them.
+    Returns: the shards of all of them.
     """
     shards = Shards(run_folder)
     for stage in stages:
@@ -117,7 +134,8 @@ def run(model, stages, run_folder, progress):
             if run_folder.load_shard(*task.key) is None:
                 started = time.perf_counter()
                 arrays = task.compute(model, shards, progress.update)
-                run_folder.save_shard(*task.key, **arrays, seconds=np.float64(time.perf_counter() - started))
+                seconds = np.float64(time.perf_counter() - started)
+                run_folder.save_shard(*task.key, **arrays, seconds=seconds)
             else:
                 progress.update(task.interventions)
     return shards

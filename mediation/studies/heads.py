@@ -1,6 +1,7 @@
-"""Sweeps of attention heads, of all heads of a layer, and of the whole model, as tasks: one per stimulus.
+"""Sweeps of attention heads, of all heads of an attention layer, and of the whole model: one task per stimulus.
 
-Shapes: S = L x H + L + 1 sets of heads: every head alone, every layer's heads together, all heads of the model. L layers, H heads per layer.
+Symbols in shapes: S = L x H + L + 1 sets of heads (every head alone, every layer's heads together, all heads of the
+model), L layers, H heads per layer.
 """
 
 import zlib
@@ -9,60 +10,64 @@ from functools import partial
 
 import numpy as np
 import torch
+from jaxtyping import Bool, Float64
+from torch import Tensor
 
 from mediation.effects.odds import log_odds
 from mediation.errors import InputError
+from mediation.mediators.batches import Progress
 from mediation.mediators.head_sweeps import head_estimates, heads_in_sets
 from mediation.mediators.heads import heads_layers_model
 from mediation.model.fast_rows import FastRows
+from mediation.model.language_model import LanguageModel
 from mediation.results.attention_results import EFFECTS
 from mediation.stimuli.interventions import Intervention
 from mediation.studies.checks import check_heads
-from mediation.studies.engine import StudyOptions, Task
+from mediation.studies.engine import Arrays, Earlier, StudyOptions, Task
 from mediation.studies.error_budget import NOTHING_CHECKED, Check, within_budget
-from mediation.studies.neurons import digest
 from mediation.studies.results import Swept
+from mediation.studies.trees import digest
 
 SCREENED = 0.1  # part of the heads that screening runs exactly
 
 
-def number_of_sets(model):
-    """S, the interventions of one stimulus and kind of effect."""
-    return model.num_layers * model.num_heads + model.num_layers + 1
-
-
-def head_task(model, intervention, options, table, title):
+def head_task(model: LanguageModel, intervention: Intervention, options: StudyOptions, table: str,
+              title: str) -> "Heads":
     """The task of one stimulus: all its sets of heads, indirect and direct."""
-    return Heads(table, f"heads_{digest([intervention])}", title, len(EFFECTS) * number_of_sets(model), intervention, options)
+    sets = model.num_layers * model.num_heads + model.num_layers + 1
+    return Heads(table, f"heads_{digest([intervention])}", title, len(EFFECTS) * sets, intervention, options)
 
 
 @dataclass(frozen=True)
 class Heads(Task):
-    """Gives `probabilities` [2 prompts, 2] without intervention, and {effect} [S, 2], log-probabilities of both candidates; a Check's arrays, `fast`.
+    """All sets of heads of one stimulus.
 
-    Methods that estimate add {effect}_exact bool [S]: what was run. Layers and the whole model always are.
+    Gives `probabilities` [2 prompts, 2] without intervention, and {effect} [S, 2], log-probabilities of both
+    candidates; the arrays of a Check, and `fast`. Methods that estimate add {effect}_exact bool [S]: what was run.
+    Layers and the whole model always are.
     """
 
     intervention: Intervention
     options: StudyOptions
 
-    def compute(self, model, earlier, progress):
+    def compute(self, model: LanguageModel, earlier: Earlier, progress: Progress) -> Arrays:
         """See `Task`."""
-        intervention, options = self.intervention, self.options
-        arrays, all_checked = {"probabilities": np.array(model.continuation_probabilities(intervention))}, NOTHING_CHECKED
+        arrays: Arrays = {"probabilities": np.array(model.continuation_probabilities(self.intervention))}
+        total = NOTHING_CHECKED
         for kind in EFFECTS:
-            sweep, check = partial(self.sweep, model, kind, progress), partial(self.check, model, kind)
-            if options.method == "gradient":
+            sweep, check_of = partial(self.sweep, model, kind, progress), partial(self.check, model, kind)
+            if self.options.method == "gradient":  # nothing was run that a budget could bound
                 of_effect = sweep()
-                checked = check(of_effect)
+                check = check_of(of_effect)
             else:
-                of_effect, checked = within_budget(model, sweep, check, options, f"{intervention.base_strings[0]!r}, {kind}")
+                what = f"{self.intervention.base_strings[0]!r}, {kind}"
+                of_effect, check = within_budget(model, sweep, check_of, self.options, what)
             arrays |= of_effect
-            all_checked += checked
+            total += check
         fast = {"fast": model.fast_rows.take().shared(1)} if model.fast_rows else {}
-        return {**arrays, **all_checked.to_arrays(), **fast}
+        return {**arrays, **total.to_arrays(), **fast}
 
-    def sweep(self, model, kind, progress):
+    def sweep(self, model: LanguageModel, kind: str, progress: Progress) -> Arrays:
         """Arrays of one effect.
 
         Raises:
@@ -73,46 +78,49 @@ class Heads(Task):
             arrays = {kind: swept.numpy(), f"{kind}_exact": exact.numpy()}
         else:
             sets = heads_layers_model(model.num_layers, model.num_heads)
-            arrays = {kind: heads_in_sets(model, self.intervention, kind, sets, self.options.batch_size, progress).numpy()}
+            swept = heads_in_sets(model, self.intervention, kind, sets, self.options.batch_size, progress)
+            arrays = {kind: swept.numpy()}
         if not np.isfinite(arrays[kind]).all():
-            raise InputError(f"{self.intervention.base_strings[0]!r}: the model gave probabilities that are zero or not numbers: "
-                             "try --dtype float32 or float64, or check the model's weights")
+            raise InputError(f"{self.intervention.base_strings[0]!r}: the model gave probabilities that are zero or "
+                             "not numbers: try --dtype float32 or float64, or check the model's weights")
         return arrays
 
-    def check(self, model, kind, arrays):
-        """Check of one effect's heads (those that were run, where only some were): another random one for every stimulus and effect."""
+    def check(self, model: LanguageModel, kind: str, arrays: Arrays) -> Check:
+        """Check of one effect's heads (of those that were run): other random ones for every stimulus and effect."""
         heads = model.num_layers * model.num_heads
-        ran = np.flatnonzero(arrays[f"{kind}_exact"][:heads]) if self.options.method == "screen" else None
+        among = np.flatnonzero(arrays[f"{kind}_exact"][:heads]) if self.options.method == "screen" else None
         seed = [self.options.seed, EFFECTS.index(kind), zlib.crc32(str(self.intervention.base_strings).encode())]
-        return check_heads(model, self.intervention, kind, probabilities(arrays[kind][:heads]).T, seed=seed, among=ran)
+        of_heads = probabilities(arrays[kind][:heads]).T
+        return check_heads(model, self.intervention, kind, list(of_heads), seed=seed, among=among)
 
 
-def probabilities(log_probabilities):
+def probabilities(log_probabilities: Float64[np.ndarray, "S 2"]) -> Float64[np.ndarray, "S 2"]:
     """exp, as PyTorch computes it: the last digits of the study's JSON are of that."""
     return torch.from_numpy(log_probabilities).exp().numpy()
 
 
-def head_results(arrays):
-    """{effect: Swept} of a Heads task's arrays: U = S; what was done for both effects stands with the first."""
+def head_results(arrays: Arrays) -> dict[str, Swept]:
+    """{effect: numbers} of a Heads task, whose units are the S sets; what both effects share stands with the first."""
     fast = FastRows(*arrays["fast"]) if "fast" in arrays else None
-    whole = {"seconds": float(arrays["seconds"]), "check": Check.from_arrays(arrays), "fast": fast}
-    nothing = {"seconds": 0.0, "check": NOTHING_CHECKED, "fast": None}
-    return {kind: Swept(arrays[kind], np.log(arrays["probabilities"]), arrays.get(f"{kind}_exact"), **(nothing if number else whole))
-            for number, kind in enumerate(EFFECTS)}
+    base, check = np.log(arrays["probabilities"]), Check.from_arrays(arrays)
+    shares = [(float(arrays["seconds"]), check, fast), (0.0, NOTHING_CHECKED, None)]
+    return {kind: Swept(arrays[kind], base, arrays.get(f"{kind}_exact"), *share)
+            for kind, share in zip(EFFECTS, shares)}
 
 
-def estimated_heads(model, intervention, kind, options, progress):
-    """(log-probabilities float64 [S, 2], heads to first order and with method screen the strongest of them run; bool [S], which were run)."""
-    layers, heads = model.num_layers, model.num_heads
+def estimated_heads(model: LanguageModel, intervention: Intervention, kind: str, options: StudyOptions,
+                    progress: Progress) -> tuple[Float64[Tensor, "S 2"], Bool[Tensor, "S"]]:
+    """Log-probabilities with heads to first order (with method screen the strongest run), and which sets were run."""
+    layers, heads = model.num_layers, model.num_layers * model.num_heads
     estimates = head_estimates(model, intervention, kind).reshape(-1, 2)
     c1, c2 = model.continuation_probabilities(intervention)[0 if kind == "indirect" else 1]
     strength = (estimates[:, 1] - estimates[:, 0] - float(log_odds(c2, c1))).abs()
-    strongest = strength.argsort(descending=True)[: max(1, int(SCREENED * layers * heads))] if options.method == "screen" else torch.empty(0, dtype=torch.long)
-    run = torch.cat([strongest, torch.arange(layers * heads, layers * heads + layers + 1)])
-    swept = heads_in_sets(model, intervention, kind, heads_layers_model(layers, heads)[run], options.batch_size)
+    count = max(1, int(SCREENED * heads)) if options.method == "screen" else 0
+    run = torch.cat([strength.argsort(descending=True)[:count], torch.arange(heads, heads + layers + 1)])
+    sets = heads_layers_model(layers, model.num_heads)
     log_probabilities = torch.cat([estimates, torch.empty(layers + 1, 2, dtype=estimates.dtype)])
-    log_probabilities[run] = swept
-    progress(len(log_probabilities))
-    exact = torch.zeros(len(log_probabilities), dtype=torch.bool)
+    log_probabilities[run] = heads_in_sets(model, intervention, kind, sets[run], options.batch_size)
+    progress(len(sets))
+    exact = torch.zeros(len(sets), dtype=torch.bool)
     exact[run] = True
     return log_probabilities, exact

@@ -1,97 +1,117 @@
 """The profession study: templates x professions x intervention types, one table per template and type."""
 
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack
+from typing import Any
 
 import numpy as np
+from tqdm import tqdm
 
 from mediation.effects.statistics import Screening
+from mediation.files.storage import RunFolder
+from mediation.model.language_model import LanguageModel
 from mediation.results.neuron_tables import base_columns
 from mediation.results.tables import table_writer
-from mediation.studies.engine import run
-from mediation.studies.neurons import Gradients, TreeResults, Units, plan
-from mediation.studies.results import Account
+from mediation.stimuli.interventions import Intervention
+from mediation.studies import engine
+from mediation.studies.engine import StudyOptions
+from mediation.studies.estimated_trees import Gradients
+from mediation.studies.neurons import NeuronResults, plan
+from mediation.studies.results import Account, Swept
 
 
 class ProfessionStudy:
     """The sweeps of one run.
 
     Args:
-        interventions: {template: {word: Intervention}}; open_files: {file: {"template", "intervention_type"}} that are computed together,
-            finished ones of this run among them: the same trees whenever it was stopped; options: StudyOptions.
+        interventions: {template: {word: Intervention}}.
+        open_files: {file: {"template", "intervention_type"}} that are computed together, finished ones of this run
+            among them: the same trees of prompts whenever the run was stopped.
     """
 
-    def __init__(self, model, run_folder, interventions, open_files, options):
+    def __init__(self, model: LanguageModel, run_folder: RunFolder,
+                 interventions: dict[str, dict[str, Intervention]], open_files: dict[str, dict],
+                 options: StudyOptions) -> None:
         self.model, self.run_folder, self.interventions, self.options = model, run_folder, interventions, options
-        self.names = {}  # {intervention type: {template: file}}
+        self.names: dict[str, dict[str, str]] = {}  # {intervention type: {template: file}}
         for name, entry in open_files.items():
             self.names.setdefault(entry["intervention_type"], {})[entry["template"]] = name
         self.gradients = None
         if options.estimates:
-            templates = {template: None for names in self.names.values() for template in names}
-            self.gradients = Gradients([self.interventions[template][word] for template, word in self.prompts(templates)],
-                                       f"gradients_{model.name}", len(self.names))
+            templates = dict.fromkeys(template for names in self.names.values() for template in names)
+            stimuli = [interventions[template][word] for template, word in self.prompts(templates)]
+            self.gradients = Gradients(stimuli, f"gradients_{model.name}", len(self.names))
 
-    def prompts(self, templates):
+    def prompts(self, templates: Iterable[str]) -> list[tuple[str, str]]:
         """(template, word) of all prompts, word by word: a word's templates are one tree."""
+        templates = list(templates)
         words = dict.fromkeys(word for template in templates for word in self.interventions[template])
         return [(template, word) for word in words for template in templates if word in self.interventions[template]]
 
-    def sweep(self, kind, progress):
-        """(TreeResults of one intervention type, its prompts in their order)."""
-        prompts, width = self.prompts(self.names[kind]), self.model.num_neurons
-        trees = plan(self.model, [self.interventions[template][word] for template, word in prompts], kind,
-                     Units(None, (self.model.num_layers + 1) * width), self.options, f"{kind}_{self.model.name}",
-                     [word for _, word in prompts], self.gradients)
-        return TreeResults(trees, run(self.model, trees.stages, self.run_folder, progress), self.options.screen_top), prompts
+    def sweep(self, kind: str, progress: tqdm) -> tuple[NeuronResults, list[tuple[str, str]]]:
+        """The results of one intervention type, and its prompts in their order."""
+        prompts = self.prompts(self.names[kind])
+        stimuli = [self.interventions[template][word] for template, word in prompts]
+        sweep = plan(self.model, stimuli, kind, self.options, f"{kind}_{self.model.name}",
+                     labels=[word for _, word in prompts], gradients=self.gradients)
+        shards = engine.run(self.model, sweep.stages, self.run_folder, progress)
+        return NeuronResults(sweep, shards, self.options.screen_top), prompts
 
-    def write(self, kind, todo, progress):
-        """Sweep one intervention type and write its tables that are in `todo`; yields (file, what the manifest says of it)."""
+    def write(self, kind: str, todo: Iterable[str], progress: tqdm) -> Iterator[tuple[str, dict[str, Any]]]:
+        """Sweep one type and write those of its tables that are in `todo`; (file, its entry in the manifest) each."""
         results, prompts = self.sweep(kind, progress)
-        names, accounts, rows = self.names[kind], {}, {}
-        with ExitStack() as stack:
-            tables = {template: stack.enter_context(table_writer(self.run_folder.folder / name)) for template, name in names.items() if name in todo}
-            for index, (template, word) in enumerate(prompts):  # all tables at once: what a tree of prompts gave is read once
-                if template in tables:
+        files = {template: name for template, name in self.names[kind].items() if name in todo}
+        accounts, rows = {template: Account() for template in files}, {}
+        with ExitStack() as stack:  # all tables at once: what a tree of prompts gave is read once
+            append = {template: stack.enter_context(table_writer(self.run_folder.folder / name))
+                      for template, name in files.items()}
+            for index, (template, word) in enumerate(prompts):
+                if template in files:
                     swept = results(index)
-                    accounts.setdefault(template, Account()).add(swept)
-                    rows[template] = tables[template](self.columns(word, self.interventions[template][word], swept))
+                    accounts[template].add(swept)
+                    columns = self.columns(word, self.interventions[template][word], swept)
+                    rows[template] = append[template](columns)
         interpolation = results.interpolation()
-        for template in tables:
-            yield names[template], accounts[template].entry(rows[template]) | ({"interpolation": interpolation} if interpolation else {})
+        for template, name in files.items():
+            entry = accounts[template].entry(rows[template])
+            yield name, entry | ({"interpolation": interpolation} if interpolation else {})
 
-    def columns(self, word, intervention, swept):
+    def columns(self, word: str, intervention: Intervention, swept: Swept) -> dict[str, Any]:
         """The rows of one word, as the study's tables have them."""
         one, other = swept.log_probabilities.T
         layer, neuron = (index.ravel() for index in np.indices((self.model.num_layers + 1, self.model.num_neurons)))
         columns = base_columns(word, intervention, np.exp(swept.base).ravel().tolist())
+        unknown = np.full(len(one), np.nan)
+        columns |= {"candidate1_prob": unknown if self.options.odds_only else np.exp(one),
+                    "candidate2_prob": unknown if self.options.odds_only else np.exp(other),
+                    "layer": layer, "neuron": neuron}
         if self.options.odds_only:
-            empty = np.full(len(one), np.nan)
-            columns |= {"candidate1_prob": empty, "candidate2_prob": empty, "layer": layer, "neuron": neuron, "log_odds": one - other}
-        else:
-            columns |= {"candidate1_prob": np.exp(one), "candidate2_prob": np.exp(other), "layer": layer, "neuron": neuron}
+            columns["log_odds"] = one - other
         if swept.exact is not None:
             columns["method"] = np.where(swept.exact, "exact", "gradient") if swept.exact.any() else "gradient"
         return columns
 
-    def forget(self, kind):
+    def forget(self, kind: str) -> None:
         """Remove what was kept on the way to the tables of one intervention type."""
         for table in (f"{kind}_{self.model.name}", f"interpolated_{kind}_{self.model.name}"):
             self.run_folder.remove_shards(table)
 
-    def forget_gradients(self):
+    def forget_gradients(self) -> None:
         """Remove the gradients, when no intervention type needs them any more."""
         if self.gradients:
             self.run_folder.remove_shards(self.gradients.table)
 
 
-def screening(files, top):
+def screening(files: Sequence[dict[str, Any]], top: int) -> Screening:
     """The Screening of a run from its files' entries in the manifest.
 
-    A unit drawn for a profession and type is run in all templates at once: it is one draw, and missed when it is missed in one of them.
+    A unit drawn for a profession and type is run in all templates at once: it is one draw, and missed when it is
+    missed in one of them.
     """
-    drawn, missed = {}, set()
+    drawn: dict[str, int] = {}
+    missed = set()
     for entry in files:
-        kind, found = entry["intervention_type"], entry["screen"]
-        drawn[kind] = max(drawn.get(kind, 0), found["drawn"])
-        missed |= {(kind, word, unit) for word, unit in found["missed"]}
+        kind, screen = entry["intervention_type"], entry["screen"]
+        drawn[kind] = max(drawn.get(kind, 0), screen["drawn"])
+        missed |= {(kind, word, unit) for word, unit in screen["missed"]}
     return Screening(sum(drawn.values()), len(missed), max(entry["screen"]["rest"] for entry in files), top)

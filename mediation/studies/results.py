@@ -1,11 +1,17 @@
-"""What a sweep gave for one stimulus, and what a manifest says of many of them."""
+"""What a sweep gave for one stimulus, and what a manifest says of many of them.
+
+Symbols in shapes: U units, P prompts of a stimulus.
+"""
 
 from dataclasses import asdict, dataclass, field
+from typing import Any
 
 import numpy as np
+from jaxtyping import Bool, Float64
 
 from mediation.effects.statistics import agreement, misses
 from mediation.model.fast_rows import FastRows
+from mediation.studies.engine import Arrays
 from mediation.studies.error_budget import NOTHING_CHECKED, Check
 
 
@@ -13,48 +19,52 @@ from mediation.studies.error_budget import NOTHING_CHECKED, Check
 class Sample:
     """What the units that screening drew at random say for one stimulus.
 
-    `draw`: a name of the task that drew them, once for all stimuli that it ran together; `label`: what these are called; `missed`: those of the `drawn` units that belong to the exact
-    top of this stimulus; `rest`: how many units were left out; `estimates`, `exact` [drawn]: their changes in log odds.
+    `draw`: name of the task that drew them, once for all stimuli that it ran together; `label`: what these are
+    called; `missed`: those of the `drawn` units that belong to the exact top of this stimulus; `rest`: how many
+    units were left out; `estimates`, `exact`: changes in log odds of those that were drawn.
     """
 
     draw: str
     label: str
     drawn: int
-    missed: tuple
+    missed: tuple[int, ...]
     rest: int
-    estimates: np.ndarray
-    exact: np.ndarray
+    estimates: Float64[np.ndarray, " drawn"]
+    exact: Float64[np.ndarray, " drawn"]
 
 
 @dataclass(frozen=True)
 class Swept:
-    """A sweep's numbers for one stimulus, one kind of effect and U units.
+    """A sweep's numbers for one stimulus and one kind of effect.
 
-    `log_probabilities` [U, 2] of both candidates under each intervention, `base` [P, 2] without, of each prompt; `exact`: bool [U], which units were run
-    (None: all of them); `seconds`: this stimulus' share; `check`: of a sweep over several stimuli the numbers of what was checked stand with
-    the first; `fast`: the share in a sweep's FastRows, or None; `sample`: a Sample where there was one.
+    `log_probabilities`: of both candidates under each intervention; `base`: without, of each prompt; `exact`: which
+    units were run, None for all of them; `seconds`: this stimulus' share; `check`: where stimuli were run together,
+    the number of interventions that were checked stands with the first; `fast`: this stimulus' share in the counts
+    of the fast precision; `sample`: of a screening.
     """
 
-    log_probabilities: np.ndarray
-    base: np.ndarray
-    exact: np.ndarray | None
+    log_probabilities: Float64[np.ndarray, "U 2"]
+    base: Float64[np.ndarray, "P 2"]
+    exact: Bool[np.ndarray, "U"] | None
     seconds: float
     check: Check
     fast: FastRows | None
     sample: Sample | None = None
 
 
-def sample_of(arrays, position, run_on, draw, label, top):
+def sample_of(arrays: Arrays, position: int, run_on: int, draw: str, label: str, top: int) -> Sample:
     """The Sample of one stimulus of a screened tree of prompts.
 
     Args:
-        arrays: what the task gave; position: of the stimulus in the tree; run_on: the prompt that was intervened upon; the others as in a Sample.
+        arrays: what the task gave; position: of the stimulus in the tree; run_on: the prompt that was intervened
+            upon; draw, label: as in a Sample; top: size of the top of which screening must miss nothing.
     """
     swept, base = arrays["log_probabilities"][position], arrays["base"][position, run_on]
     effects = swept[:, 1] - swept[:, 0] - (base[1] - base[0])
     drawn = arrays["drawn"]
     missed = drawn[misses(effects, arrays["chosen"], drawn, top)]
-    return Sample(draw, label, len(drawn), tuple(missed.tolist()), int(arrays["rest"]), arrays["estimates"][position], effects[drawn])
+    return Sample(draw, label, len(drawn), tuple(missed.tolist()), int(arrays["rest"]),
+                  arrays["estimates"][position], effects[drawn])
 
 
 @dataclass
@@ -64,10 +74,10 @@ class Account:
     seconds: float = 0.0
     check: Check = NOTHING_CHECKED
     fast: FastRows = field(default_factory=FastRows)
-    samples: list = field(default_factory=list)
+    samples: list[Sample] = field(default_factory=list)
 
-    def add(self, swept):
-        """Count in what gave one stimulus' numbers (a Swept)."""
+    def add(self, swept: Swept) -> None:
+        """Count in what gave one stimulus' numbers."""
         self.seconds += swept.seconds
         self.check += swept.check
         if swept.fast:
@@ -75,14 +85,20 @@ class Account:
         if swept.sample:
             self.samples.append(swept.sample)
 
-    def entry(self, rows):
+    def entry(self, rows: int) -> dict[str, Any]:
         """Plain values."""
-        return ({"rows": rows, "sweep_seconds": self.seconds, **self.check.entry()} | ({"fast": asdict(self.fast)} if self.fast.rows else {})
-                | ({"screen": self._screen()} if self.samples else {}))
+        entry = {"rows": rows, "sweep_seconds": self.seconds, **self.check.entry()}
+        if self.fast.rows:
+            entry["fast"] = asdict(self.fast)
+        if self.samples:
+            entry["screen"] = self._screen()
+        return entry
 
-    def _screen(self):
-        """A unit that was drawn is run in all stimuli of its tree at once: it is one draw, and missed when it is missed in one of them."""
+    def _screen(self) -> dict[str, Any]:
+        """A unit is drawn once for all stimuli of a tree: it is one draw, and missed when one of them misses it."""
         drawn = {sample.draw: sample.drawn for sample in self.samples}
         missed = {(sample.draw, unit): [sample.label, unit] for sample in self.samples for unit in sample.missed}
-        return {"drawn": sum(drawn.values()), "rest": max(sample.rest for sample in self.samples), "missed": list(missed.values()),
-                **agreement(*(np.concatenate([getattr(sample, part) for sample in self.samples]) for part in ("estimates", "exact")))}
+        estimates, exact = (np.concatenate(parts) for parts in
+                            zip(*((sample.estimates, sample.exact) for sample in self.samples)))
+        return {"drawn": sum(drawn.values()), "rest": max(sample.rest for sample in self.samples),
+                "missed": list(missed.values()), **agreement(estimates, exact)}
