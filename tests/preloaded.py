@@ -24,9 +24,10 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 PROJECT = Path(__file__).parent.parent
-MODULES = ["experiment", "mediation.reports.plots", "mediation.reports.report", "mediation.studies.professions",
-           "mediation.studies.selection", "pyarrow.parquet", "transformers.models.gpt2.modeling_gpt2",
-           "transformers.models.llama.modeling_llama", "transformers.processing_utils"]
+MODULES = ["experiment", "mediation.reports.plots", "mediation.reports.report",
+           "mediation.studies.professions", "mediation.studies.selection", "pyarrow.parquet",
+           "transformers.models.gpt2.modeling_gpt2", "transformers.models.llama.modeling_llama",
+           "transformers.processing_utils"]
 NUMBER = struct.Struct("i")  # pids and exit codes, as they come through the pipe
 LONGEST = 2**17  # bytes of a request
 
@@ -37,7 +38,8 @@ def new_process(command, *arguments):
         signal.signal(signal.SIGINT, signal.SIG_DFL)
 
     return subprocess.Popen([sys.executable, *shlex.split(str(command)), *map(str, arguments)], cwd=PROJECT,
-                            stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, preexec_fn=heed_interrupts)
+                            stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+                            preexec_fn=heed_interrupts)
 
 
 class Server:

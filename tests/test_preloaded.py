@@ -87,7 +87,7 @@ def test_the_server_has_imported_and_started_no_thread(preloaded):
     script = preloaded.start("compute_neuron_total_effect.py --help")  # answered when all is imported
     assert "usage" in script.communicate()[0] and script.returncode == 0
     threads = [path.read_text() for path in Path(f"/proc/{preloaded.process.pid}/task").glob("*/comm")]
-    assert sum(name != "jemalloc_bg_thd\n" for name in threads) == 1  # pyarrow's allocator is ready for a fork
+    assert sum(name != "jemalloc_bg_thd\n" for name in threads) == 1  # pyarrow's allocator expects forks
 
 
 @linux
@@ -102,7 +102,7 @@ def test_the_server_ends_with_its_socket(tmp_path):
 @linux
 @pytest.mark.parametrize("options", [[], ["-n", "2"]], ids=["plain", "workers"])
 def test_pytest_ends_and_nobody_holds_its_output(tmp_path, options):
-    """Even if the server was not closed and a script still runs. Few plugins: others take seconds to import."""
+    """Even if the server was not closed and a script still runs. Few plugins: others take seconds."""
     (tmp_path / "sleep.py").write_text("import time; time.sleep(60)")
     (tmp_path / "test_it.py").write_text(textwrap.dedent(f"""
         from tests.preloaded import Server
@@ -112,7 +112,7 @@ def test_pytest_ends_and_nobody_holds_its_output(tmp_path, options):
             open({str(tmp_path / "pids")!r}, "w").write(f"{{server.process.pid}} {{script.pid}}")
             assert script.poll() is None
     """))
-    command = [sys.executable, "-m", "pytest", "-p", "xdist.plugin", "--rootdir", str(tmp_path), "test_it.py", *options]
+    command = [sys.executable, "-m", "pytest", "-p", "xdist.plugin", "--rootdir", ".", *options, "test_it.py"]
     environment = os.environ | {"PYTHONPATH": str(PROJECT), "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1"}
     done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=40)
     assert done.returncode == 0 and "1 passed" in done.stdout, done.stdout + done.stderr
