@@ -1,10 +1,10 @@
-"""Scripts in processes of their own, without the ten seconds that each would take to import torch and transformers.
+"""Scripts in processes of their own, without the ten seconds that each takes to import torch.
 
-A server imports these once and is forked for every script. It computes nothing: a fork does not take threads along,
-and torch would wait for them. It ends when its socket is closed, and so with pytest, however that ends.
+A server imports it once and is forked for every script. It computes nothing: a fork does not take threads
+along, and torch would wait for them. It ends when its socket is closed, so with pytest, however that ends.
 
-All its scripts have its hash seed, and what the environment was when it imported. Where that matters, `new_process`
-starts an interpreter as from the shell.
+All its scripts have its hash seed, and what the environment was when it imported. Where that matters,
+`new_process` starts an interpreter as from the shell.
 """
 
 import contextlib
@@ -24,18 +24,22 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 PROJECT = Path(__file__).parent.parent
-MODULES = ["experiment", "mediation.reports.plots", "mediation.reports.report", "mediation.studies.professions",
-           "mediation.studies.selection", "pyarrow.parquet", "transformers.models.gpt2.modeling_gpt2",
-           "transformers.models.llama.modeling_llama", "transformers.processing_utils"]
+MODULES = ["experiment", "mediation.reports.plots", "mediation.reports.report",
+           "mediation.studies.professions", "mediation.studies.selection", "pyarrow.parquet",
+           "transformers.models.gpt2.modeling_gpt2", "transformers.models.llama.modeling_llama",
+           "transformers.processing_utils"]
 NUMBER = struct.Struct("i")  # pids and exit codes, as they come through the pipe
 LONGEST = 2**17  # bytes of a request
 
 
 def new_process(command, *arguments):
     """A subprocess.Popen of a script."""
+    def heed_interrupts():  # a shell's background jobs ignore them
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
+
     return subprocess.Popen([sys.executable, *shlex.split(str(command)), *map(str, arguments)], cwd=PROJECT,
                             stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-                            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL))  # background jobs ignore it
+                            preexec_fn=heed_interrupts)
 
 
 class Server:
@@ -65,7 +69,8 @@ class Script:
     def __init__(self, server, args):
         (output, errors, status), ends = zip(*(os.pipe() for _ in range(3)))
         self.args, self.returncode = args, None
-        self.stdout, self.stderr, self.status = os.fdopen(output), os.fdopen(errors), os.fdopen(status, "rb", 0)
+        self.stdout, self.stderr = os.fdopen(output), os.fdopen(errors)
+        self.status = os.fdopen(status, "rb", buffering=0)
         request = json.dumps({"args": args, "environment": dict(os.environ)}).encode()
         socket.send_fds(server, [request], ends)
         for end in ends:
@@ -107,7 +112,7 @@ class Script:
 
 
 def serve(connection):
-    """Fork at every request, until the other end is closed. In a script's process, its arguments are returned."""
+    """Fork at every request, until the other end is closed. In a script's process, return its arguments."""
     os.dup2(1, 2)  # if standard error is a pipe of pytest's, its reader does not wait for this process
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for pytest and the scripts
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # who tells of a script's end goes without being waited for
@@ -124,7 +129,7 @@ def serve(connection):
 
 
 def start(request, output, errors, status):
-    """Fork the script's process; tell its pid, wait, and tell its exit code. In that process, return its arguments."""
+    """Fork the script's process; tell its pid and its exit code. In that process, return its arguments."""
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     pid = os.fork()
     if pid:

@@ -1,4 +1,4 @@
-"""Scripts that the preloaded server starts behave as those from the shell; the server does not outlive pytest."""
+"""Scripts that the preloaded server starts behave as from the shell; the server does not outlive pytest."""
 
 import json
 import os
@@ -32,7 +32,8 @@ def start(request, tmp_path):
 
 
 @pytest.mark.parametrize("text, code, said", [
-    ("", 0, ""), ("raise SystemExit", 0, ""), ("raise SystemExit(3)", 3, ""), ("import sys; sys.exit('no')", 1, "no\n"),
+    ("", 0, ""), ("raise SystemExit", 0, ""), ("raise SystemExit(3)", 3, ""),
+    ("import sys; sys.exit('no')", 1, "no\n"),
     ("1 / 0", 1, "ZeroDivisionError: division by zero\n"), ("import os; os._exit(7)", 7, ""),
     ("import atexit; atexit.register(print, 'printed')", 0, ""),
 ])
@@ -40,14 +41,15 @@ def test_exit_codes_and_errors(start, text, code, said):
     process = start(text)
     output, errors = process.communicate()
     assert process.returncode == process.wait() == process.poll() == code and errors.endswith(said), errors
-    assert ("Traceback" in errors) == ("1 / 0" in text) and output == ("printed\n" if "printed" in text else "")
+    assert ("Traceback" in errors) == ("1 / 0" in text)
+    assert output == ("printed\n" if "printed" in text else "")
 
 
 def test_arguments_environment_and_place(start, monkeypatch):
     monkeypatch.setenv("OF_THIS_MOMENT", "yes")
-    process = start("import json, os, sys\n"
-                    "print(json.dumps([sys.argv[1:], os.environ['OF_THIS_MOMENT'], os.getcwd(), os.getpid(), __name__]))",
-                    "one", Path("a b"))
+    text = """import json, os, sys
+print(json.dumps([sys.argv[1:], os.environ["OF_THIS_MOMENT"], os.getcwd(), os.getpid(), __name__]))"""
+    process = start(text, "one", Path("a b"))
     output, _ = process.communicate()
     assert json.loads(output) == [["one", "a b"], "yes", str(PROJECT), process.pid, "__main__"]
 
@@ -60,7 +62,8 @@ def test_signals(start, sent):
         process.wait(0.01)
     process.send_signal(sent)
     _, errors = process.communicate()
-    assert process.returncode == -sent and errors.endswith("KeyboardInterrupt\n" if sent == signal.SIGINT else "")
+    assert process.returncode == -sent
+    assert errors.endswith("KeyboardInterrupt\n" if sent == signal.SIGINT else "")
     process.kill()  # it has ended: nobody is killed
 
 
@@ -84,7 +87,7 @@ def test_the_server_has_imported_and_started_no_thread(preloaded):
     script = preloaded.start("compute_neuron_total_effect.py --help")  # answered when all is imported
     assert "usage" in script.communicate()[0] and script.returncode == 0
     threads = [path.read_text() for path in Path(f"/proc/{preloaded.process.pid}/task").glob("*/comm")]
-    assert sum(name != "jemalloc_bg_thd\n" for name in threads) == 1  # pyarrow's allocator sees to its own in a fork
+    assert sum(name != "jemalloc_bg_thd\n" for name in threads) == 1  # pyarrow's allocator expects forks
 
 
 @linux
@@ -99,7 +102,7 @@ def test_the_server_ends_with_its_socket(tmp_path):
 @linux
 @pytest.mark.parametrize("options", [[], ["-n", "2"]], ids=["plain", "workers"])
 def test_pytest_ends_and_nobody_holds_its_output(tmp_path, options):
-    """Even if the server was not closed and a script is still running. Few plugins: others take seconds to import."""
+    """Even if the server was not closed and a script still runs. Few plugins: others take seconds."""
     (tmp_path / "sleep.py").write_text("import time; time.sleep(60)")
     (tmp_path / "test_it.py").write_text(textwrap.dedent(f"""
         from tests.preloaded import Server
@@ -109,7 +112,7 @@ def test_pytest_ends_and_nobody_holds_its_output(tmp_path, options):
             open({str(tmp_path / "pids")!r}, "w").write(f"{{server.process.pid}} {{script.pid}}")
             assert script.poll() is None
     """))
-    command = [sys.executable, "-m", "pytest", "-q", "-p", "xdist.plugin", "--rootdir", str(tmp_path), "test_it.py", *options]
+    command = [sys.executable, "-m", "pytest", "-p", "xdist.plugin", "--rootdir", ".", *options, "test_it.py"]
     environment = os.environ | {"PYTHONPATH": str(PROJECT), "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1"}
     done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=40)
     assert done.returncode == 0 and "1 passed" in done.stdout, done.stdout + done.stderr
