@@ -1,7 +1,5 @@
 """Toys made at test time, the oracle numbers where they are there, the real model where it can be had."""
 
-import functools
-import importlib.metadata
 import os
 import runpy
 import shlex
@@ -89,14 +87,6 @@ def quick_figures():
     """Letters are drawn in the figures' PDFs, not embedded as fonts to be edited: a fifth of the time."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(plots.STYLE, "pdf.fonttype", 3)
-        yield
-
-
-@pytest.fixture(autouse=True, scope="session")
-def versions_read_once():
-    """Those of the packages, which every shard asks for: a sixth of the time of a toy's run."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(importlib.metadata, "version", functools.cache(importlib.metadata.version))
         yield
 
 

@@ -227,7 +227,8 @@ def test_analyses_say_which_method_made_the_numbers(run_script, made, tmp_path, 
 # stopping, and whose file is whose
 
 
-@pytest.mark.parametrize("options, function, calls", [("--method gradient", (estimated_trees, "neuron_gradients_of"), 4), (SCREEN, (trees, "neurons_in_trees"), 16)])
+@pytest.mark.parametrize("options, function, calls", [("--method gradient", (estimated_trees, "neuron_gradients_of"), 4),
+                                                      (SCREEN, (trees, "neurons_in_trees"), 16)])
 def test_a_run_that_was_stopped_goes_on(run_script, toy_checkpoint, tmp_path, monkeypatch, options, function, calls):
     monkeypatch.setattr(estimated_trees, "WORDS_AT_ONCE", 2)
     command = f"{RUN} {options}"
