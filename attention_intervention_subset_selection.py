@@ -24,6 +24,7 @@ import numpy as np
 from mediation.errors import InputError
 from mediation.files.storage import RunFolder, check_writable, read_pickle
 from mediation.options import Parser, add_attention_options, add_selection_options, choices, exit_on_bad_input
+from mediation.results.selections import KINDS
 from mediation.stimuli import winobias, winogender
 
 SHORT_NAMES = {"winobias": "wb", "winogender": "wg"}  # in the file names of the 2020 code
@@ -55,7 +56,7 @@ def select_heads(model, examples, data, options):
     from mediation.studies.attention import build_interventions, masking_suffix, select_examples
 
     name = model.name + masking_suffix(model)
-    names = {kind: f"{kind}_{name}_{data}.pickle" for kind in ("mean_effect", *selection.KINDS)}
+    names = {kind: f"{kind}_{name}_{data}.pickle" for kind in ("mean_effect", *KINDS)}
     settings = {"model": model.name, "weights_sha256": model.weights_sha256(), "data": data, "examples_sha256": sha256(repr(examples).encode()).hexdigest(),
                 "filter_quantile": options.filter_quantile if options.do_filter else None, "max_examples": options.max_examples,
                 "dtype": options.dtype, "seed": options.seed}
@@ -94,7 +95,7 @@ def show_files(name, data, options):
     Raises:
         InputError: no such files, or damaged ones.
     """
-    from mediation.studies.selection import TITLES, read_found
+    from mediation.results.selections import TITLES, read_selections
 
     folder = Path(options.out_dir)
     for written in (data, SHORT_NAMES[data]):
@@ -105,7 +106,7 @@ def show_files(name, data, options):
                 float(means["mean_effect_model"]), np.asarray(means["mean_effect_head"], float).sum(axis=1)
             except (KeyError, TypeError, ValueError) as error:
                 raise InputError(f"{path} has no mean_effect_model and mean_effect_head [layers][heads]: move it away") from error
-            found = read_found({kind: folder / f"{kind}_{name}_{written}.pickle" for kind in TITLES}, "head")
+            found = read_selections({kind: folder / f"{kind}_{name}_{written}.pickle" for kind in TITLES}, "head")
             return show(name, data, found, means, options)
     raise InputError(f"{folder} has no mean_effect_{name}_{data}.pickle, nor one named {SHORT_NAMES[data]}: run the selection without --figures_only")
 

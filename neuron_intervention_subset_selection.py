@@ -20,6 +20,7 @@ from pathlib import Path
 from mediation.errors import InputError
 from mediation.files.storage import RunFolder, check_writable
 from mediation.options import Parser, add_model_options, add_selection_options, exit_on_bad_input, positive
+from mediation.results.selections import KINDS
 from mediation.stimuli import professions
 from mediation.stimuli.templates import select_templates, template_file_stem
 
@@ -45,7 +46,7 @@ def main(options):
     prompts = objective_prompts(model, templates, chosen)
 
     name = model.name if options.layer == -1 else f"{model.name}_{options.layer}"
-    names = {"marg_contrib": "marg_contrib.pickle", **{kind: f"{kind}_{name}.pickle" for kind in selection.KINDS}}
+    names = {"marg_contrib": "marg_contrib.pickle", **{kind: f"{kind}_{name}.pickle" for kind in KINDS}}
     settings = {"model": model.name, "weights_sha256": model.weights_sha256(), "prompts": list(prompts), "dtype": options.dtype, "seed": options.seed}
     run_folder = RunFolder(options.out_dir)
     with run_folder.claimed(names.values(), settings):

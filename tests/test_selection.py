@@ -19,6 +19,7 @@ from experiment import Intervention
 from mediation.effects.statistics import smallest_reaching
 from mediation.errors import InputError
 from mediation.files.storage import RunFolder, read_pickle, write_pickle
+from mediation.results.selections import KINDS
 from mediation.studies import selection
 from tests.conftest import WINOBIAS_ROWS
 from tests.preloaded import new_process
@@ -32,7 +33,7 @@ mean_effects = runpy.run_path(str(PROJECT / HEADS))["mean_effects"]
 def head_files(tmp_path):
     """head_files(model, interventions) -> SelectionFiles in a folder of its own."""
     def make(model, interventions):
-        names = {kind: f"{kind}.pickle" for kind in ("mean_effect", *selection.KINDS)}
+        names = {kind: f"{kind}.pickle" for kind in ("mean_effect", *KINDS)}
         folder = RunFolder(tmp_path / "heads")
         folder.claim(names.values(), {})
         run = folder.begin({"settings": {}, "files": {name: {} for name in names.values()}})
@@ -201,7 +202,7 @@ def coverage(rng, cells):
             return np.array([[covers[list(units)].any(axis=0).sum() for units in sets]], float)
 
         run_folder = type("Folder", (), {"remove_shards": staticmethod(lambda name: None)})
-        names = dict.fromkeys(selection.KINDS)
+        names = dict.fromkeys(KINDS)
     return Files
 
 

@@ -1,1 +1,1 @@
-"""Which sweeps make a study: the professions, the attention study, one's own question; selection; checks and the error budget."""
+"""Which sweeps make a study: tasks in stages and their engine; the studies; selection; checks, the error budget."""

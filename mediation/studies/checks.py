@@ -21,6 +21,7 @@ from mediation.mediators.neurons import INTERVENTION_TYPES
 from mediation.mediators.sweeps import by_full_passes, heads_by_full_passes
 from mediation.model.language_model import LanguageModel
 from mediation.stimuli.interventions import Intervention
+from mediation.studies.engine import StudyOptions
 from mediation.studies.error_budget import CHECKED, NOTHING_CHECKED, Check, draws, units_to_check
 
 Seed = int | Sequence[int]
@@ -82,38 +83,42 @@ def check_heads(model: LanguageModel, intervention: Intervention, effect: str,
     return Check(float(np.abs(reference.numpy() - swept).max()), len(drawn), len(likely))
 
 
-def hash_of(word):
+def hash_of(word: str) -> int:
     """A number that a word has on every machine and in every run."""
     return int.from_bytes(sha256(word.encode()).digest()[:8], "big")
 
 
-def seed_of(stimulus, kind, options):
+def seed_of(stimulus: Intervention, kind: str, seed: int) -> list[int]:
     """Other random units for every stimulus and intervention type, the same ones in every run."""
-    return [options.seed, hash_of("\n".join(stimulus.base_strings)), list(INTERVENTION_TYPES).index(kind)]
+    return [seed, hash_of("\n".join(stimulus.base_strings)), list(INTERVENTION_TYPES).index(kind)]
 
 
-def check_finite(stimuli, kind, log_probabilities, base):
-    """Raises InputError when a model gave what is no probability above 0; log-probabilities of each stimulus, with and without intervention."""
+def check_finite(stimuli: Sequence[Intervention], kind: str, log_probabilities: Float[np.ndarray, "N U 2"],
+                 base: Float[np.ndarray, "N P 2"]) -> None:
+    """Raises InputError when a model gave what is no probability above 0, with or without intervention."""
     for stimulus, intervened, without in zip(stimuli, log_probabilities, base):
         if not (np.isfinite(intervened).all() and np.isfinite(without).all()):
-            raise InputError(f"{stimulus.base_strings[0]!r}, {kind}: the model gave probabilities that are zero or not numbers: "
-                             "try --dtype float32 or float64, or check the model's weights")
+            raise InputError(f"{stimulus.base_strings[0]!r}, {kind}: the model gave probabilities that are zero or "
+                             "not numbers: try --dtype float32 or float64, or check the model's weights")
 
 
-def check_all(model, stimuli, kind, log_probabilities, options, units=None, sets=None, sample=CHECKED):
-    """Check of a sweep over n stimuli: of its random interventions each is as likely, in any of the stimuli.
+def check_all(model: LanguageModel, stimuli: Sequence[Intervention], kind: str,
+              log_probabilities: Float[np.ndarray, "N 2 U"], options: StudyOptions,
+              units: Int[np.ndarray, " ran"] | None = None, sets: Int[Tensor, "U K"] | None = None,
+              sample: int = CHECKED) -> Check:
+    """Check of a sweep over N stimuli: of its random interventions each is as likely, in any of the stimuli.
 
     Those where an error is likely are chosen in one of the stimuli.
 
     Args:
-        log_probabilities: [n, 2, U]; units: indices of the units that were run (None: all); sets: int64 [U, K], where units are sets of neurons.
-        sample: how many are drawn at random.
+        units: the units that were run (None: all); sets: where units are sets of neurons; sample: how many are
+            drawn at random.
     """
-    total, seed = NOTHING_CHECKED, seed_of(stimuli[0], kind, options)
+    total, seed = NOTHING_CHECKED, seed_of(stimuli[0], kind, options.seed)
     random = draws(len(stimuli), sample, seed)
     likely = seed[1] % len(stimuli)
     for number in sorted({*np.flatnonzero(random).tolist(), likely}):
-        seed = seed_of(stimuli[number], kind, options)
+        seed = seed_of(stimuli[number], kind, options.seed)
         total += check_neurons(model, stimuli[number], kind, log_probabilities[number], options.alpha,
                                int(random[number]), seed, options.odds_only, units, sets)
     return total

@@ -87,7 +87,7 @@ class Account:
 
     def entry(self, rows: int) -> dict[str, Any]:
         """Plain values."""
-        entry = {"rows": rows, "sweep_seconds": self.seconds, **self.check.entry()}
+        entry: dict[str, Any] = {"rows": rows, "sweep_seconds": self.seconds, **self.check.entry()}
         if self.fast.rows:
             entry["fast"] = asdict(self.fast)
         if self.samples:
