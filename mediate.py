@@ -133,6 +133,7 @@ def write_mediators(model, comparisons, run_folder, run, files, name, options):
     from mediation.studies import own_question
     from mediation.studies.engine import StudyOptions
     from mediation.studies.error_budget import Check, budget, describe_check
+    from mediation.studies.neurons import describe_interpolation
     from mediation.studies.results import Account
 
     shards = f"{'_'.join(files)}_{name}"
@@ -154,6 +155,8 @@ def write_mediators(model, comparisons, run_folder, run, files, name, options):
     run_folder.update(run, finished=now(), error_budget=budget(options).describe(), **({"fast": asdict(fast)} if fast else {}))
     if fast:
         print(fast)
+    for kind, counts in entry.get("interpolation", {}).items():
+        print(describe_interpolation(kind, counts, "word"))
     checked, units = Check.from_entry(entry), ", ".join(files)
     method = run_folder.read()["runs"][run]["settings"]["method"]
     if method == "gradient":

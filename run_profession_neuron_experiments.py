@@ -216,6 +216,7 @@ def write_interventions(model, run_folder, run, interventions, options):
     from mediation.model.fast_rows import FastRows
     from mediation.studies.engine import StudyOptions
     from mediation.studies.error_budget import budget
+    from mediation.studies.neurons import describe_interpolation
     from mediation.studies.professions import ProfessionStudy, screening
 
     todo = unwritten(run_folder, run)
@@ -235,8 +236,7 @@ def write_interventions(model, run_folder, run, interventions, options):
     if todo:
         report_checks(files, options, found)
         for kind, counts in {entry["intervention_type"]: entry["interpolation"] for entry in files if "interpolation" in entry}.items():
-            print(f"{kind}: {counts['interpolated']} neurons interpolated between professions ({counts['evaluations_a_neuron']:.1f} runs a neuron, errors "
-                  f"seen or estimated up to {counts['largest_error']:.1e}), {counts['run_for_every_word']} run for every profession")
+            print(describe_interpolation(kind, counts, "profession"))
     fast = sum((FastRows(**entry["fast"]) for entry in files if "fast" in entry), FastRows())
     if fast.rows:
         run_folder.update(run, fast=asdict(fast))

@@ -123,3 +123,10 @@ class NeuronResults:
         evaluations = sum(layer.evaluations for layer in layers) / neurons
         return {"interpolated": neurons - run, "run_for_every_word": run, "evaluations_a_neuron": evaluations,
                 "largest_error": max(layer.error for layer in layers)}
+
+
+def describe_interpolation(kind: str, counts: dict[str, float], word: str) -> str:
+    """One line for people on what `NeuronResults.interpolation` says of an intervention type; `word`: "profession"."""
+    return (f"{kind}: {counts['interpolated']} neurons interpolated between {word}s ({counts['evaluations_a_neuron']:.1f} "
+            f"runs per neuron, errors seen or estimated up to {counts['largest_error']:.1e}), "
+            f"{counts['run_for_every_word']} run for every {word}")

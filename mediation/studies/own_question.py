@@ -53,13 +53,15 @@ class Sweep(Protocol):
     """A sweep of one or more mediators over comparisons, both effects.
 
     `stages`: its tasks; `results`: of their shards, a function of a comparison's index to ({effect: Swept}, the null
-    prompt's log odds); `probabilities`: exp of log-probabilities.
+    prompt's log odds); `probabilities`: exp of log-probabilities; `interpolation`: {effect: what was interpolated}.
     """
 
     stages: list[Sequence[Task]]
     probabilities: Callable[[np.ndarray], np.ndarray]
 
     def results(self, shards: Shards) -> Callable[[int], tuple[dict[str, Swept], float]]: ...
+
+    def interpolation(self, shards: Shards) -> dict[str, dict[str, float]]: ...
 
 
 class SweepOfNeurons:
@@ -91,6 +93,12 @@ class SweepOfNeurons:
 
         return of_comparison
 
+    def interpolation(self, shards: Shards) -> dict[str, dict[str, float]]:
+        """See `Sweep`."""
+        counts = {kind: NeuronResults(sweep, shards, self.options.screen_top).interpolation()
+                  for kind, sweep in self.sweeps.items()}
+        return {kind: of_effect for kind, of_effect in counts.items() if of_effect}
+
 
 class SweepOfHeads:
     """Heads, attention layers and all attention, which one sweep computes together."""
@@ -112,6 +120,10 @@ class SweepOfHeads:
 
         return of_comparison
 
+    def interpolation(self, shards: Shards) -> dict[str, dict[str, float]]:
+        """See `Sweep`: heads are all run."""
+        return {}
+
 
 SWEEPS: dict[str, Any] = {"neurons": SweepOfNeurons, "attention weights": SweepOfHeads}
 
@@ -124,7 +136,8 @@ def rows(model: LanguageModel, comparisons: Sequence[Comparison], mediator: Medi
         table: of the shards; account: counts in what gave the rows.
     """
     sweep: Sweep = SWEEPS[mediator.sweep](model, comparisons, mediator, table, options)
-    results = sweep.results(engine.run(model, sweep.stages, run_folder, progress))
+    shards = engine.run(model, sweep.stages, run_folder, progress)
+    results, account.interpolation = sweep.results(shards), sweep.interpolation(shards)
     within = mediator.within(model)
     for index, comparison in enumerate(comparisons):
         swept, base = results(index)

@@ -71,10 +71,9 @@ class ProfessionStudy:
                     accounts[template].add(swept)
                     columns = self.columns(word, self.interventions[template][word], swept)
                     rows[template] = append[template](columns)
-        interpolation = results.interpolation()
         for template, name in files.items():
-            entry = accounts[template].entry(rows[template])
-            yield name, entry | ({"interpolation": interpolation} if interpolation else {})
+            accounts[template].interpolation = results.interpolation()
+            yield name, accounts[template].entry(rows[template])
 
     def columns(self, word: str, intervention: Intervention, swept: Swept) -> dict[str, Any]:
         """The rows of one word, as the study's tables have them."""

@@ -69,12 +69,16 @@ def sample_of(arrays: Arrays, position: int, run_on: int, draw: str, label: str,
 
 @dataclass
 class Account:
-    """What a manifest says of a table, added up over the sweeps whose numbers it holds."""
+    """What a manifest says of a table, added up over the sweeps whose numbers it holds.
+
+    `interpolation`: what was interpolated between words (see `NeuronResults.interpolation`), where anything was.
+    """
 
     seconds: float = 0.0
     check: Check = NOTHING_CHECKED
     fast: FastRows = field(default_factory=FastRows)
     samples: list[Sample] = field(default_factory=list)
+    interpolation: dict[str, Any] | None = None
 
     def add(self, swept: Swept) -> None:
         """Count in what gave one stimulus' numbers."""
@@ -92,6 +96,8 @@ class Account:
             entry["fast"] = asdict(self.fast)
         if self.samples:
             entry["screen"] = self._screen()
+        if self.interpolation:
+            entry["interpolation"] = self.interpolation
         return entry
 
     def _screen(self) -> dict[str, Any]:

@@ -1,0 +1,93 @@
+"""docs/code.md shows how to add a mediator, an architecture, a study and a statistic: its examples run here as they stand."""
+
+import re
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from transformers import AutoConfig, AutoModelForCausalLM
+
+from experiment import Intervention, Model
+from mediation.files.storage import RunFolder
+from mediation.mediators.catalogue import CATALOGUE
+from mediation.mediators.neuron_sweeps import neurons_in_trees
+from mediation.model.architectures import ARCHITECTURES
+from tests.conftest import PROJECT, TINY
+
+EXAMPLES = re.findall(r"## To add an? (\w+)\n.*?```python\n(.*?)```", (PROJECT / "docs" / "code.md").read_text(), re.DOTALL)
+LINES = """{"id": "1", "base": "The {} said that", "substitutes": ["nurse", "man"], "candidates": ["he", "she"]}
+{"id": "2", "base": "The {} went home because", "substitutes": ["captain", "man"], "candidates": ["he", "she"]}
+"""
+
+
+@pytest.fixture
+def example():
+    """example("study") -> the names that an example of the page defines; what it registers is taken back after the test."""
+    before = dict(CATALOGUE), dict(ARCHITECTURES)
+
+    def run(name):
+        namespace = {"__name__": "example"}
+        exec(dict(EXAMPLES)[name], namespace)
+        return namespace
+
+    yield run
+    for registry, entries in zip((CATALOGUE, ARCHITECTURES), before):
+        registry.clear()
+        registry.update(entries)
+
+
+def test_the_page_has_an_example_of_each():
+    assert [name for name, _ in EXAMPLES] == ["mediator", "architecture", "study", "statistic"]
+
+
+def test_a_mediator_is_one_record(example, run_script, toy_checkpoint, toy_model, tmp_path):
+    example("mediator")
+    (tmp_path / "mine.jsonl").write_text(LINES)
+    command = f"mediate.py {tmp_path / 'mine.jsonl'} -model {toy_checkpoint('llama')} --out_dir {tmp_path / 'out'} --mediators layer_pairs"
+    code, printed, error = run_script(command)
+    assert code == 0 and "layer_pairs" in printed, error
+    table = pd.read_csv(tmp_path / "out" / "layer_pairs_toy-llama.csv")
+    assert len(table) == 2 * 3
+    model = toy_model("llama")
+    stimulus = Intervention(model.tokenizer, "The {} said that", ["nurse", "man"], ["he", "she"])
+    both = torch.arange(2 * 16)[None] + 16  # layers 1 and 2
+    one, other = neurons_in_trees(model, [stimulus], "indirect", units=both)[0, 0]
+    row = table[(table["id"] == 1) & (table["layer"] == 1)].iloc[0]
+    np.testing.assert_allclose([row["candidate1_indirect_prob"], row["candidate2_indirect_prob"]], [one.exp(), other.exp()], rtol=1e-6)
+
+
+def test_an_architecture_is_one_entry(example, toy_tokenizer, tmp_path, in_double):
+    example("architecture")
+    torch.manual_seed(0)
+    network = AutoModelForCausalLM.from_config(AutoConfig.for_model("olmo2", **TINY))
+    for parameter in network.parameters():
+        parameter.data += 0.3 * torch.randn_like(parameter)
+    network.save_pretrained(tmp_path / "toy-olmo2")
+    toy_tokenizer.save_pretrained(tmp_path / "toy-olmo2")
+    model = Model(gpt2_version=str(tmp_path / "toy-olmo2"), dtype=torch.float64)
+    stimulus = Intervention(model.tokenizer, "The {} said that", ["nurse", "man"], ["he", "she"])
+    swept = model.neuron_intervention_single_experiment(stimulus, "indirect")[4:]
+    by_full_passes = Model(gpt2_version=str(tmp_path / "toy-olmo2"), dtype=torch.float64, full_passes=True)
+    for one, other in zip(swept, by_full_passes.neuron_intervention_single_experiment(stimulus, "indirect")[4:]):
+        torch.testing.assert_close(one, other, rtol=1e-10, atol=0)
+
+
+def test_a_study_is_tasks_in_stages(example, toy_model, tmp_path, monkeypatch):
+    study, model = example("study"), toy_model("llama")
+    stimulus = Intervention(model.tokenizer, "The {} said that", ["nurse", "man"], ["he", "she"])
+    run_folder = RunFolder(tmp_path)
+    run_folder.claim([], {})
+    found = study["dose_response"](model, stimulus, 1, [0.5, 1.0, 2.0], run_folder)
+    one, other = neurons_in_trees(model, [stimulus], "indirect", units=torch.arange(16)[None] + 16)[0, 0]
+    assert found[1] == pytest.approx(float(other - one), abs=1e-6) and len(set(found)) == 3
+    monkeypatch.setattr(study["Dose"], "compute", None)  # all shards are there: nothing is computed again
+    assert study["dose_response"](model, stimulus, 1, [0.5, 1.0, 2.0], run_folder) == found
+
+
+def test_a_statistic_is_a_function_of_arrays(example, tmp_path):
+    statistic = example("statistic")
+    assert statistic["trimmed_mean"](np.array([-100.0, *range(8), 100])) == 3.5
+    table = pd.DataFrame({"layer": [0, 0, 1, 1], "indirect_effect": np.expm1([1.0, 3.0, -1.0, 0.0])})
+    table.to_csv(tmp_path / "mlps.csv", index=False)
+    assert statistic["trimmed_by_layer"](tmp_path / "mlps.csv").tolist() == pytest.approx([2.0, -0.5])
