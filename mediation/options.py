@@ -107,8 +107,8 @@ def batch_size(text: str) -> int | None:
 def add_model_options(parser: argparse.ArgumentParser) -> None:
     """-model and how it is run. The model's spellings are those of the 2020 scripts, which differ."""
     parser.add_argument(*MODEL_SPELLINGS, dest="model", required=True, metavar="M",
-                        help="a bundled model (smollm2-135m, gemma3-270m), a local directory, or a hub id such "
-                             "as gpt2")
+                        help="a bundled model (smollm2-135m, gemma3-270m), a local directory, or a hub id "
+                             "such as gpt2")
     parser.add_argument("--randomize", action="store_true",
                         help="keep the architecture, draw new weights with --seed; files are named M_random")
     parser.add_argument("--device", default="auto",

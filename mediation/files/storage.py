@@ -244,9 +244,8 @@ class RunFolder:
     def claimed(self, files: Collection[str], settings: dict[str, Any]) -> Iterator[None]:
         """`claim`, and hold the files: another process that asks for one of them waits, and says for whom.
 
-        What was kept on the way goes when the block has ended and all files are finished.
-
-        The locks are the operating system's: they go with the process that holds them, however it ends.
+        Shards go when the block has ended and all files are finished. The locks are the operating
+        system's: they go with the process that holds them, however it ends.
         """
         self.claim(files, settings)
         with ExitStack() as locks:

@@ -110,7 +110,10 @@ def tokenize_candidate(
 
 
 def check_candidates(names: Sequence[str], ids: Sequence[Sequence[int]], single: bool = True) -> None:
-    """Raises InputError unless a neuron stimulus has two candidates that differ, if `single` of one token."""
+    """Raises InputError unless a neuron stimulus has two candidates that differ.
+
+    With `single` they have one token each.
+    """
     for name, tokens in zip(names, ids):
         if single and len(tokens) != 1:
             raise InputError(f"candidate {name!r} is {len(tokens)} tokens, the neuron study needs one: "
