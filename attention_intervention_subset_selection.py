@@ -1,16 +1,21 @@
 """Which few heads carry the effect: top-k and greedy selection of attention heads.
 
-    python attention_intervention_subset_selection.py --model_type smollm2-135m --algo topk,greedy --k 10 --data winobias --out_dir selection
-    python attention_intervention_subset_selection.py --model_type smollm2-135m --algo topk,greedy,random --data winobias,winogender --out_dir selection
+    python attention_intervention_subset_selection.py --model_type smollm2-135m --algo topk,greedy --k 10 \\
+        --data winobias --out_dir selection
+    python attention_intervention_subset_selection.py --model_type smollm2-135m --algo topk,greedy,random \\
+        --data winobias,winogender --out_dir selection
 
-The mean indirect effect of sets of heads that are overridden together, on the filtered examples of WinoBias dev and Winogender
-(BLS). Writes OUT_DIR/{topk,greedy,greedy_intermediate,mean_effect,random,lazy}_{M}_{data}.pickle as asked for, the figure
-sparsity_{M}_{data}.pdf and manifest.json, and prints the effect against the number of heads. Each step is on disk before the
-next begins: an interrupted run, or one with a larger --k, goes on from there.
+The mean indirect effect of sets of heads whose weights are replaced together, on the filtered examples of
+WinoBias dev and Winogender (BLS). Writes
+OUT_DIR/{topk,greedy,greedy_intermediate,mean_effect,random,lazy}_{M}_{data}.pickle as asked for, the figure
+sparsity_{M}_{data}.pdf and manifest.json, and prints the effect against the number of heads. Each step is on
+disk before the next begins: an interrupted run, or one with a larger --k, goes on from there.
 
-    python attention_intervention_subset_selection.py --model_type gpt2 --figures_only --data winobias --out_dir selection
+    python attention_intervention_subset_selection.py --model_type gpt2 --figures_only --data winobias \\
+        --out_dir selection
 
-prints the table and draws the figure from the pickles that are there; 2020's, which are named wb and wg, are read too.
+prints the table and draws the figure from the pickles that are there; 2020's, which are named wb and wg, are
+read too.
 """
 
 import argparse
@@ -18,6 +23,7 @@ import shlex
 import sys
 from hashlib import sha256
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -26,20 +32,26 @@ from mediation.files.storage import RunFolder, check_writable, read_pickle
 from mediation.options import Parser, add_attention_options, add_selection_options, choices, exit_on_bad_input
 from mediation.results.selections import KINDS
 from mediation.stimuli import winobias, winogender
+from mediation.stimuli.prompts import PronounStimulus
+
+if TYPE_CHECKING:
+    from experiment import Model
+    from mediation.studies.selection import SelectionFiles
 
 SHORT_NAMES = {"winobias": "wb", "winogender": "wg"}  # in the file names of the 2020 code
 DATA = {"winobias": lambda: winobias.load("dev"), "winogender": lambda: winogender.load("bls")}
 
 
-def main(options):
+def main(options: argparse.Namespace) -> None:
     """Stimuli, model; then one data set after the other."""
     from mediation.model.checkpoints import model_name
     from mediation.studies.selection import check_size
     from utils import load_model
 
     if options.figures_only:
+        name = model_name(options.model) + ("_random" if options.randomize else "")
         for data in options.data:
-            show_files(model_name(options.model) + ("_random" if options.randomize else ""), data, options)
+            show_files(name, data, options)
         return
     examples = {data: DATA[data]()[: options.max_examples] for data in options.data}
     check_writable(options.out_dir)
@@ -49,7 +61,9 @@ def main(options):
         select_heads(model, examples[data], data, options)
 
 
-def select_heads(model, examples, data, options):
+def select_heads(
+    model: "Model", examples: list[PronounStimulus], data: str, options: argparse.Namespace,
+) -> None:
     """Filter, heads alone, selection, table and figure of one data set."""
     from mediation.files.storage import describe_machine, now
     from mediation.studies import selection
@@ -57,39 +71,47 @@ def select_heads(model, examples, data, options):
 
     name = model.name + masking_suffix(model)
     names = {kind: f"{kind}_{name}_{data}.pickle" for kind in ("mean_effect", *KINDS)}
-    settings = {"model": model.name, "weights_sha256": model.weights_sha256(), "data": data, "examples_sha256": sha256(repr(examples).encode()).hexdigest(),
-                "filter_quantile": options.filter_quantile if options.do_filter else None, "max_examples": options.max_examples,
-                "dtype": options.dtype, "seed": options.seed}
+    settings = {"model": model.name, "weights_sha256": model.weights_sha256(), "data": data,
+                "examples_sha256": sha256(repr(examples).encode()).hexdigest(),
+                "filter_quantile": options.filter_quantile if options.do_filter else None,
+                "max_examples": options.max_examples, "dtype": options.dtype, "seed": options.seed}
     run_folder = RunFolder(options.out_dir)
     with run_folder.claimed(names.values(), settings):
         interventions = build_interventions(model, examples)
         selected, counts = select_examples(model, interventions, options)
-        run = run_folder.begin({"settings": settings, "files": {name: {} for name in names.values()}, "command": shlex.join(sys.argv),
-                                "machine": describe_machine(model), "started": now(), "finished": None, **counts})
+        run = run_folder.begin({
+            "settings": settings, "files": {file: {} for file in names.values()},
+            "command": shlex.join(sys.argv), "machine": describe_machine(model), "started": now(),
+            "finished": None, **counts})
 
-        files = selection.SelectionFiles(
-            model, run_folder, run, names, {index: selection.HeadExample(interventions[index], options.batch_size) for index in selected}, f"{data}, ",
-            " examples", (model.num_layers, model.num_heads), "head")
+        units = {index: selection.HeadExample(interventions[index], options.batch_size) for index in selected}
+        files = selection.SelectionFiles(model, run_folder, run, names, units, f"{data}, ", " examples",
+                                         (model.num_layers, model.num_heads), "head")
         means = mean_effects(files)
-        found = selection.run(files, selection.best_first(means["mean_effect_head"]).tolist(), options)
+        order = selection.best_first(means["mean_effect_head"]).tolist()
+        selections = selection.run(files, order, options)
         run_folder.update(run, finished=now())
 
     print(f"\n{len(files.examples)} examples")
-    show(name, data, found, means, options)
-    print("wrote", *(Path(options.out_dir) / name for name in names.values() if run_folder.is_finished(name)))
+    show(name, data, selections, means, options)
+    folder = Path(options.out_dir)
+    print("wrote", *(folder / file for file in names.values() if run_folder.is_finished(file)))
 
 
-def show(name, data, found, means, options):
+def show(
+    name: str, data: str, selections: dict[str, Any], means: dict[str, Any], options: argparse.Namespace,
+) -> None:
     """Print the table of one data set and draw its figure."""
     from mediation.reports import plots, report
 
-    print(f"{name}, {data}: mean indirect effect of heads overridden together")
-    print(report.selection(found, options.k, "head", means["mean_effect_model"]))
+    print(f"{name}, {data}: mean indirect effect of heads replaced together")
+    print(report.selection(selections, options.k, "head", means["mean_effect_model"]))
     figure = Path(options.out_dir) / f"sparsity_{name}_{data}.pdf"
-    print("wrote", plots.sparsity(found, options.k, "head", means["mean_effect_model"], np.shape(means["mean_effect_head"]), f"{name}, {data}", figure))
+    print("wrote", plots.sparsity(selections, options.k, "head", means["mean_effect_model"],
+                                  np.shape(means["mean_effect_head"]), f"{name}, {data}", figure))
 
 
-def show_files(name, data, options):
+def show_files(name: str, data: str, options: argparse.Namespace) -> None:
     """The same from the files of an earlier run, or of the 2020 code.
 
     Raises:
@@ -105,37 +127,46 @@ def show_files(name, data, options):
             try:
                 float(means["mean_effect_model"]), np.asarray(means["mean_effect_head"], float).sum(axis=1)
             except (KeyError, TypeError, ValueError) as error:
-                raise InputError(f"{path} has no mean_effect_model and mean_effect_head [layers][heads]: move it away") from error
-            found = read_selections({kind: folder / f"{kind}_{name}_{written}.pickle" for kind in TITLES}, "head")
-            return show(name, data, found, means, options)
-    raise InputError(f"{folder} has no mean_effect_{name}_{data}.pickle, nor one named {SHORT_NAMES[data]}: run the selection without --figures_only")
+                raise InputError(f"{path} has no mean_effect_model and mean_effect_head [layers][heads]: "
+                                 "move it away") from error
+            paths = {kind: folder / f"{kind}_{name}_{written}.pickle" for kind in TITLES}
+            return show(name, data, read_selections(paths, "head"), means, options)
+    raise InputError(f"{folder} has no mean_effect_{name}_{data}.pickle, nor one named {SHORT_NAMES[data]}: "
+                     "run the selection without --figures_only")
 
 
-def mean_effects(files):
-    """Mean indirect effects of every head [L, H], every layer's heads together [L] and all heads, from the file or computed into it."""
+def mean_effects(files: "SelectionFiles") -> dict[str, Any]:
+    """Mean indirect effects of every head, every attention layer's heads together and all heads.
+
+    They come from the file, or are computed into it: mean_effect_head [L, H], mean_effect_layer [L] and
+    mean_effect_model.
+    """
     from mediation.mediators.heads import heads_layers_model
 
-    done = files.read("mean_effect")
-    if done is None:
+    content = files.read("mean_effect")
+    if content is None:
         layers, heads = files.shape
         sets = [row.flatten().nonzero().flatten().tolist() for row in heads_layers_model(layers, heads)]
         effects = files.objectives("mean_effect", "single", sets)
         means = effects.mean(axis=0)
         if files.read("greedy_intermediate") is None:  # greedy begins with the heads alone
-            files.write("greedy_intermediate", {0: effects[:, : layers * heads].reshape(-1, layers, heads)}, 1)
-        done = {"mean_effect_model": float(means[-1]), "mean_effect_layer": means[-1 - layers:-1],
-                "mean_effect_head": means[:-1 - layers].reshape(layers, heads)}
-        files.write("mean_effect", done, len(files.examples))
+            alone = effects[:, : layers * heads].reshape(-1, layers, heads)
+            files.write("greedy_intermediate", {0: alone}, 1)
+        content = {"mean_effect_model": float(means[-1]), "mean_effect_layer": means[-1 - layers:-1],
+                   "mean_effect_head": means[:-1 - layers].reshape(layers, heads)}
+        files.write("mean_effect", content, len(files.examples))
         files.run_folder.remove_shards(files.names["mean_effect"])
-    return done
+    return content
 
 
 if __name__ == "__main__":
     parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add_attention_options(parser)
     add_selection_options(parser)
-    parser.add_argument("--data", type=choices(*DATA), default=["winobias"], metavar="D,...", help="winobias, winogender, or both (default: winobias)")
-    parser.add_argument("--figures_only", action="store_true", help="run nothing: table and figure from the pickles in OUT_DIR, 2020's included")
+    parser.add_argument("--data", type=choices(*DATA), default=["winobias"], metavar="D,...",
+                        help="winobias, winogender, or both (default: winobias)")
+    parser.add_argument("--figures_only", action="store_true",
+                        help="run nothing: table and figure from the pickles in OUT_DIR, 2020's included")
     chosen_options = parser.parse_args()
     with exit_on_bad_input():
         main(chosen_options)

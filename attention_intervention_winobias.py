@@ -1,23 +1,31 @@
-"""Attention interventions on WinoBias: how much of the stereotype goes through each head, each layer, all attention.
+"""Attention interventions on WinoBias: how much of the stereotype goes through heads, layers, attention.
 
     python attention_intervention_winobias.py -model smollm2-135m --do-filter True --split dev
-    python attention_intervention_winobias.py -model smollm2-135m --do-filter False --split dev --max_examples 10
+    python attention_intervention_winobias.py -model smollm2-135m --do-filter False --split dev \\
+        --max_examples 10
 
-Each example is a pair of contexts that differ in a pronoun, and two continuations. The attention weights of one context are put
-into the run of the other, for every head, every layer and the whole model. Writes
-OUT_DIR/winobias_data/attention_intervention_{M}_{filtered|unfiltered}_{split}.json and manifest.json beside it, and
-prints the strongest heads and layers. The name of a masked model's JSON ends in its --masking_approach. A finished JSON is not computed again;
-an interrupted run goes on with the next example.
+Each example is a pair of contexts that differ in a pronoun, and two continuations. In the run of one context
+the attention weights are replaced by those of the other, for every head, every attention layer and the whole
+model. Writes OUT_DIR/winobias_data/attention_intervention_{M}_{filtered|unfiltered}_{split}.json and
+manifest.json beside it, and prints the strongest heads and layers. The name of a masked model's JSON ends in
+its --masking_approach. A finished JSON is not computed again; an interrupted run goes on with the next
+example.
 """
 
 import argparse
 
 from mediation.files.storage import check_writable
-from mediation.options import Parser, add_attention_options, add_method, exit_on_bad_input, refuse_full_passes
+from mediation.options import (
+    Parser,
+    add_attention_options,
+    add_method,
+    exit_on_bad_input,
+    refuse_full_passes,
+)
 from mediation.stimuli import winobias
 
 
-def main(options):
+def main(options: argparse.Namespace) -> None:
     """Stimuli, model, sweep, report."""
     from mediation.model.checkpoints import model_name
     from mediation.reports.attention import report_study
@@ -28,7 +36,8 @@ def main(options):
     check_writable(options.out_dir)
     model = load_model(options)
     kind = "filtered" if options.do_filter else "unfiltered"
-    about = {"model_version": model_name(options.model), "do_filter": options.do_filter, "split": options.split}
+    about = {"model_version": model_name(options.model), "do_filter": options.do_filter,
+             "split": options.split}
     name = f"attention_intervention_{model.name}_{kind}_{options.split}{masking_suffix(model)}.json"
     report_study(run_study(model, examples, "winobias", name, about, options))
 
@@ -37,7 +46,8 @@ if __name__ == "__main__":
     parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add_attention_options(parser)
     add_method(parser)
-    parser.add_argument("--split", choices=winobias.SPLITS, default="dev", help="part of the data set (default: dev)")
+    parser.add_argument("--split", choices=winobias.SPLITS, default="dev",
+                        help="part of the data set (default: dev)")
     chosen_options = parser.parse_args()
     refuse_full_passes(parser, chosen_options)
     with exit_on_bad_input():

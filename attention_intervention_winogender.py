@@ -1,20 +1,27 @@
-"""Attention interventions on Winogender: how much of the stereotype goes through each head, each layer, all attention.
+"""Attention interventions on Winogender: how much of the stereotype goes through heads, layers, attention.
 
     python attention_intervention_winogender.py -model smollm2-135m --do-filter True --stat bls
 
-As attention_intervention_winobias.py; --stat names the statistic of women in an occupation that decides which continuation is
-the female-stereotyped one. Writes OUT_DIR/winogender_data/attention_intervention_{stat}_{M}_{filtered|unfiltered}.json and
-manifest.json beside it, and prints the strongest heads and layers.
+As attention_intervention_winobias.py; --stat names the statistic of women in an occupation that decides which
+continuation is the female-stereotyped one. Writes
+OUT_DIR/winogender_data/attention_intervention_{stat}_{M}_{filtered|unfiltered}.json and manifest.json beside
+it, and prints the strongest heads and layers.
 """
 
 import argparse
 
 from mediation.files.storage import check_writable
-from mediation.options import Parser, add_attention_options, add_method, exit_on_bad_input, refuse_full_passes
+from mediation.options import (
+    Parser,
+    add_attention_options,
+    add_method,
+    exit_on_bad_input,
+    refuse_full_passes,
+)
 from mediation.stimuli import winogender
 
 
-def main(options):
+def main(options: argparse.Namespace) -> None:
     """Stimuli, model, sweep, report."""
     from mediation.model.checkpoints import model_name
     from mediation.reports.attention import report_study
@@ -34,7 +41,8 @@ if __name__ == "__main__":
     parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add_attention_options(parser)
     add_method(parser)
-    parser.add_argument("--stat", choices=list(winogender.STATISTICS), default="bergsma", help="statistic of women in an occupation (default: bergsma)")
+    parser.add_argument("--stat", choices=list(winogender.STATISTICS), default="bergsma",
+                        help="statistic of women in an occupation (default: bergsma)")
     chosen_options = parser.parse_args()
     refuse_full_passes(parser, chosen_options)
     with exit_on_bad_input():

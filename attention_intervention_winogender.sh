@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Every configuration of the Winogender study: models x filtered or not x statistics. Finished JSONs are kept.
 #
-#   ./attention_intervention_winogender.sh                                    the five GPT-2 sizes, results here
+#   ./attention_intervention_winogender.sh                                 the five GPT-2 sizes, results here
 #   MODELS="smollm2-135m" OUT_DIR=results ./attention_intervention_winogender.sh --device cuda
 set -euo pipefail
 here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
@@ -15,7 +15,8 @@ for model in ${MODELS:-distilgpt2 gpt2 gpt2-medium gpt2-large gpt2-xl}; do
       if [ -f "$file" ]; then
         echo "kept: $file"
       else
-        "${PYTHON:-python}" "$here/attention_intervention_winogender.py" -model "$model" --do-filter "$filter" --stat "$stat" -out_dir "$out_dir" "$@"
+        "${PYTHON:-python}" "$here/attention_intervention_winogender.py" -model "$model" \
+          --do-filter "$filter" --stat "$stat" -out_dir "$out_dir" "$@"
       fi
     done
   done

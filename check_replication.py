@@ -1,27 +1,39 @@
-"""Does this software reproduce a result file of the attention study? Recompute it and compare, example by example.
+"""Does this software reproduce a result file of the attention study? Recompute and compare it by example.
 
     python check_replication.py --data winobias -model gpt2
-    python check_replication.py --json winobias_data/attention_intervention_smollm2-135m_filtered_dev.json -model smollm2-135m --sample 10
+    python check_replication.py --json winobias_data/attention_intervention_smollm2-135m_filtered_dev.json \\
+        -model smollm2-135m --sample 10
 
-The file is one of the published study or of our own (--json), or by default OUT_DIR/{data}_data/attention_intervention_*_{M}_*.json for
---data; the published figures of GPT-2 small on filtered WinoBias dev come with this software. Prints the deviation of every
-probability and effect, the examples that only one side has, and a verdict. Exit code 0: reproduced; 1: not.
+The file is one of the published study or of our own (--json), or by default
+OUT_DIR/{data}_data/attention_intervention_*_{M}_*.json for --data; the published figures of GPT-2 small on
+filtered WinoBias dev come with this software. Prints the deviation of every probability and effect, the
+examples that only one side has, and a verdict. Exit code 0: reproduced; 1: not.
 """
 
 import argparse
 import re
+from collections.abc import Collection
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from mediation.errors import InputError
 from mediation.options import Parser, add_model_options, exit_on_bad_input, positive
 from mediation.stimuli import winobias, winogender
+from mediation.stimuli.prompts import PronounStimulus
+
+if TYPE_CHECKING:
+    import pandas
+
+    from experiment import Intervention, Model
 
 PUBLISHED = Path(__file__).parent / "experiment_data" / "published"
 
+Key = tuple[str, ...]  # the strings that name an example, see `attention_results.example_key`
 
-def main(options):
+
+def main(options: argparse.Namespace) -> int:
     """File, stimuli, model, comparison, verdict."""
     import pandas as pd
     from tqdm import tqdm
@@ -36,29 +48,36 @@ def main(options):
     content = read_results(path, examples)
     examples = examples[: content.get("num_examples_loaded")]
     theirs = {example_key(*(entry[name] for name in STRINGS)): entry for entry in content["results"]}
-    keys = [example_key(*(example.base_string.replace("{}", word) for word in example.substitutes), *example.candidates) for example in examples]
+    keys = [key_of(example) for example in examples]
     common = [key for key in theirs if key in keys]
     if not common:
-        raise InputError(f"{path}: none of its {len(theirs)} examples is in the data set: name a result file of this data set")
+        raise InputError(f"{path}: none of its {len(theirs)} examples is in the data set: name a result file "
+                         "of this data set")
 
     approach = re.search(r"filtered(?:_dev|_test)?_([1-6])$", path.stem)
     options.masking_approach = int(approach[1]) if approach else 1
     model = load_model(options)
-    interventions = {key: Intervention(model.tokenizer, example.base_string, example.substitutes, example.candidates, model.device)
+    interventions = {key: Intervention(model.tokenizer, example.base_string, example.substitutes,
+                                       example.candidates, model.device)
                      for key, example in zip(keys, examples)}
     ours = selected(model, interventions, content)
     if options.sample:
-        common = [common[index] for index in sorted(np.random.default_rng(options.seed).choice(len(common), min(options.sample, len(common)), replace=False))]
-    rows = [compare(theirs[key], perform_intervention(interventions[key], model, EFFECTS)) | {"context": key[0]}
-            for key in tqdm(common, desc="examples", unit=" examples")]
+        drawn = np.random.default_rng(options.seed).choice(len(common), min(options.sample, len(common)),
+                                                           replace=False)
+        common = [common[index] for index in sorted(drawn)]
+    rows = [compare(theirs[key], perform_intervention(interventions[key], model, EFFECTS))
+            | {"context": key[0]} for key in tqdm(common, desc="examples", unit=" examples")]
     return report(path, model, pd.DataFrame(rows), ours, theirs, options.tolerance)
 
 
-def report(path, model, table, ours, theirs, tolerance):
+def report(
+    path: Path, model: "Model", table: "pandas.DataFrame", ours: Collection[Key], theirs: Collection[Key],
+    tolerance: float,
+) -> int:
     """Print the comparison; returns the exit code.
 
     Args:
-        table: one row an example that was recomputed, columns of `compare`.
+        table: one row per example that was recomputed, columns of `compare`.
         ours, theirs: keys of the examples that this software and the file analyse.
     """
     import pandas as pd
@@ -67,34 +86,40 @@ def report(path, model, table, ours, theirs, tolerance):
     print("largest deviation in each example (probabilities relative, effects absolute)")
     print(table.to_string(float_format="%.1e"), "\n")
     deviations = table.drop(columns="context")
-    print(pd.DataFrame({"largest": deviations.max(), "median": deviations.median()}).to_string(float_format="%.1e"), "\n")
-    for title, keys in (("in the file", [key for key in theirs if key not in ours]), ("in ours", [key for key in ours if key not in theirs])):
+    summary = pd.DataFrame({"largest": deviations.max(), "median": deviations.median()})
+    print(summary.to_string(float_format="%.1e"), "\n")
+    for title, keys in (("in the file", [key for key in theirs if key not in ours]),
+                        ("in ours", [key for key in ours if key not in theirs])):
         print(f"examples only {title}: {len(keys)}", *(f"  {' | '.join(key[::2])}" for key in keys), sep="\n")
     largest, same = float(deviations.max().max()), set(ours) == set(theirs)
     reproduced = same and largest <= tolerance
-    print(f"\nverdict: {'REPRODUCED' if reproduced else 'NOT REPRODUCED'}: largest deviation {largest:.1e} (allowed: {tolerance:g}), "
-          f"{'the same' if same else 'other'} examples, {len(table)} of {len(theirs)} recomputed")
+    print(f"\nverdict: {'REPRODUCED' if reproduced else 'NOT REPRODUCED'}: largest deviation {largest:.1e} "
+          f"(allowed: {tolerance:g}), {'the same' if same else 'other'} examples, {len(table)} of "
+          f"{len(theirs)} recomputed")
     return 0 if reproduced else 1
 
 
-def find_file(options):
+def find_file(options: argparse.Namespace) -> Path:
     """The file that is named, or the one that the model's name and --data say."""
     if options.json:
         return Path(options.json)
     from mediation.model.checkpoints import model_name
 
     name = model_name(options.model) + ("_random" if options.randomize else "")
-    pattern = {"winobias": f"attention_intervention_{name}_filtered_dev.json", "winogender": f"attention_intervention_*_{name}_filtered.json"}[options.data]
+    pattern = {"winobias": f"attention_intervention_{name}_filtered_dev.json",
+               "winogender": f"attention_intervention_*_{name}_filtered.json"}[options.data]
     folder = Path(options.out_dir) / f"{options.data}_data"
     patterns = pattern, pattern.replace(".json", "_[1-6].json")  # a masked model's files end in the approach
-    found = next((paths for place in (folder, PUBLISHED) for each in patterns if (paths := sorted(place.glob(each)))), [])
-    if not found:
-        raise InputError(f"no {pattern} in {folder}: name the file with --json, or the folder above {folder.name} with -out_dir")
-    return found[0]
+    paths = next((paths for place in (folder, PUBLISHED) for each in patterns
+                  if (paths := sorted(place.glob(each)))), [])
+    if not paths:
+        raise InputError(f"no {pattern} in {folder}: name the file with --json, or the folder above "
+                         f"{folder.name} with -out_dir")
+    return paths[0]
 
 
-def load_examples(path):
-    """All examples of the data set that a result file is of: a file of Winogender names its statistic, one of WinoBias its split."""
+def load_examples(path: Path) -> list[PronounStimulus]:
+    """All examples of a result file's data set: Winogender's names its statistic, WinoBias's its split."""
     from mediation.results.attention_results import read_json
 
     content = read_json(path)
@@ -103,8 +128,18 @@ def load_examples(path):
     return winobias.load(content["split"] if isinstance(content, dict) and "split" in content else "dev")
 
 
-def selected(model, interventions, content):
-    """Keys of the examples that this software would analyse with the file's settings; `interventions` {key: Intervention}."""
+def key_of(example: PronounStimulus) -> Key:
+    """The key of a data set's example, as that of a result file's entry."""
+    from mediation.results.attention_results import example_key
+
+    first, second = (example.base_string.replace("{}", word) for word in example.substitutes)
+    return example_key(first, second, *example.candidates)
+
+
+def selected(
+    model: "Model", interventions: dict[Key, "Intervention"], content: dict[str, Any],
+) -> list[Key]:
+    """Keys of the examples that this software would analyse with the file's settings."""
     from tqdm import tqdm
 
     from attention_utils import get_odds_ratio
@@ -112,32 +147,40 @@ def selected(model, interventions, content):
 
     if not content["do_filter"]:
         return list(interventions)
-    ratios = [get_odds_ratio(intervention, model) for intervention in tqdm(interventions.values(), desc="filter", unit=" examples")]
-    kept, aligned, threshold = strong_examples(ratios, content["filter_quantile"])
-    print(f"aligned examples {aligned} (file: {content['num_examples_aligned']}), threshold {threshold:.6f} (file: {content['threshold']:.6f}), "
-          f"analysed {len(kept)} (file: {content['num_examples_analyzed']})")
-    return [list(interventions)[index] for index in kept]
+    ratios = [get_odds_ratio(intervention, model)
+              for intervention in tqdm(interventions.values(), desc="filter", unit=" examples")]
+    strong, aligned, threshold = strong_examples(ratios, content["filter_quantile"])
+    print(f"aligned examples {aligned} (file: {content['num_examples_aligned']}), threshold {threshold:.6f} "
+          f"(file: {content['threshold']:.6f}), analysed {len(strong)} "
+          f"(file: {content['num_examples_analyzed']})")
+    return [list(interventions)[index] for index in strong]
 
 
-def compare(theirs, ours):
-    """Largest deviation of each kind of number between two entries of one example: probabilities relative, effects absolute."""
+def compare(theirs: dict[str, Any], ours: dict[str, Any]) -> dict[str, float]:
+    """Largest deviations of two entries of one example: of probabilities relative, of effects absolute."""
     probabilities = [name for name in theirs if name.endswith("_prob")]
-    deviations = {"probability": max(abs(ours[name] / theirs[name] - 1) for name in probabilities), "total": abs(ours["total_effect"] - theirs["total_effect"])}
+    deviations = {"probability": max(abs(ours[name] / theirs[name] - 1) for name in probabilities),
+                  "total": abs(ours["total_effect"] - theirs["total_effect"])}
     for kind in ("indirect", "direct"):
         for level in ("head", "layer", "model"):
             name = f"{kind}_effect_{level}"
-            deviations[f"{kind} {level}"] = float(np.abs(np.asarray(ours[name]) - np.asarray(theirs[name])).max())
+            deviation = np.abs(np.asarray(ours[name]) - np.asarray(theirs[name])).max()
+            deviations[f"{kind} {level}"] = float(deviation)
     return deviations
 
 
 if __name__ == "__main__":
     parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add_model_options(parser)
-    parser.add_argument("--data", choices=("winobias", "winogender"), default="winobias", help="data set, where no file is named (default: winobias)")
+    parser.add_argument("--data", choices=("winobias", "winogender"), default="winobias",
+                        help="data set, where no file is named (default: winobias)")
     parser.add_argument("--json", metavar="FILE", help="result file to check")
-    parser.add_argument("--sample", type=positive, metavar="N", help="recompute N random examples (default: all)")
-    parser.add_argument("--tolerance", type=float, default=1e-3, metavar="E", help="largest deviation that counts as reproduced (default: 0.001)")
-    parser.add_argument("--out_dir", default=".", metavar="D", help="where winobias_data and winogender_data are (default: here)")
+    parser.add_argument("--sample", type=positive, metavar="N",
+                        help="recompute N random examples (default: all)")
+    parser.add_argument("--tolerance", type=float, default=1e-3, metavar="E",
+                        help="largest deviation that counts as reproduced (default: 0.001)")
+    parser.add_argument("--out_dir", default=".", metavar="D",
+                        help="where winobias_data and winogender_data are (default: here)")
     parser.set_defaults(full_passes=False)
     chosen_options = parser.parse_args()
     with exit_on_bad_input():

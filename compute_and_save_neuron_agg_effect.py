@@ -2,10 +2,13 @@
 
     python compute_and_save_neuron_agg_effect.py results/20200301_neuron_intervention gpt2
 
-Reads the man_direct, man_indirect, woman_direct and woman_indirect tables of model M in FOLDER. Odds ratios are oriented to
-the anti-stereotypical gender: he/she under the man interventions for female-biased professions, she/he under the woman
-interventions for all others. Writes {M}_neuron_effects.csv, and {M}_neuron_gender_contrast.csv where both indirect types are.
+Reads the man_direct, man_indirect, woman_direct and woman_indirect tables of model M in FOLDER. Odds ratios
+are oriented to the anti-stereotypical gender: he/she under the man interventions for female-biased
+professions, she/he under the woman interventions for all others. Writes {M}_neuron_effects.csv, and
+{M}_neuron_gender_contrast.csv where both indirect types are.
 """
+
+import argparse
 
 from mediation.effects import statistics
 from mediation.errors import InputError
@@ -16,8 +19,8 @@ from mediation.stimuli import professions
 TYPES = ("man_direct", "man_indirect", "woman_direct", "woman_indirect")
 
 
-def main(options):
-    """Tables to one aggregate: a template at a time, so that memory does not grow."""
+def main(options: argparse.Namespace) -> None:
+    """Tables to one aggregate: one template at a time, so that memory does not grow."""
     from tqdm import tqdm
 
     from mediation.options import output_folder
@@ -27,7 +30,7 @@ def main(options):
     paths = find_tables(options.folder, options.model, TYPES)
     rated = professions.load()
     aggregate = statistics.NeuronAggregate()
-    left_out = {}
+    left_out: dict[str, list[str]] = {}
     stems = sorted({path.stem.removesuffix(f"_{kind}_{options.model}") for path, kind in paths.items()})
     for stem in tqdm(stems, desc="templates", unit=" templates"):
         tables, units = {}, None
@@ -38,28 +41,34 @@ def main(options):
         words = dict.fromkeys(word for table in tables.values() for word in table)
         for word in words:
             reason = why_left_out(rated.get(word), options.definitional)
-            missing = [kind for kind in aggregate.types_needed(rated[word]) if word not in tables.get(kind, {})] if reason is None else []
+            missing = [] if reason else [kind for kind in aggregate.types_needed(rated[word])
+                                         if word not in tables.get(kind, {})]
             if missing:
                 reason = f"no {missing[0]} of {stem}"
             if reason:
                 left_out.setdefault(reason, []).append(word)
             else:
-                aggregate.add(rated[word], {kind: table[word] for kind, table in tables.items() if word in table})
+                of_word = {kind: table[word] for kind, table in tables.items() if word in table}
+                aggregate.add(rated[word], of_word)
 
-    for reason, words in left_out.items():
-        print(f"left out, {reason}: {', '.join(dict.fromkeys(words))}")
+    for reason, names in left_out.items():
+        print(f"left out, {reason}: {', '.join(dict.fromkeys(names))}")
     if not aggregate.prompts:
-        raise InputError(f"{options.folder}: no profession of {options.model!r} is left to aggregate: run more professions or types, or see --definitional")
-    print(f"{options.model}: {aggregate.prompts} prompts, {aggregate.female_biased} of female-biased professions, "
-          f"{aggregate.prompts - aggregate.female_biased} of others; {len(aggregate.layers)} neurons")
+        raise InputError(f"{options.folder}: no profession of {options.model!r} is left to aggregate: run "
+                         "more professions or types, or see --definitional")
+    print(f"{options.model}: {aggregate.prompts} prompts, {aggregate.female_biased} of female-biased "
+          f"professions, {aggregate.prompts - aggregate.female_biased} of others; "
+          f"{len(aggregate.layers)} neurons")
     if method := describe_methods(options.folder, options.model):
         print(method)
-    print("wrote", write_csv(out_dir / f"{options.model}_neuron_effects.csv", aggregate.effects(), index=True))
+    path = out_dir / f"{options.model}_neuron_effects.csv"
+    print("wrote", write_csv(path, aggregate.effects(), index=True))
     if aggregate.contrast.count:
-        print("wrote", write_csv(out_dir / f"{options.model}_neuron_gender_contrast.csv", aggregate.gender_contrasts()))
+        path = out_dir / f"{options.model}_neuron_gender_contrast.csv"
+        print("wrote", write_csv(path, aggregate.gender_contrasts()))
 
 
-def why_left_out(profession, definitional):
+def why_left_out(profession: professions.Profession | None, definitional: str) -> str | None:
     """None, or the reason why a profession does not count."""
     if profession is None:
         return "not rated"
@@ -71,7 +80,8 @@ def why_left_out(profession, definitional):
 if __name__ == "__main__":
     parser = folder_and_model_parser(__doc__)
     parser.add_argument("--definitional", choices=("exclude", "include", "only"), default="exclude",
-                        help="words with a gender by definition, |definitional| >= 0.75; only: the file as the 2020 code wrote it (default: exclude)")
+                        help="words with a gender by definition, |definitional| >= 0.75; only: the file as "
+                             "the 2020 code wrote it (default: exclude)")
     chosen_options = parser.parse_args()
     with exit_on_bad_input():
         main(chosen_options)

@@ -3,10 +3,12 @@
     python compute_neuron_total_effect.py results/20200301_neuron_intervention gpt2
     python compute_neuron_total_effect.py professions_gpt2_probs.csv gpt2 -out_dir .
 
-Reads the neuron tables of model M in FOLDER (or one table with the same probability columns). Prints every estimand with its
-formula and filter, the paper's first, and the correlations of bias with effect. Writes {M}_total_effects.csv and
-neuron_profession_correlation.pdf.
+Reads the neuron tables of model M in FOLDER (or one table with the same probability columns). Prints every
+estimand with its formula and filter, the paper's first, and the correlations of bias with effect. Writes
+{M}_total_effects.csv and neuron_profession_correlation.pdf.
 """
+
+import argparse
 
 from mediation.effects import statistics
 from mediation.files.storage import write_csv
@@ -15,21 +17,24 @@ from mediation.reports import report
 from mediation.stimuli import professions
 
 
-def main(options):
+def main(options: argparse.Namespace) -> None:
     """Probabilities without intervention to total effects, correlations and a figure."""
     from mediation.options import output_folder
     from mediation.reports import plots
     from mediation.results.neuron_tables import read_probabilities
 
     out_dir = output_folder(options)
-    table, unrated = statistics.prompt_effects(read_probabilities(options.folder, options.model), professions.load())
+    probabilities = read_probabilities(options.folder, options.model)
+    table, unrated = statistics.prompt_effects(probabilities, professions.load())
 
     estimands, correlations = statistics.total_effects(table), statistics.bias_correlations(table)
     print(report.describe_prompts(options.model, table, unrated), report.describe_estimands(estimands),
           report.describe_correlations(correlations), sep="\n\n")
 
-    print("\nwrote", write_csv(out_dir / f"{options.model}_total_effects.csv", report.estimand_table(estimands)))
-    print("wrote", plots.profession_correlation(table, correlations[0], options.model, out_dir / "neuron_profession_correlation.pdf"))
+    path = out_dir / f"{options.model}_total_effects.csv"
+    print("\nwrote", write_csv(path, report.estimand_table(estimands)))
+    print("wrote", plots.profession_correlation(table, correlations[0], options.model,
+                                                out_dir / "neuron_profession_correlation.pdf"))
 
 
 if __name__ == "__main__":

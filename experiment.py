@@ -71,8 +71,8 @@ class Model(LanguageModel):
         Args:
             context: prompt, int64 [T].
             outputs: C lists of one token id.
-            rep: {layer: vector [D]}: what neurons are set to ("replace") or what is added to them ("diff"),
-                times `alpha`.
+            rep: {layer: vector [D]}: values that replace the neurons' ("replace") or that are added to them
+                ("diff"), times `alpha`.
             layers: K layer numbers (-1 the embedding), shared by all rows.
             neurons: B lists of K neuron numbers: row b changes neuron `neurons[b][k]` of layer `layers[k]`
                 for all k at once.
@@ -110,7 +110,7 @@ class Model(LanguageModel):
             layers_to_adj, neurons_to_adj: neurons changed as well in every intervention (layer -1 the
                 embedding); with intervention_loc "layer" one layer, with "neuron" the one set that is
                 changed.
-            alpha: factor on the value put in, or on the difference added.
+            alpha: factor on the value that replaces a neuron's, or on the difference that is added.
             bsize: interventions run at once; None chooses.
             intervention_loc: "all" every neuron of the model in turn, "layer" every neuron of one layer,
                 "neuron" one set.
@@ -130,14 +130,14 @@ class Model(LanguageModel):
     # heads
 
     def attention_intervention(self, context, outputs, attn_override_data):
-        """Probabilities of continuations when attention weights on the context are set.
+        """Probabilities of continuations when attention weights on the context are replaced.
 
         Args:
             context: int64 [T].
             outputs: lists of token ids.
             attn_override_data: dictionaries, one per layer: `layer` (0 to L - 1), `attention_override`
-                [1, H, T, T] the weights put in, `attention_override_mask` [1, H, T, T], true for whole heads
-                that are set.
+                [1, H, T, T] the weights that replace the model's, `attention_override_mask` [1, H, T, T],
+                true for whole heads whose weights are replaced.
 
         Returns: a list of probabilities, exp of the mean token log-probability.
 
@@ -147,7 +147,7 @@ class Model(LanguageModel):
         return head_sweeps.attention_intervention(self, context, outputs, attn_override_data)
 
     def attention_intervention_experiment(self, intervention, effect, bsize=None, progress=None):
-        """Every head, every layer and the whole model of one stimulus.
+        """Every head, every attention layer and the whole model of one stimulus.
 
         Args:
             intervention: stimulus with two contexts x, x' of equal length and two candidates.

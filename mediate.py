@@ -1,20 +1,23 @@
-"""Causal mediation analysis of your own stimuli: which neurons, MLPs, heads and layers carry the effect of a word.
+"""Causal mediation analysis of your own stimuli: which neurons, MLPs, heads and layers carry a word's effect.
 
     python mediate.py stimuli.jsonl -model smollm2-135m -out_dir mine
-    python mediate.py stimuli.csv -model gpt2 -out_dir mine --mediators neurons,heads,layers,mlps --method screen --multi_token last
+    python mediate.py stimuli.csv -model gpt2 -out_dir mine --mediators neurons,heads,layers,mlps \\
+        --method screen --multi_token last
 
 A line of the file is one stimulus (docs/your_question.md tells more; export_stimuli.py writes examples):
 
-    {"id": "n1", "base": "The {} said that", "substitutes": ["nurse", "man"], "candidates": ["she", "he"], "group": "female"}
+    {"id": "n1", "base": "The {} said that", "substitutes": ["nurse", "man"], "candidates": ["she", "he"]}
 
-The first substitute makes the null prompt; each other one is an alternative to it. Odds are p(second candidate) / p(first), and for every mediator
-the effect relative to the null prompt's odds is taken two ways: indirect (the null prompt is run, the mediator as in the alternative's run) and direct
-(the alternative is run, the mediator as in the null prompt's run).
+It may have a "group", such as "female", too. The first substitute makes the null prompt; each other one is an
+alternative to it. Odds are p(second candidate) / p(first), and for every mediator the effect relative to the
+null prompt's odds is taken two ways: indirect (the null prompt is run, the mediator as in the alternative's
+run) and direct (the alternative is run, the mediator as in the null prompt's run).
 
 {mediators}
 
-Writes OUT_DIR/total_effects_{M}.csv, and for each mediator {mediator}_{M}.csv (every comparison and unit), {mediator}_mean_{M}.csv (means by group) and
-figures, report_{M}.md (on all mediators that the folder has) and manifest.json. Finished tables are kept; an interrupted run goes on where it was.
+Writes OUT_DIR/total_effects_{M}.csv, and for each mediator {mediator}_{M}.csv (every comparison and unit),
+{mediator}_mean_{M}.csv (means by group) and figures, report_{M}.md (on all mediators that the folder has) and
+manifest.json. Finished tables are kept; an interrupted run goes on where it was.
 """
 
 import argparse
@@ -22,6 +25,7 @@ import shlex
 import sys
 from dataclasses import asdict
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from mediation.errors import InputError
 from mediation.files.storage import RunFolder, check_writable, whole_file, write_csv
@@ -42,32 +46,43 @@ from mediation.options import (
 from mediation.results.tables import FORMATS, check_one_format
 from mediation.stimuli import stimulus_files
 
+if TYPE_CHECKING:
+    from experiment import Model
 
-def main(options):
-    """Stimuli, model, total effects; then one mediator after the other; figures and a report of what the files say."""
+
+def main(options: argparse.Namespace) -> None:
+    """Stimuli, model, total effects; then one mediator after the other; figures and a report on the files."""
     from mediation.studies import own_question
     from mediation.studies.attention import masking_suffix
     from mediation.studies.comparisons import applicable, build_comparisons
     from utils import load_model
 
-    found = stimulus_files.read(options.stimuli)
+    stimuli = stimulus_files.read(options.stimuli)
     check_writable(options.out_dir)
     model = load_model(options)
     if any(CATALOGUE[name].screened for name in options.mediators):
         check_screen_share(options, model.num_layers)
     if model.masking and options.method != "exact":
         raise InputError(f"{model.name} is a masked model: its heads are all run, use --method exact")
+<<<<<<< HEAD
     comparisons = build_comparisons(model, options.stimuli, found, options.multi_token)
     fitting = {name: applicable(model, comparisons, CATALOGUE[name]) for name in options.mediators}
     print(f"stimuli: {len(found)}, comparisons: {len(comparisons)}; model {model.name}: {model.num_layers} layers, {model.num_heads} heads and "
           f"{model.num_neurons} neurons a layer, on {model.device}")
+=======
+    comparisons = own_question.build_comparisons(model, options.stimuli, stimuli, options.multi_token)
+    fitting = {name: own_question.applicable(model, comparisons, CATALOGUE[name])
+               for name in options.mediators}
+    print(f"stimuli: {len(stimuli)}, comparisons: {len(comparisons)}; model {model.name}: {model.num_layers} "
+          f"layers, {model.num_heads} heads and {model.num_neurons} neurons a layer, on {model.device}")
+>>>>>>> lines1
     report_left_out(fitting, comparisons, options)
 
     name, run_folder = model.name + masking_suffix(model), RunFolder(options.out_dir)
-    common = own_question.describe_stimuli(model, found, options)
+    common = own_question.describe_stimuli(model, stimuli, options)
     totals = {"total_effects": f"total_effects_{name}.csv"}
     runs = []  # (files of mediators of one sweep, what decides their numbers)
-    for mediators in together([mediator for mediator, (kept, _) in fitting.items() if kept]):
+    for mediators in together([mediator for mediator, (usable, _) in fitting.items() if usable]):
         files = {mediator.name: f"{mediator.name}_{name}.{options.format}" for mediator in mediators}
         runs.append((files, own_question.describe_settings(common, mediators, options)))
     for files, settings in [(totals, common), *runs]:
@@ -79,11 +94,12 @@ def main(options):
     for files, settings in runs:
         with run_folder.claimed(files.values(), settings):
             run = run_folder.begin(describe_run(model, files, settings, fitting, options))
-            write_mediators(model, {mediator: fitting[mediator][0] for mediator in files}, run_folder, run, files, name, options)
+            usable = {mediator: fitting[mediator][0] for mediator in files}
+            write_mediators(model, usable, run_folder, run, files, name, options)
     print(write_report(name, run_folder, common, options))
 
 
-def report_left_out(fitting, comparisons, options):
+def report_left_out(fitting: dict[str, tuple], comparisons: list, options: argparse.Namespace) -> None:
     """Print which comparisons each mediator is not defined for, and why.
 
     Raises:
@@ -91,35 +107,45 @@ def report_left_out(fitting, comparisons, options):
     """
     for mediator, (_, dropped) in fitting.items():
         for reason, names in dropped.items():
-            print(f"{mediator}: {len(names)} of {len(comparisons)} comparisons left out: {reason} ({', '.join(dict.fromkeys(names[:5]))}"
-                  f"{' ...' if len(names) > 5 else ''})")
-    if not any(kept for kept, _ in fitting.values()):
+            sample = f"{', '.join(dict.fromkeys(names[:5]))}{' ...' if len(names) > 5 else ''}"
+            print(f"{mediator}: {len(names)} of {len(comparisons)} comparisons left out: {reason} ({sample})")
+    if not any(usable for usable, _ in fitting.values()):
         reasons = {reason: names for _, dropped in fitting.values() for reason, names in dropped.items()}
         reason, names = next(iter(reasons.items()))
-        raise InputError(f"{options.stimuli}, line {comparisons[0].stimulus.line}: no stimulus of the file fits {', '.join(fitting)}: "
-                         f"{len(names)} of {len(comparisons)} comparisons, such as {names[0]!r}: {reason}")
+        raise InputError(f"{options.stimuli}, line {comparisons[0].stimulus.line}: no stimulus of the file "
+                         f"fits {', '.join(fitting)}: {len(names)} of {len(comparisons)} comparisons, such "
+                         f"as {names[0]!r}: {reason}")
 
 
-def describe_run(model, files, settings, fitting, options):
+def describe_run(
+    model: "Model", files: dict[str, str], settings: dict[str, Any], fitting: dict[str, tuple],
+    options: argparse.Namespace,
+) -> dict[str, Any]:
     """The entry of the manifest."""
     from mediation.files.storage import describe_machine, now
 
-    left_out = {mediator: {reason: len(names) for reason, names in fitting[mediator][1].items()} for mediator in files if mediator in fitting}
-    return {"settings": settings, "files": {file: {} for file in files.values()}, "stimuli": str(options.stimuli), "left_out": left_out,
-            "command": shlex.join(sys.argv), "machine": describe_machine(model), "started": now(), "finished": None}
+    left_out = {mediator: {reason: len(names) for reason, names in fitting[mediator][1].items()}
+                for mediator in files if mediator in fitting}
+    return {"settings": settings, "files": {file: {} for file in files.values()},
+            "stimuli": str(options.stimuli), "left_out": left_out, "command": shlex.join(sys.argv),
+            "machine": describe_machine(model), "started": now(), "finished": None}
 
 
-def write_totals(model, comparisons, run_folder, run, file):
+def write_totals(model: "Model", comparisons: list, run_folder: RunFolder, run: int, file: str) -> None:
     """The table without interventions, unless it is finished."""
     from mediation.files.storage import now
     from mediation.studies import own_question
 
     if not run_folder.is_finished(file):
-        run_folder.finish_file(run, file, rows=own_question.write_total_effects(run_folder.folder / file, model, comparisons))
+        rows = own_question.write_total_effects(run_folder.folder / file, model, comparisons)
+        run_folder.finish_file(run, file, rows=rows)
     run_folder.update(run, finished=now())
 
 
-def write_mediators(model, comparisons, run_folder, run, files, name, options):
+def write_mediators(
+    model: "Model", comparisons: dict[str, list], run_folder: RunFolder, run: int, files: dict[str, str],
+    name: str, options: argparse.Namespace,
+) -> None:
     """Sweep, tables and means of the mediators of one sweep, unless they are there.
 
     Args:
@@ -137,22 +163,34 @@ def write_mediators(model, comparisons, run_folder, run, files, name, options):
     from mediation.studies.results import Account
 
     shards = f"{'_'.join(files)}_{name}"
-    for mediator, file in ((CATALOGUE[mediator], file) for mediator, file in files.items()):
-        means, fitting = run_folder.folder / f"{mediator.name}_mean_{name}.csv", comparisons[mediator.name]
+    for mediator_name, file in files.items():
+        mediator, fitting = CATALOGUE[mediator_name], comparisons[mediator_name]
+        means = run_folder.folder / f"{mediator.name}_mean_{name}.csv"
         if run_folder.is_finished(file) and means.exists():
             print(f"kept: {run_folder.folder / file} is finished")
             continue
+<<<<<<< HEAD
         account, groups = Account(), [comparison.stimulus.group for comparison in fitting]
         with tqdm(total=2 * len(fitting) * mediator.count(model), unit=" interventions", unit_scale=True,
                   smoothing=0.05) as progress:
             of_comparisons = own_question.rows(model, fitting, mediator, shards, StudyOptions.of(options), run_folder,
                                                progress, account)
             rows, table = write_effects(run_folder.folder / file, mediator.units(model), of_comparisons, groups)
+=======
+        interventions = 2 * len(fitting) * mediator.count(model)
+        with tqdm(total=interventions, unit=" interventions", unit_scale=True, smoothing=0.05) as progress:
+            sweep, results = own_question.sweep(model, fitting, mediator, shards, StudyOptions.of(options),
+                                                run_folder, progress)
+        account, groups = Account(), [comparison.stimulus.group for comparison in fitting]
+        effects = own_question.rows(model, fitting, mediator, sweep, results, account)
+        rows, table = write_effects(run_folder.folder / file, mediator.units(model), effects, groups)
+>>>>>>> lines1
         write_csv(means, table)
         run_folder.finish_file(run, file, **account.entry(rows))
     entry = run_folder.entry_of(next(iter(files.values())))  # the others come from the same sweep
     fast = FastRows(**entry["fast"]) if "fast" in entry else None
-    run_folder.update(run, finished=now(), error_budget=budget(options).describe(), **({"fast": asdict(fast)} if fast else {}))
+    run_folder.update(run, finished=now(), error_budget=budget(options).describe(),
+                      **({"fast": asdict(fast)} if fast else {}))
     if fast:
         print(fast)
     for kind, counts in entry.get("interpolation", {}).items():
@@ -160,29 +198,35 @@ def write_mediators(model, comparisons, run_folder, run, files, name, options):
     checked, units = Check.from_entry(entry), ", ".join(files)
     method = run_folder.read()["runs"][run]["settings"]["method"]
     if method == "gradient":
-        print(f"{units}: estimates compared with {checked.random + checked.likely} full passes: log-probabilities differ by at most {checked.deviation:.1e}")
+        print(f"{units}: estimates compared with {checked.random + checked.likely} full passes: "
+              f"log-probabilities differ by at most {checked.deviation:.1e}")
     else:
-        print(describe_check(checked, budget(options).total, units if method == "exact" else f"{units} among those run"))
+        what = units if method == "exact" else f"{units} among those run"
+        print(describe_check(checked, budget(options).total, what))
 
 
-def write_report(name, run_folder, common, options):
-    """Figures of the means, and a report on all mediators of these stimuli that the folder holds; returns its text."""
+def write_report(
+    name: str, run_folder: RunFolder, common: dict[str, Any], options: argparse.Namespace,
+) -> str:
+    """Figures of the means, and a report (returned) on all mediators of these stimuli in the folder."""
     from mediation.reports import plots, report
     from mediation.results.mediation_tables import read_table, screening_of
 
     totals = read_table(run_folder.folder / f"total_effects_{name}.csv")
-    found, drawn = {}, []
+    of_mediators: dict[str, report.Mediator] = {}
+    figures: list[Path] = []
     for run in run_folder.read()["runs"]:
         if common.items() <= run["settings"].items():
             for file, entry in run["files"].items():
                 mediator = file.removesuffix(Path(file).suffix).removesuffix(f"_{name}")
                 if mediator in CATALOGUE and "rows" in entry:
                     means = read_table(run_folder.folder / f"{mediator}_mean_{name}.csv")
-                    found[mediator] = report.Mediator(means, file, entry, run, screening_of(entry, run["settings"].get("screen_top")))
-    found = {mediator: found[mediator] for mediator in CATALOGUE if mediator in found}
-    for mediator, of_mediator in found.items():
-        drawn += plots.mediator(mediator, of_mediator.means, name, run_folder.folder)
-    text = report.mediation(name, options.stimuli, totals, found, drawn)
+                    screening = screening_of(entry, run["settings"].get("screen_top"))
+                    of_mediators[mediator] = report.Mediator(means, file, entry, run, screening)
+    of_mediators = {mediator: of_mediators[mediator] for mediator in CATALOGUE if mediator in of_mediators}
+    for mediator, of_mediator in of_mediators.items():
+        figures += plots.mediator(mediator, of_mediator.means, name, run_folder.folder)
+    text = report.mediation(name, options.stimuli, totals, of_mediators, figures)
     path = run_folder.folder / f"report_{name}.md"
     with whole_file(path) as file:
         file.write(text)
@@ -191,13 +235,17 @@ def write_report(name, run_folder, common, options):
 
 if __name__ == "__main__":
     lines = "\n".join(f"  {mediator.name:8} {mediator.what}" for mediator in CATALOGUE.values())
-    parser = Parser(description=__doc__.replace("{mediators}", lines), formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("stimuli", metavar="STIMULI", type=Path, help="JSONL file, or CSV with the same columns")
+    parser = Parser(description=__doc__.replace("{mediators}", lines),
+                    formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("stimuli", metavar="STIMULI", type=Path,
+                        help="JSONL file, or CSV with the same columns")
     add_model_options(parser)
-    parser.add_argument("--out_dir", required=True, metavar="D", help="where tables, figures and the report go")
+    parser.add_argument("--out_dir", required=True, metavar="D",
+                        help="where tables, figures and the report go")
     parser.add_argument("--mediators", type=choices(*CATALOGUE), default=list(CATALOGUE), metavar="M,...",
                         help=f"of {', '.join(CATALOGUE)}, separated by commas (default: all)")
-    parser.add_argument("--format", choices=FORMATS, default="csv", help="of the tables of every comparison and unit (default: csv)")
+    parser.add_argument("--format", choices=FORMATS, default="csv",
+                        help="of the tables of every comparison and unit (default: csv)")
     add_multi_token(parser)
     add_masking_approach(parser)
     add_method(parser)

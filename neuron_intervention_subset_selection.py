@@ -1,14 +1,16 @@
 """Which few neurons carry the effect: top-k and greedy selection of neurons on the profession stimuli.
 
-    python neuron_intervention_subset_selection.py --model_type smollm2-135m --algo topk,greedy --k 3 --out_dir selection \\
+    python neuron_intervention_subset_selection.py --model_type smollm2-135m --algo topk,greedy --k 3 \\
+        --out_dir selection -template_indices 1 --professions nurse carpenter
+    python neuron_intervention_subset_selection.py --model_type smollm2-135m --layer 0 --out_dir selection \\
         -template_indices 1 --professions nurse carpenter
-    python neuron_intervention_subset_selection.py --model_type smollm2-135m --layer 0 --out_dir selection -template_indices 1 --professions nurse carpenter
 
-The objective is the mean odds ratio minus 1 toward the anti-stereotypical gender: female-biased professions under man's values with odds
-he/she, male-biased ones under woman's with odds she/he; no definitional words, both base probabilities above 0.01. Writes
-OUT_DIR/marg_contrib.pickle (every neuron alone), {topk,greedy,random,lazy}_{M}.pickle or {...}_{M}_{layer}.pickle as asked for, the
-figure sparsity_{M}.pdf and manifest.json. Layers count as in the tables: 0 the word embedding. Each step is on disk before
-the next begins: an interrupted run, or one with a larger --k, goes on from there.
+The objective is the mean odds ratio minus 1 toward the anti-stereotypical gender: female-biased professions
+under man's values with odds he/she, male-biased ones under woman's with odds she/he; no definitional words,
+both base probabilities above 0.01. Writes OUT_DIR/marg_contrib.pickle (every neuron alone),
+{topk,greedy,random,lazy}_{M}.pickle or {...}_{M}_{layer}.pickle as asked for, the figure sparsity_{M}.pdf and
+manifest.json. Layers count as in the tables: 0 the word embedding. Each step is on disk before the next
+begins: an interrupted run, or one with a larger --k, goes on from there.
 """
 
 import argparse
@@ -16,6 +18,7 @@ import shlex
 import sys
 from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from mediation.errors import InputError
 from mediation.files.storage import RunFolder, check_writable
@@ -24,10 +27,14 @@ from mediation.results.selections import KINDS
 from mediation.stimuli import professions
 from mediation.stimuli.templates import select_templates, template_file_stem
 
+if TYPE_CHECKING:
+    from experiment import Intervention, Model
+    from mediation.studies.selection import NeuronExample, NeuronSelectionFiles
+
 CANDIDATES = ("he", "she")
 
 
-def main(options):
+def main(options: argparse.Namespace) -> None:
     """Stimuli, model, neurons alone, selection, table and figure."""
     from mediation.files.storage import describe_machine, now
     from mediation.reports import plots, report
@@ -40,35 +47,50 @@ def main(options):
     model = load_model(options)
     layers, width = model.num_layers + 1, model.num_neurons
     if not -1 <= options.layer < layers:
-        raise InputError(f"--layer {options.layer}: the model has layers 0 (word embedding) to {layers - 1}; -1 takes all of them")
+        raise InputError(f"--layer {options.layer}: the model has layers 0 (word embedding) to {layers - 1}; "
+                         "-1 takes all of them")
     first, shape = (0, (layers, width)) if options.layer == -1 else (options.layer, (1, width))
     selection.check_size(options.k, shape[0] * shape[1])
     prompts = objective_prompts(model, templates, chosen)
 
     name = model.name if options.layer == -1 else f"{model.name}_{options.layer}"
-    names = {"marg_contrib": "marg_contrib.pickle", **{kind: f"{kind}_{name}.pickle" for kind in KINDS}}
-    settings = {"model": model.name, "weights_sha256": model.weights_sha256(), "prompts": list(prompts), "dtype": options.dtype, "seed": options.seed}
+    names = {"marg_contrib": "marg_contrib.pickle",
+             **{kind: f"{kind}_{name}.pickle" for kind in KINDS}}
+    settings = {"model": model.name, "weights_sha256": model.weights_sha256(), "prompts": list(prompts),
+                "dtype": options.dtype, "seed": options.seed}
     run_folder = RunFolder(options.out_dir)
     with run_folder.claimed(names.values(), settings):
-        run = run_folder.begin({"settings": settings, "files": {file: {} for file in names.values()}, "command": shlex.join(sys.argv),
-                                "machine": describe_machine(model), "started": now(), "finished": None})
+        run = run_folder.begin({"settings": settings, "files": {file: {} for file in names.values()},
+                                "command": shlex.join(sys.argv), "machine": describe_machine(model),
+                                "started": now(), "finished": None})
 
-        examples = {key: selection.NeuronExample(*prompt, options.batch_size, first * width) for key, prompt in prompts.items()}
-        files = selection.NeuronSelectionFiles(model, run_folder, run, names, examples, "", " prompts", shape, "neuron", first)
-        alone = marginal_contributions(files, {key: replace(example, first=0) for key, example in examples.items()}, layers, width)
-        in_table = [(layer, neuron) for layer, neuron in zip(alone["layer"], alone["neuron"]) if options.layer in (-1, layer)]
-        found = selection.run(files, files.cells_of(in_table), options)
-        everything = float(sum(example.objectives(model, [list(range(files.cells))])[0] for example in examples.values()) / len(prompts))
+        examples = {key: selection.NeuronExample(*prompt, options.batch_size, first * width)
+                    for key, prompt in prompts.items()}
+        files = selection.NeuronSelectionFiles(model, run_folder, run, names, examples, "", " prompts", shape,
+                                               "neuron", first)
+        # the neurons of all layers, so that a selection in another layer goes on from the same file
+        of_all_layers = {key: replace(example, first=0) for key, example in examples.items()}
+        alone = marginal_contributions(files, of_all_layers, layers, width)
+        in_table = [(layer, neuron) for layer, neuron in zip(alone["layer"], alone["neuron"])
+                    if options.layer in (-1, layer)]
+        selections = selection.run(files, files.cells_of(in_table), options)
+        every_cell = [list(range(files.cells))]
+        objectives = [example.objectives(model, every_cell)[0] for example in examples.values()]
+        everything = float(sum(objectives) / len(prompts))
         run_folder.update(run, finished=now())
 
     print(f"\n{name}: mean odds ratio - 1 over {len(prompts)} prompts")
-    print(report.selection(found, options.k, "neuron", everything))
-    print("wrote", plots.sparsity(found, options.k, "neuron", everything, shape, name, Path(options.out_dir) / f"sparsity_{name}.pdf"))
-    print("wrote", *(Path(options.out_dir) / file for file in names.values() if run_folder.is_finished(file)))
+    folder = Path(options.out_dir)
+    print(report.selection(selections, options.k, "neuron", everything))
+    print("wrote", plots.sparsity(selections, options.k, "neuron", everything, shape, name,
+                                  folder / f"sparsity_{name}.pdf"))
+    print("wrote", *(folder / file for file in names.values() if run_folder.is_finished(file)))
 
 
-def objective_prompts(model, templates, chosen):
-    """{key: (Intervention, intervention type, sign of the log odds he over she)} of the prompts that count.
+def objective_prompts(
+    model: "Model", templates: dict[int, str], chosen: list[professions.Profession],
+) -> dict[str, tuple["Intervention", str, int]]:
+    """{key: (Intervention, intervention type, sign of log odds he over she)} of the prompts that count.
 
     Raises:
         InputError: none does.
@@ -77,41 +99,55 @@ def objective_prompts(model, templates, chosen):
     from mediation.effects import statistics
 
     prompts = {}
+    biased = [profession for profession in chosen if profession.bias and not profession.is_definitional]
     for template in templates.values():
-        usable, _ = professions.usable(model.tokenizer, template, [p for p in chosen if p.bias and not p.is_definitional])
-        interventions = [Intervention(model.tokenizer, template, [p.word, "man", "woman"], CANDIDATES, model.device) for p in usable]
-        for profession, intervention, (he, she, *_) in zip(usable, interventions, model.base_probabilities(interventions)):
+        usable, _ = professions.usable(model.tokenizer, template, biased)
+        interventions = [Intervention(model.tokenizer, template, [profession.word, "man", "woman"],
+                                      CANDIDATES, model.device) for profession in usable]
+        base = model.base_probabilities(interventions)
+        for profession, intervention, (he, she, *_) in zip(usable, interventions, base):
             if min(he, she) > statistics.LEAST_PROBABILITY:
                 kind, sign = ("man_indirect", 1) if profession.bias < 0 else ("woman_indirect", -1)
-                prompts[f"{template_file_stem(template)}-{profession.word}"] = (intervention, kind, sign)
+                key = f"{template_file_stem(template)}-{profession.word}"
+                prompts[key] = (intervention, kind, sign)
     if not prompts:
-        raise InputError(f"none of {len(chosen)} professions counts in {len(templates)} templates (biased, not definitional, single-token, p(he) and p(she) "
-                         f"above {statistics.LEAST_PROBABILITY}): name others with --professions")
+        raise InputError(f"none of {len(chosen)} professions counts in {len(templates)} templates (biased, "
+                         "not definitional, single-token, p(he) and p(she) above "
+                         f"{statistics.LEAST_PROBABILITY}): name others with --professions")
     print(f"{len(prompts)} prompts count, of {len(chosen)} professions in {len(templates)} templates")
     return prompts
 
 
-def marginal_contributions(files, examples, layers, width):
-    """Every neuron of the model alone: {"layer", "neuron", "val"}, arrays, best mean odds ratio first; from the file, or computed into it."""
+def marginal_contributions(
+    files: "NeuronSelectionFiles", examples: dict[str, "NeuronExample"], layers: int, width: int,
+) -> dict[str, Any]:
+    """Every neuron of the model alone, best mean odds ratio first: {"layer", "neuron", "val"}, arrays.
+
+    They come from the file, or are computed into it.
+    """
     from mediation.studies.selection import best_first
 
-    done = files.read("marg_contrib")
-    if done is None:
-        means = files.objectives("marg_contrib", "single", [[unit] for unit in range(layers * width)], examples).mean(axis=0) + 1
+    content = files.read("marg_contrib")
+    if content is None:
+        units = [[unit] for unit in range(layers * width)]
+        means = files.objectives("marg_contrib", "single", units, examples).mean(axis=0) + 1
         order = best_first(means)
-        done = {"layer": order // width, "neuron": order % width, "val": means[order]}
-        files.write("marg_contrib", done, len(order))
+        content = {"layer": order // width, "neuron": order % width, "val": means[order]}
+        files.write("marg_contrib", content, len(order))
         files.run_folder.remove_shards(files.names["marg_contrib"])
-    return done
+    return content
 
 
 if __name__ == "__main__":
     parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add_model_options(parser)
     add_selection_options(parser)
-    parser.add_argument("--layer", type=int, default=-1, metavar="L", help="only neurons of this layer, 0 = word embedding; -1: all (default)")
-    parser.add_argument("--template_indices", type=int, nargs="+", metavar="I", help="templates 1 to 17 (default: all)")
-    parser.add_argument("--professions", nargs="+", metavar="W", help="words from experiment_data/professions.csv (default: all)")
+    parser.add_argument("--layer", type=int, default=-1, metavar="L",
+                        help="only neurons of this layer, 0 = word embedding; -1: all (default)")
+    parser.add_argument("--template_indices", type=int, nargs="+", metavar="I",
+                        help="templates 1 to 17 (default: all)")
+    parser.add_argument("--professions", nargs="+", metavar="W",
+                        help="words from experiment_data/professions.csv (default: all)")
     parser.add_argument("--max_examples", type=positive, metavar="N", help="only the first N professions")
     parser.add_argument("--out_dir", required=True, metavar="D", help="folder of the pickles")
     parser.set_defaults(full_passes=False)

@@ -1,16 +1,19 @@
-"""The whole profession study (17 templates, every single-token profession, four types, every neuron) against the 2020 algorithm's cost for it.
+"""The whole profession study against the 2020 algorithm's cost for it.
 
     python -m benchmarks.study -model smollm2-135m
     python -m benchmarks.study -model smollm2-135m --rounds 1 --share 0.02
 
-The whole study would take the 2020 algorithm weeks, so each way runs a part of it, in turns, and is scaled by the number of interventions:
-the 2020 algorithm (batched full passes under hooks, the full vocabulary's logits) a few neurons in every template; ours the indirect types of one
-profession on a random share of the neurons, and the direct types in the middle layer for all professions at once. Without the writing of tables.
+It has 17 templates, every single-token profession, four types and every neuron. The whole would take the 2020
+algorithm weeks, so each way runs a part of it, in turns, and is scaled by the number of interventions: the
+2020 algorithm (batched full passes under hooks, the full vocabulary's logits) a few neurons in every
+template; ours the indirect types of one profession on a random share of the neurons, and the direct types in
+the middle layer for all professions at once. Without the writing of tables.
 """
 
 import argparse
 import copy
 import statistics
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -21,12 +24,15 @@ from mediation.mediators.neuron_sweeps import runs_and_edits
 from mediation.options import exit_on_bad_input, share
 from mediation.stimuli.templates import select_templates
 
+if TYPE_CHECKING:
+    from experiment import Intervention, Model
+
 INDIRECT = ("man_indirect", "woman_indirect")
 NEURONS_OF_2020 = 64  # in each template
 WORDS_OF_GRADIENTS = 8
 
 
-def main(options):
+def main(options: argparse.Namespace) -> None:
     """Time the parts in turns, scale, print one table."""
     from experiment import Intervention
     from mediation.stimuli import professions
@@ -39,35 +45,48 @@ def main(options):
     words = {}
     for template in templates:
         for profession in professions.usable(fast.tokenizer, template, professions.select(None, None))[0]:
-            words.setdefault(profession.word, []).append(Intervention(fast.tokenizer, template, [profession.word, "man", "woman"], ["he", "she"], fast.device))
+            words.setdefault(profession.word, []).append(Intervention(
+                fast.tokenizer, template, [profession.word, "man", "woman"], ["he", "she"], fast.device))
     one = words["nurse"]
     units = (fast.num_layers + 1) * fast.num_neurons
-    drawn = torch.randperm(units, generator=torch.Generator().manual_seed(options.seed))[: int(options.share * units)].sort().values
+    order = torch.randperm(units, generator=torch.Generator().manual_seed(options.seed))
+    drawn = order[: int(options.share * units)].sort().values
     middle = fast.num_layers // 2
-    values = np.stack(exact.null_values([of_word[0] for of_word in words.values()]))  # [words, L + 1, D]
+    first_stimuli = [of_word[0] for of_word in words.values()]
+    values = np.stack(exact.null_values(first_stimuli))  # [words, L + 1, D]
     prompts = sum(map(len, words.values()))
 
-    def of_2020():
+    def of_2020() -> float:
         """The whole study: every prompt and type."""
         part = sum(timed(by_full_passes_2020, *arguments)[0] for arguments in passes_of_2020)
         return part / NEURONS_OF_2020 / len(templates) * units * prompts * 4
 
-    def indirect(model):
-        return sum(timed(model.neuron_intervention_in_templates, one, kind, units=drawn)[0] for kind in INDIRECT) * units / len(drawn) * len(words)
+    def indirect(model: "Model") -> float:
+        """Both indirect types, of all professions."""
+        part = sum(timed(model.neuron_intervention_in_templates, one, kind, units=drawn)[0]
+                   for kind in INDIRECT)
+        return part * units / len(drawn) * len(words)
 
-    def direct():
-        """Of all layers and both types, from the middle layer of one: a layer costs what the blocks behind it do. All of this is a twentieth of the whole."""
+    def direct() -> float:
+        """Both direct types in all layers, from the middle layer of one type.
+
+        A layer costs what the blocks behind it do. All of this is a twentieth of the whole.
+        """
         of_middle, _ = timed(exact.direct_interpolants, one, "man_direct", values[:, middle], middle)
-        blocks_behind = fast.num_layers - np.arange(fast.num_layers)  # none behind the last layer, which is not run
+        # none behind the last layer, which is not run
+        blocks_behind = fast.num_layers - np.arange(fast.num_layers)
         return 2 * of_middle * float(blocks_behind.sum() / blocks_behind[middle])
 
-    def gradient():
-        """All four types: gradients of every null prompt, and of both alternatives' prompts once; then each type's steps along them."""
-        some = [stimulus for of_word in list(words.values())[:WORDS_OF_GRADIENTS] for stimulus in of_word]
-        null, (_, found, own) = timed(exact.neuron_gradients, some, 0)
+    def gradient() -> float:
+        """All four types: gradients of every null prompt and, once, of both alternatives'; then steps.
+
+        Each type's steps along the gradients are products with differences of values.
+        """
+        stimuli = [stimulus for of_word in list(words.values())[:WORDS_OF_GRADIENTS] for stimulus in of_word]
+        null, (_, gradients, own) = timed(exact.neuron_gradients, stimuli, 0)
         alternatives = sum(timed(exact.neuron_gradients, one, prompt)[0] for prompt in (1, 2))
-        steps, _ = timed(lambda: [found * (own - own[:1])[:, None] for _ in range(4)])
-        return (null + steps) * prompts / len(some) + alternatives
+        steps, _ = timed(lambda: [gradients * (own - own[:1])[:, None] for _ in range(4)])
+        return (null + steps) * prompts / len(stimuli) + alternatives
 
     with torch.no_grad():
         passes_of_2020 = [few_interventions(exact, stimulus, number) for number, stimulus in enumerate(one)]
@@ -75,29 +94,38 @@ def main(options):
         exact.neuron_intervention_in_templates(one, INDIRECT[0], units=drawn[::50])
         rounds = []
         for _ in range(options.rounds):
-            times = {"2020 algorithm": of_2020(), "exact": indirect(exact)} | ({"fast": indirect(fast)} if in_fast else {})
-            shared = direct()
-            rounds.append({way: seconds + shared * (way in ("exact", "fast")) for way, seconds in times.items()} | {"gradient": gradient()})
-    print(f"{fast.name}: {len(words)} professions, {prompts} prompts, 4 types, {units} neurons, {units * prompts * 4:,} interventions; "
-          f"{torch.get_num_threads()} threads; {options.rounds} rounds{f'; {fast.fast_rows}' if in_fast else ''}\n")
+            times = {"2020 algorithm": of_2020(), "exact": indirect(exact)}
+            if in_fast:
+                times["fast"] = indirect(fast)
+            shared = direct()  # in full precision in both ways
+            rounds.append({way: seconds + shared * (way in ("exact", "fast"))
+                           for way, seconds in times.items()} | {"gradient": gradient()})
+    print(f"{fast.name}: {len(words)} professions, {prompts} prompts, 4 types, {units} neurons, "
+          f"{units * prompts * 4:,} interventions; {torch.get_num_threads()} threads; {options.rounds} rounds"
+          f"{f'; {fast.fast_rows}' if in_fast else ''}\n")
     print("| way | hours for the study | times the 2020 algorithm |\n| --- | --- | --- |")
     for way in rounds[0]:
         hours = [times[way] for times in rounds]
         ratios = [times["2020 algorithm"] / times[way] for times in rounds]
-        print(f"| {way} | {statistics.median(hours) / 3600:.2f} | {statistics.median(ratios):.1f} ({min(ratios):.1f} to {max(ratios):.1f}) |")
+        print(f"| {way} | {statistics.median(hours) / 3600:.2f} | {statistics.median(ratios):.1f} "
+              f"({min(ratios):.1f} to {max(ratios):.1f}) |")
 
 
-def few_interventions(model, stimulus, seed, count=NEURONS_OF_2020):
+def few_interventions(
+    model: "Model", stimulus: "Intervention", seed: int, count: int = NEURONS_OF_2020,
+) -> tuple:
     """Arguments of `by_full_passes_2020` for a few random neurons of one prompt, in batches of 64."""
     _, run_on, edits = runs_and_edits(model, stimulus, INDIRECT[0])
     chosen = torch.randperm(len(edits), generator=torch.Generator().manual_seed(seed))[:count]
     candidates = [ids[0] for ids in stimulus.candidates_tok]
-    return model, stimulus.base_strings_tok[run_on].to(model.device), edits[chosen.to(model.device)], candidates, 64
+    tokens = stimulus.base_strings_tok[run_on].to(model.device)
+    return model, tokens, edits[chosen.to(model.device)], candidates, 64
 
 
 if __name__ == "__main__":
     command_line = parser(__doc__)
-    command_line.add_argument("--share", type=share, default=0.1, help="of the neurons that ours run in the indirect types (default: 0.1)")
+    command_line.add_argument("--share", type=share, default=0.1,
+                              help="of the neurons that ours run in the indirect types (default: 0.1)")
     command_line.formatter_class = argparse.RawDescriptionHelpFormatter
     chosen_options = command_line.parse_args()
     with exit_on_bad_input():

@@ -1,4 +1,4 @@
-"""The command line of every script: shared options, every spelling of 2020, one-line errors with exit code 2."""
+"""The command line of every script: shared options, every spelling of 2020, one-line errors, exit code 2."""
 
 import argparse
 import os
@@ -17,7 +17,7 @@ METHODS = ("exact", "gradient", "screen")
 
 
 class Parser(argparse.ArgumentParser):
-    """An ArgumentParser that takes every option with one dash or two, with - or _ between words, and errs in one line."""
+    """An ArgumentParser whose options may have one dash or two, - or _ between words, and errors one line."""
 
     def __init__(self, **settings: Any) -> None:
         super().__init__(allow_abbrev=False, **settings)
@@ -27,12 +27,13 @@ class Parser(argparse.ArgumentParser):
     ) -> tuple[Any, list[str]]:
         known = {option for action in self._actions for option in action.option_strings}
 
-        def canonical(argument):
+        def canonical(argument: str) -> str:
             name, equals, value = argument.partition("=")
             spelled = "--" + name.lstrip("-").replace("-", "_")
             return spelled + equals + value if name.startswith("-") and spelled in known else argument
 
-        return super().parse_known_args([canonical(argument) for argument in (sys.argv[1:] if args is None else args)], namespace)
+        arguments = sys.argv[1:] if args is None else args
+        return super().parse_known_args([canonical(argument) for argument in arguments], namespace)
 
     def error(self, message: str) -> NoReturn:
         self.exit(2, f"{self.prog}: error: {message} (see {self.prog} --help)\n")
@@ -40,8 +41,11 @@ class Parser(argparse.ArgumentParser):
 
 @contextmanager
 def exit_on_bad_input() -> Iterator[None]:
-    """Bad input ends in one line and exit code 2; Ctrl-C and SIGTERM in one line and 130 or 143, with what was done kept."""
-    def terminate(*_):
+    """Bad input ends in one line and exit code 2; Ctrl-C and SIGTERM in one line and 130 or 143.
+
+    What was finished is kept.
+    """
+    def terminate(*_: object) -> NoReturn:
         raise SystemExit(143)
 
     before = signal.signal(signal.SIGTERM, terminate)
@@ -51,17 +55,21 @@ def exit_on_bad_input() -> Iterator[None]:
         print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
         raise SystemExit(2) from None
     except KeyboardInterrupt:
-        print("\ninterrupted: what was finished is kept; the same command goes on from there", file=sys.stderr)
+        print("\ninterrupted: what was finished is kept; the same command goes on from there",
+              file=sys.stderr)
         raise SystemExit(130) from None
     except MemoryError:
-        print("error: out of memory: what was finished is kept; give a smaller --batch_size, or a machine with more", file=sys.stderr)
+        print("error: out of memory: what was finished is kept; give a smaller --batch_size, or a machine "
+              "with more", file=sys.stderr)
         raise SystemExit(2) from None
     except BrokenPipeError:  # the reader of our output, head or less, has gone
+        # Python flushes standard output once more when it ends: into nothing, so that it does not fail again
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         raise SystemExit(141) from None
     except OSError as error:  # no space left, a disk that fails, a folder that was taken away
-        print(f"error: {f'{error.filename}: ' if error.filename else ''}{error.strerror or error}: what was finished is kept; mend it, and give the same "
-              "command again", file=sys.stderr)
+        place = f"{error.filename}: " if error.filename else ""
+        print(f"error: {place}{error.strerror or error}: what was finished is kept; mend it, and give the "
+              "same command again", file=sys.stderr)
         raise SystemExit(2) from None
     finally:
         signal.signal(signal.SIGTERM, before)
@@ -97,53 +105,66 @@ def batch_size(text: str) -> int | None:
 
 
 def add_model_options(parser: argparse.ArgumentParser) -> None:
-    """-model and how it is run. The model's spellings are those of the 2020 scripts, which were not of one mind."""
+    """-model and how it is run. The model's spellings are those of the 2020 scripts, which differ."""
     parser.add_argument(*MODEL_SPELLINGS, dest="model", required=True, metavar="M",
-                        help="a bundled model (smollm2-135m, gemma3-270m), a local directory, or a hub id such as gpt2")
-    parser.add_argument("--randomize", action="store_true", help="keep the architecture, draw new weights with --seed; files are named M_random")
-    parser.add_argument("--device", default="auto", help="cpu, cuda, cuda:1 ...; auto takes CUDA where there is one (default)")
+                        help="a bundled model (smollm2-135m, gemma3-270m), a local directory, or a hub id "
+                             "such as gpt2")
+    parser.add_argument("--randomize", action="store_true",
+                        help="keep the architecture, draw new weights with --seed; files are named M_random")
+    parser.add_argument("--device", default="auto",
+                        help="cpu, cuda, cuda:1 ...; auto takes CUDA where there is one (default)")
     parser.add_argument("--dtype", default="float32", choices=("float32", "float64", "bfloat16", "float16"),
                         help="of weights and activations (default: float32)")
-    parser.add_argument("--resume", action="store_true", help="go on with an unfinished run of the same settings in the same folder: always done, as told here")
+    parser.add_argument("--resume", action="store_true",
+                        help="go on with an unfinished run of the same settings in the same folder: always "
+                             "done, as told here")
     parser.add_argument("--deterministic", action="store_true",
-                        help="on a GPU: only algorithms that give the same bits every time, slower (on a CPU they always do)")
-    parser.add_argument("--batch_size", type=batch_size, default=None, metavar="N", help="interventions run at once (default: auto)")
+                        help="on a GPU: only algorithms that give the same bits every time, slower (on a CPU "
+                             "they always do)")
+    parser.add_argument("--batch_size", type=batch_size, default=None, metavar="N",
+                        help="interventions run at once (default: auto)")
     parser.add_argument("--seed", type=seed, default=0, help="of everything random (default: 0)")
 
 
 def add_method(parser: argparse.ArgumentParser) -> None:
     """--method and --precision of the studies."""
     parser.add_argument("--method", choices=METHODS, default="exact",
-                        help="exact: every unit is intervened upon; gradient: first-order estimates of all, from one backward pass a candidate; "
-                             "screen: the strongest by gradient exactly, the others by gradient (docs/methods.md; default: exact)")
-
-
+                        help="exact: every unit is intervened upon; gradient: first-order estimates of all, "
+                             "from one backward pass per candidate; screen: the strongest by gradient "
+                             "exactly, the others by gradient (docs/methods.md; default: exact)")
     parser.add_argument("--precision", choices=("exact", "fast"), default="exact",
-                        help="fast: what differs from the run without intervention is multiplied in bfloat16, float32 where random interventions that are run "
-                             "both ways say so; a sweep off by more than 1e-3 in a random sample is run again exactly (default: exact)")
+                        help="fast: what differs from the run without intervention is multiplied in "
+                             "bfloat16, float32 where random interventions that are run both ways say so; a "
+                             "sweep off by more than 1e-3 in a random sample is run again in full precision "
+                             "(default: exact, full precision)")
 
 
 def add_screening(parser: argparse.ArgumentParser) -> None:
-    """How --method screen goes about neurons."""
+    """The options of --method screen for neurons."""
     parser.add_argument("--screen_share", type=share, default=0.1, metavar="S",
-                        help="part of a prompt's neurons that screening runs exactly, word embedding and first block included (default: 0.1)")
+                        help="part of a prompt's neurons that screening runs exactly, word embedding and "
+                             "first block included (default: 0.1)")
     parser.add_argument("--screen_sample", type=positive, default=64, metavar="N",
-                        help="random others, a word and type, run exactly too: they tell what screening missed (default: 64)")
-    parser.add_argument("--screen_top", type=positive, default=50, metavar="N", help="the strongest neurons of a prompt that are to be found (default: 50)")
+                        help="random others per word and type, run exactly too: they tell what screening "
+                             "missed (default: 64)")
+    parser.add_argument("--screen_top", type=positive, default=50, metavar="N",
+                        help="the strongest neurons of a prompt that are to be found (default: 50)")
 
 
 def check_screen_share(options: argparse.Namespace, layers: int) -> None:
     """Raises InputError when screening could not even run the word embedding and the first block."""
     if options.method == "screen" and options.screen_share * (layers + 1) < 2:
-        raise InputError(f"--screen_share {options.screen_share:g}: the word embedding and the first block, run exactly, are "
-                         f"{2 / (layers + 1):.3f} of this model's neurons already: name a larger share")
+        raise InputError(f"--screen_share {options.screen_share:g}: the word embedding and the first block, "
+                         f"run exactly, are {2 / (layers + 1):.3f} of this model's neurons already: name a "
+                         "larger share")
 
 
 def add_multi_token(parser: argparse.ArgumentParser) -> None:
     """--multi_token: what becomes of words and candidates of several tokens in neuron interventions."""
     parser.add_argument("--multi_token", choices=("last", "all"), metavar="last|all",
-                        help="take words and candidates of several tokens: neurons are changed at the slot's last token, or at all its tokens pairwise, "
-                             "where the prompts have as many (default: such words are dropped, the rule of the 2020 study)")
+                        help="take words and candidates of several tokens: neurons are changed at the slot's "
+                             "last token, or at all its tokens pairwise, where the prompts have as many "
+                             "(default: such words are dropped, the rule of the 2020 study)")
 
 
 def refuse_full_passes(parser: argparse.ArgumentParser, options: argparse.Namespace) -> None:
@@ -152,7 +173,8 @@ def refuse_full_passes(parser: argparse.ArgumentParser, options: argparse.Namesp
         if getattr(options, option) != "exact" and options.full_passes:
             parser.error(f"--{option} {getattr(options, option)} does not go with --full_passes")
     if options.method == "gradient" and options.precision == "fast":
-        parser.error("--precision fast is for interventions that are run: it does not go with --method gradient")
+        parser.error("--precision fast is for interventions that are run: it does not go with "
+                     "--method gradient")
 
 
 def true_or_false(text: str) -> bool:
@@ -163,14 +185,18 @@ def true_or_false(text: str) -> bool:
 
 
 def add_attention_options(parser: argparse.ArgumentParser) -> None:
-    """What the attention scripts have in common."""
+    """The options that the attention scripts share."""
     add_model_options(parser)
     parser.add_argument("--do_filter", type=true_or_false, default=True, metavar="True|False",
-                        help="only examples on which the model follows the stereotype strongly (default: True)")
+                        help="only examples on which the model follows the stereotype strongly "
+                             "(default: True)")
     parser.add_argument("--filter_quantile", type=quantile, default=0.25, metavar="Q",
-                        help="examples are kept whose odds ratio lies above this quantile of all above 1 (default: 0.25)")
-    parser.add_argument("--max_examples", type=positive, metavar="N", help="only the first N examples, taken before filtering")
-    parser.add_argument("--out_dir", default=".", metavar="D", help="where winobias_data and winogender_data are (default: here)")
+                        help="examples are kept whose odds ratio lies above this quantile of all above 1 "
+                             "(default: 0.25)")
+    parser.add_argument("--max_examples", type=positive, metavar="N",
+                        help="only the first N examples, taken before filtering")
+    parser.add_argument("--out_dir", default=".", metavar="D",
+                        help="where winobias_data and winogender_data are (default: here)")
     add_masking_approach(parser)
     add_full_passes(parser)
 
@@ -178,41 +204,51 @@ def add_attention_options(parser: argparse.ArgumentParser) -> None:
 def add_full_passes(parser: argparse.ArgumentParser) -> None:
     """--full_passes of everything that sweeps."""
     parser.add_argument("--full_passes", action="store_true",
-                        help="every intervention as a full forward pass of its own under plain hooks: slow, the reference")
+                        help="every intervention as a full forward pass of its own under plain hooks: slow, "
+                             "the reference")
 
 
 def add_masking_approach(parser: argparse.ArgumentParser) -> None:
     """--masking_approach of masked models."""
     parser.add_argument("--masking_approach", type=int, choices=range(1, 7), default=1, metavar="1-6",
-                        help="how a masked model (bert, distilbert, roberta) scores a candidate, token by token at a mask: 1 nothing after the mask, 2 the "
-                             "candidate's later tokens, 3 masks for these; 4 to 6 the same between begin and separator tokens (default: 1)")
+                        help="how a masked model (bert, distilbert, roberta) scores a candidate, token by "
+                             "token at a mask: 1 nothing after the mask, 2 the candidate's later tokens, 3 "
+                             "masks for these; 4 to 6 the same between begin and separator tokens "
+                             "(default: 1)")
 
 
 def choices(*allowed: str) -> Callable[[str], list[str]]:
     """A reader of one or more of the allowed names, separated by commas."""
-    def read(text):
+    def read(text: str) -> list[str]:
         names = text.split(",")
         for name in names:
             if name not in allowed:
-                raise argparse.ArgumentTypeError(f"{name!r} is unknown: choose from {', '.join(allowed)}, separated by commas")
+                raise argparse.ArgumentTypeError(f"{name!r} is unknown: choose from {', '.join(allowed)}, "
+                                                 "separated by commas")
         return list(dict.fromkeys(names))
     return read
 
 
 def add_selection_options(parser: argparse.ArgumentParser) -> None:
-    """What the scripts that select heads or neurons have in common."""
-    parser.add_argument("--algo", type=choices("topk", "greedy", "random"), default=["topk", "greedy"], metavar="A,...",
-                        help="topk (the best alone), greedy (one after the other), random (orders for comparison) (default: topk,greedy)")
-    parser.add_argument("--k", type=positive, default=10, metavar="K", help="units to choose; a larger K goes on from an earlier run (default: 10)")
+    """The options that the scripts share which select heads or neurons."""
+    parser.add_argument("--algo", type=choices("topk", "greedy", "random"), default=["topk", "greedy"],
+                        metavar="A,...", help="topk (the best alone), greedy (one after the other), random "
+                                              "(orders for comparison) (default: topk,greedy)")
+    parser.add_argument("--k", type=positive, default=10, metavar="K",
+                        help="units to choose; a larger K goes on from an earlier run (default: 10)")
     parser.add_argument("--orders", type=positive, default=5, metavar="N", help="random orders (default: 5)")
-    parser.add_argument("--lazy", action="store_true", help="greedy that evaluates only units whose last gain can still win; says what it saved")
+    parser.add_argument("--lazy", action="store_true",
+                        help="greedy that evaluates only units whose last gain can still win; says what it "
+                             "saved")
 
 
 def folder_and_model_parser(description: str | None) -> Parser:
     """The command line of the scripts that read the CSVs of one model: FOLDER, M and -out_dir."""
     parser = Parser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("folder", metavar="FOLDER", help="folder of the CSVs, such as results/20200301_neuron_intervention")
-    parser.add_argument("model", metavar="M", help="model name as in the file names: smollm2-135m, gpt2, gpt2_random ...")
+    parser.add_argument("folder", metavar="FOLDER",
+                        help="folder of the CSVs, such as results/20200301_neuron_intervention")
+    parser.add_argument("model", metavar="M",
+                        help="model name as in the file names: smollm2-135m, gpt2, gpt2_random ...")
     add_out_dir(parser)
     return parser
 

@@ -1,1 +1,4 @@
-"""The same interventions by other libraries, each in an environment of its own, timed in turns with this project's: `python -m benchmarks.peers.compare`."""
+"""The same interventions by other libraries, timed in turns with this project's.
+
+Each library has an environment of its own. `python -m benchmarks.peers.compare` runs them.
+"""

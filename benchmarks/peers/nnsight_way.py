@@ -1,12 +1,12 @@
 """The interventions by nnsight: a trace over the folder's model.
 
-    python benchmarks/peers/nnsight_way.py TASK.npz batched         # 64 rows a trace, each with an intervention of its own
-    python benchmarks/peers/nnsight_way.py TASK.npz invokes         # 64 invokes a trace, one intervention each, as its documentation does
-    python benchmarks/peers/nnsight_way.py TASK.npz heads_batched
+    python benchmarks/peers/nnsight_way.py TASK.npz batched     # 64 rows per trace, each with its
+    intervention python benchmarks/peers/nnsight_way.py TASK.npz invokes     # 64 invokes per trace, as its
+    documentation does python benchmarks/peers/nnsight_way.py TASK.npz heads_batched
     python benchmarks/peers/nnsight_way.py TASK.npz heads_invokes
 
-Prints what `worker` says. Attention weights are reached by its source tracing into the library's eager attention; neurons run with the
-library's default attention, which is faster.
+Prints the lines that `worker` describes. Attention weights are reached by its source tracing into the
+library's eager attention; neurons run with the library's default attention, which is faster.
 """
 
 import nnsight
@@ -17,7 +17,8 @@ from worker import batches, continuation, continuation_runs, edits_by_layer, las
 def load(task):
     """The model as nnsight wraps it; the task is named because it cannot be guessed without a hub."""
     attention = {"attn_implementation": "eager"} if hasattr(task, "heads") else {}
-    return nnsight.TransformersModel(task.model, task="text-generation", dispatch=True, dtype=torch.float32, **attention)
+    return nnsight.TransformersModel(task.model, task="text-generation", dispatch=True, dtype=torch.float32,
+                                     **attention)
 
 
 def layers_of(model):
@@ -29,16 +30,18 @@ def layers_of(model):
 
 def attentions_of(model):
     """Each block's attention module."""
-    return [block.attn for block in model.transformer.h] if model.config.model_type == "gpt2" else [block.self_attn for block in model.model.layers]
+    if model.config.model_type == "gpt2":
+        return [block.attn for block in model.transformer.h]
+    return [block.self_attn for block in model.model.layers]
 
 
 def batched(model, task):
-    """One row a neuron; logits of the last position only."""
+    """One row per neuron; logits of the last position only."""
     modules, pieces = layers_of(model), []
-    for some in batches(len(task.layers)):
-        layers = task.layers[some]
+    for part in batches(len(task.layers)):
+        layers = task.layers[part]
         with model.trace(task.tokens.expand(len(layers), -1), use_cache=False, logits_to_keep=1):
-            for layer, rows, neurons, values in edits_by_layer(layers, task.neurons[some], task.values[some]):
+            for layer, rows, neurons, values in edits_by_layer(layers, task.neurons[part], task.values[part]):
                 modules[layer].output[rows, task.position, neurons] = values
             logits = model.lm_head.output.save()
         pieces.append(last_token(logits, task.candidates))
@@ -46,12 +49,13 @@ def batched(model, task):
 
 
 def invokes(model, task):
-    """One invoke a neuron."""
+    """One invoke per neuron."""
     modules, pieces = layers_of(model), []
-    for some in batches(len(task.layers)):
+    for part in batches(len(task.layers)):
+        edits = list(zip(task.layers[part].tolist(), task.neurons[part], task.values[part]))
         with model.trace(use_cache=False, logits_to_keep=1) as tracer:
             logits = nnsight.save([])
-            for layer, neuron, value in zip(task.layers[some].tolist(), task.neurons[some], task.values[some]):
+            for layer, neuron, value in edits:
                 with tracer.invoke(task.tokens.unsqueeze(0)):
                     modules[layer].output[:, task.position, neuron] = value
                     logits.append(model.lm_head.output)
@@ -60,16 +64,18 @@ def invokes(model, task):
 
 
 def heads_batched(model, task):
-    """One row a head, for both continuations."""
+    """One row per head, for both continuations."""
     modules, columns, length = attentions_of(model), [], len(task.tokens)
     for tokens, ids in continuation_runs(task):
         pieces = []
-        for some in batches(len(task.layers)):
-            layers = task.layers[some]
+        for part in batches(len(task.layers)):
+            layers = task.layers[part]
             with model.trace(tokens.expand(len(layers), -1), use_cache=False, logits_to_keep=len(ids)):
-                for layer, rows, heads in edits_by_layer(layers, task.heads[some]):
-                    # the dropout of an evaluation hands the weights on as they are: what it gives is what the values are weighted by
-                    weights = modules[layer].source.attention_interface_1.source.nn_functional_dropout_0.output
+                for layer, rows, heads in edits_by_layer(layers, task.heads[part]):
+                    # the dropout of an evaluation hands the weights on as they are: the values are weighted
+                    # by its output
+                    weights = (modules[layer].source.attention_interface_1
+                               .source.nn_functional_dropout_0.output)
                     weights[rows, heads, :length, :length] = task.weights[layer, heads]
                 logits = model.lm_head.output.save()
             pieces.append(continuation(logits, ids))
@@ -78,16 +84,17 @@ def heads_batched(model, task):
 
 
 def heads_invokes(model, task):
-    """One invoke a head, for both continuations."""
+    """One invoke per head, for both continuations."""
     modules, columns, length = attentions_of(model), [], len(task.tokens)
     for tokens, ids in continuation_runs(task):
         pieces = []
-        for some in batches(len(task.layers)):
+        for part in batches(len(task.layers)):
             with model.trace(use_cache=False, logits_to_keep=len(ids)) as tracer:
                 logits = nnsight.save([])
-                for layer, head in zip(task.layers[some].tolist(), task.heads[some].tolist()):
+                for layer, head in zip(task.layers[part].tolist(), task.heads[part].tolist()):
                     with tracer.invoke(tokens):
-                        weights = modules[layer].source.attention_interface_1.source.nn_functional_dropout_0.output
+                        weights = (modules[layer].source.attention_interface_1
+                                   .source.nn_functional_dropout_0.output)
                         weights[:, head, :length, :length] = task.weights[layer, head]
                         logits.append(model.lm_head.output)
             pieces.append(continuation(torch.cat(logits), ids))
@@ -96,4 +103,5 @@ def heads_invokes(model, task):
 
 
 if __name__ == "__main__":
-    serve(("nnsight", "transformers"), load, {function.__name__: function for function in (batched, invokes, heads_batched, heads_invokes)})
+    ways = batched, invokes, heads_batched, heads_invokes
+    serve(("nnsight", "transformers"), load, {way.__name__: way for way in ways})

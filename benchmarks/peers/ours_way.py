@@ -1,10 +1,11 @@
 """The interventions by this project: its sweeps, and the 2020 algorithm that they are measured against.
 
-    python -m benchmarks.peers.ours_way TASK.npz exact            # one descent through the layers; heads_exact for heads
-    python -m benchmarks.peers.ours_way TASK.npz fast             # bfloat16 on the difference to the base run; heads_fast for heads
-    python -m benchmarks.peers.ours_way TASK.npz algorithm_2020   # full passes under hooks; heads_algorithm_2020 for heads
+    python -m benchmarks.peers.ours_way TASK.npz exact            # one descent through the layers
+    python -m benchmarks.peers.ours_way TASK.npz fast             # bfloat16 on the difference to the base run
+    python -m benchmarks.peers.ours_way TASK.npz algorithm_2020   # full passes under hooks
 
-Prints what `benchmarks.peers.worker` says.
+The ways for heads are heads_exact, heads_fast and heads_algorithm_2020. Prints the lines that
+`benchmarks.peers.worker` describes.
 """
 
 import torch
@@ -26,11 +27,12 @@ def load(task):
 
 def neuron_edits(task):
     """The task as the sweeps take it."""
-    return NeuronEdits(*(column.unsqueeze(1) for column in (task.layers, task.neurons, task.values)), task.position.item())
+    columns = (column.unsqueeze(1) for column in (task.layers, task.neurons, task.values))
+    return NeuronEdits(*columns, task.position.item())
 
 
 def exact(model, task, counted=None):
-    """The prompt's base run is part of what is timed."""
+    """The prompt's base run is timed, too."""
     predictions = tuple(([len(task.tokens) - 1], [candidate]) for candidate in task.candidates.tolist())
     base = run_base(model.model, model.parts, task.tokens, linear_layers=counted is not None)
     return sweep(model.parts, base, predictions, neuron_edits(task), fast=counted)
@@ -61,7 +63,7 @@ def heads_fast(model, task):
 
 
 def heads_algorithm_2020(model, task):
-    """One full pass a head and continuation."""
+    """One full pass per head and continuation."""
     return heads_exact(model, task, full_passes=True)
 
 

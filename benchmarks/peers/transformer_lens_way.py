@@ -1,11 +1,12 @@
-"""The interventions by TransformerLens: hooks at its hook points, in its TransformerBridge over the folder's model.
+"""The interventions by TransformerLens: hooks at its TransformerBridge's hook points.
 
-    python benchmarks/peers/transformer_lens_way.py TASK.npz batched          # 64 rows a run, each with an intervention of its own
-    python benchmarks/peers/transformer_lens_way.py TASK.npz one_run_a_cell   # run_with_hooks for each unit, as its tutorials do
-    python benchmarks/peers/transformer_lens_way.py TASK.npz heads_batched
+    python benchmarks/peers/transformer_lens_way.py TASK.npz batched         # 64 rows per run, one
+    intervention each python benchmarks/peers/transformer_lens_way.py TASK.npz one_run_a_cell  # one run per
+    unit, as in its tutorials python benchmarks/peers/transformer_lens_way.py TASK.npz heads_batched
     python benchmarks/peers/transformer_lens_way.py TASK.npz heads_one_run_a_cell
 
-Prints what `worker` says. `start_at_layer` is not used: since version 4 the blocks before it are run all the same.
+Prints the lines that `worker` describes. `start_at_layer` is not used: since version 4 the blocks before it
+are run all the same.
 """
 
 import torch
@@ -19,7 +20,7 @@ def load(task):
 
 
 def hook_name(layer):
-    """Where a neuron's layer comes out."""
+    """The hook point of a layer of neurons."""
     return "embed.hook_out" if layer == 0 else f"blocks.{layer - 1}.hook_mlp_out"
 
 
@@ -33,22 +34,25 @@ def set_neurons(rows, position, neurons, values):
 
 
 def batched(model, task):
-    """One row a neuron; logits of the last position only, by the library model's own option."""
+    """One row per neuron; logits of the last position only, by the library model's own option."""
     pieces = []
-    for some in batches(len(task.layers)):
-        layers = task.layers[some]
+    for part in batches(len(task.layers)):
+        layers = task.layers[part]
+        edits = edits_by_layer(layers, task.neurons[part], task.values[part])
         hooks = [(hook_name(layer), set_neurons(rows, task.position, neurons, values))
-                 for layer, rows, neurons, values in edits_by_layer(layers, task.neurons[some], task.values[some])]
-        logits = model.run_with_hooks(task.tokens.expand(len(layers), -1), fwd_hooks=hooks, use_cache=False, logits_to_keep=1)
+                 for layer, rows, neurons, values in edits]
+        logits = model.run_with_hooks(task.tokens.expand(len(layers), -1), fwd_hooks=hooks, use_cache=False,
+                                      logits_to_keep=1)
         pieces.append(last_token(logits, task.candidates))
     return torch.cat(pieces)
 
 
 def one_run_a_cell(model, task):
-    """One run a neuron, nothing but defaults."""
+    """One run per neuron, nothing but defaults."""
     pieces = []
     for layer, neuron, value in zip(task.layers.tolist(), task.neurons, task.values):
-        logits = model.run_with_hooks(task.tokens.unsqueeze(0), fwd_hooks=[(hook_name(layer), set_neurons(0, task.position, neuron, value))])
+        hooks = [(hook_name(layer), set_neurons(0, task.position, neuron, value))]
+        logits = model.run_with_hooks(task.tokens.unsqueeze(0), fwd_hooks=hooks)
         pieces.append(last_token(logits, task.candidates))
     return torch.cat(pieces)
 
@@ -65,32 +69,34 @@ def set_heads(rows, heads, weights):
 
 
 def heads_batched(model, task):
-    """One row a head, for both continuations."""
+    """One row per head, for both continuations."""
     columns = []
     for tokens, ids in continuation_runs(task):
         pieces = []
-        for some in batches(len(task.layers)):
-            layers = task.layers[some]
+        for part in batches(len(task.layers)):
+            layers = task.layers[part]
             hooks = [(f"blocks.{layer}.attn.hook_pattern", set_heads(rows, heads, task.weights[layer, heads]))
-                     for layer, rows, heads in edits_by_layer(layers, task.heads[some])]
-            logits = model.run_with_hooks(tokens.expand(len(layers), -1), fwd_hooks=hooks, use_cache=False, logits_to_keep=len(ids))
+                     for layer, rows, heads in edits_by_layer(layers, task.heads[part])]
+            logits = model.run_with_hooks(tokens.expand(len(layers), -1), fwd_hooks=hooks, use_cache=False,
+                                          logits_to_keep=len(ids))
             pieces.append(continuation(logits, ids))
         columns.append(torch.cat(pieces))
     return torch.stack(columns, dim=1)
 
 
 def heads_one_run_a_cell(model, task):
-    """One run a head and continuation, nothing but defaults."""
+    """One run per head and continuation, nothing but defaults."""
     columns = []
     for tokens, ids in continuation_runs(task):
         pieces = []
         for layer, head in zip(task.layers.tolist(), task.heads.tolist()):
             hooks = [(f"blocks.{layer}.attn.hook_pattern", set_heads(0, head, task.weights[layer, head]))]
-            pieces.append(continuation(model.run_with_hooks(tokens, fwd_hooks=hooks)[:, -len(ids):], ids))
+            logits = model.run_with_hooks(tokens, fwd_hooks=hooks)[:, -len(ids):]
+            pieces.append(continuation(logits, ids))
         columns.append(torch.cat(pieces))
     return torch.stack(columns, dim=1)
 
 
 if __name__ == "__main__":
-    serve(("transformer-lens", "transformers"), load, {function.__name__: function for function in (
-        batched, one_run_a_cell, heads_batched, heads_one_run_a_cell)})
+    ways = batched, one_run_a_cell, heads_batched, heads_one_run_a_cell
+    serve(("transformer-lens", "transformers"), load, {way.__name__: way for way in ways})

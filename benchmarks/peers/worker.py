@@ -1,22 +1,25 @@
-"""What all workers of the comparison share: one process loads one model, and runs one way whenever it is told to.
+"""The worker of the comparison: a process loads one model, and runs one way whenever it is told to.
 
     python benchmarks/peers/transformer_lens_way.py TASK.npz batched
 
-It prints lines of JSON: {"ready": versions} when the model is loaded, then for each line "run PATH" on its standard input
-{"seconds": ...}, the time of all interventions, whose log-probabilities (float64 [n, 2]) are then in PATH. What fails comes back
-as {"error": ...}, and the process ends. It sleeps between its turns.
+It prints lines of JSON: {"ready": versions} when the model is loaded, then for each line "run PATH" on its
+standard input {"seconds": ...}, the time of all interventions, whose log-probabilities (float64 [n, 2]) are
+then in PATH. An error comes back as {"error": ...}, and the process ends. It sleeps between its turns.
 
-A task of neurons has `model` (a local folder), `tokens` [T] and `position` in them, `candidates` [2], and `layers`, `neurons`, `values` [n]:
-layer 0 is the word embedding's output, layer i >= 1 the output of the MLP of block i - 1. A task of heads has `model`, `tokens`
-[T], `candidate1` and `candidate2` (token ids of the continuations), `weights` [L, H, T, T], `first` (rows of weights before it are
-equal in both runs), and `layers`, `heads` [n]. Nothing of the project is imported here: the file runs in every environment.
+A task of neurons has `model` (a local folder), `tokens` [T] and `position` in them, `candidates` [2], and
+`layers`, `neurons`, `values` [n]: layer 0 is the word embedding's output, layer i >= 1 the output of the MLP
+of block i - 1. A task of heads has `model`, `tokens` [T], `candidate1` and `candidate2` (token ids of the
+continuations), `weights` [L, H, T, T], `first` (rows of weights before it are equal in both runs), and
+`layers`, `heads` [n]. Nothing of the project is imported here: the file runs in every environment.
 """
 
 import importlib.metadata
 import json
 import sys
 import time
+from collections.abc import Callable, Sequence
 from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import torch
@@ -24,57 +27,64 @@ import torch
 ROWS = 64  # interventions in a batch
 
 
-def serve(packages, load, ways):
+def serve(packages: Sequence[str], load: Callable, ways: dict[str, Callable]) -> None:
     """Answer until the standard input ends.
 
     Args:
-        packages: whose versions are told.
-        load: function of the task to a model; ways: {name: function (model, task) to log-probabilities [n, 2]}.
+        packages: those whose versions are told.
+        load: function of the task to a model.
+        ways: {name: function (model, task) to log-probabilities [n, 2]}.
     """
     try:
         path, way = sys.argv[1:]
         with np.load(path) as arrays:
-            task = SimpleNamespace(**{name: str(arrays[name]) if name == "model" else torch.from_numpy(arrays[name]) for name in arrays})
+            task = SimpleNamespace(**{name: str(array) if name == "model" else torch.from_numpy(array)
+                                      for name, array in arrays.items()})
         torch.set_grad_enabled(False)
         model = load(task)
-        answer(ready=", ".join(f"{package} {importlib.metadata.version(package)}" for package in packages))
+        versions = (f"{package} {importlib.metadata.version(package)}" for package in packages)
+        answer(ready=", ".join(versions))
         for line in sys.stdin:
             started = time.perf_counter()
             log_probabilities = ways[way](model, task)
             seconds = time.perf_counter() - started
             np.save(line.removeprefix("run ").rstrip("\n"), log_probabilities.double().numpy())
             answer(seconds=seconds)
-    except Exception as error:  # whatever a library raises is told in a row of the table
+    except Exception as error:  # any library's error is told in a row of the table
         answer(error=f"{type(error).__name__}: {error}")
         raise
 
 
-def answer(**what):
-    """One line of JSON. Libraries print lines of their own, which whoever reads skips."""
-    print(json.dumps(what), flush=True)
+def answer(**content: Any) -> None:
+    """One line of JSON. Libraries print lines of their own, which the reader skips."""
+    print(json.dumps(content), flush=True)
 
 
-def batches(count):
+def batches(count: int) -> list[slice]:
     """Slices of at most ROWS of `count` interventions."""
     return [slice(start, start + ROWS) for start in range(0, count, ROWS)]
 
 
-def edits_by_layer(layers, *columns):
-    """Of one batch: [(layer, rows of the batch that change this layer, what the columns hold for them)]."""
+def edits_by_layer(layers: torch.Tensor, *columns: torch.Tensor) -> list[tuple]:
+    """Of one batch: [(layer, rows of the batch that change this layer, the columns' entries for them)]."""
     return [(layer, rows, *(column[rows] for column in columns))
             for layer in layers.unique().tolist() for rows in [(layers == layer).nonzero().squeeze(1)]]
 
 
-def last_token(logits, candidates):
-    """Log-probabilities of single-token candidates after the last position: logits [B, tokens, vocabulary] -> [B, 2]."""
+def last_token(logits: torch.Tensor, candidates: torch.Tensor) -> torch.Tensor:
+    """Log-probabilities of single-token candidates after the last token: [B, T, vocabulary] -> [B, 2]."""
     return logits[:, -1].log_softmax(-1)[:, candidates]
 
 
-def continuation_runs(task):
-    """For both continuations: (tokens that are run [1, T + len(ids) - 1], ids): its first token is predicted by the context's last."""
-    return [(torch.cat([task.tokens, ids[:-1]]).unsqueeze(0), ids) for ids in (task.candidate1, task.candidate2)]
+def continuation_runs(task: SimpleNamespace) -> list[tuple[torch.Tensor, torch.Tensor]]:
+    """For both continuations: (tokens that are run [1, T + len(ids) - 1], ids).
+
+    The first token of `ids` is predicted by the context's last.
+    """
+    return [(torch.cat([task.tokens, ids[:-1]]).unsqueeze(0), ids)
+            for ids in (task.candidate1, task.candidate2)]
 
 
-def continuation(logits, ids):
+def continuation(logits: torch.Tensor, ids: torch.Tensor) -> torch.Tensor:
     """Mean token log-probability of a continuation: the last logits [B, len(ids), vocabulary] -> [B]."""
     return logits.log_softmax(-1)[:, torch.arange(len(ids)), ids].mean(dim=1)

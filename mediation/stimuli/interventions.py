@@ -1,4 +1,4 @@
-"""`Intervention`: a stimulus in one model's tokens, and at which of them a neuron intervention takes place."""
+"""`Intervention`: a stimulus in one model's tokens, and at which of them neurons are intervened upon."""
 
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
@@ -16,13 +16,14 @@ class Intervention:
     """A stimulus: one base string, the substitutes for its slot `{}`, and the candidates that may follow.
 
     Args:
-        multi_token: how neuron interventions treat words and candidates of several tokens. None: the rule of the 2020 study, there are none;
-            "last": at the slot's last token; "all": at all tokens of the slot, pairwise, where the prompts have as many.
+        multi_token: how neuron interventions treat words and candidates of several tokens. None: the rule of
+            the 2020 study, there are none; "last": at the slot's last token; "all": at all tokens of the
+            slot, pairwise, where the prompts have as many.
         any_length: take prompts that differ in length without `multi_token`, too, as mediate.py does. Else
-            they are refused (but those of masked models), for scripts of 2020 drop words by that.
+            they are refused (but those of masked models), for the scripts of 2020 drop words by that error.
 
     Attributes:
-        base_strings: the filled strings, one a substitute; the first is the null prompt.
+        base_strings: the filled strings, one per substitute; the first is the null prompt.
         base_strings_tok: their token ids, int64 [T] each, on `device`.
         position: index of the slot's (last) token in the null prompt, from the tokenizer's offsets.
         places: for each prompt, the tokens where neurons are changed, or where their values are taken from.
@@ -42,9 +43,11 @@ class Intervention:
         self.multi_token = multi_token
         self.prompts = [fill(tokenizer, base_string, substitute) for substitute in substitutes]
         self.base_strings = [prompt.text for prompt in self.prompts]
-        self.base_strings_tok = [torch.tensor(prompt.tokens, dtype=torch.long, device=device) for prompt in self.prompts]
+        self.base_strings_tok = [torch.tensor(prompt.tokens, dtype=torch.long, device=device)
+                                 for prompt in self.prompts]
         self.position = self.prompts[0].slot[1] - 1
-        self.places = [list(range(*prompt.slot)) if multi_token == "all" else [prompt.slot[1] - 1] for prompt in self.prompts]
+        self.places = [list(range(*prompt.slot)) if multi_token == "all" else [prompt.slot[1] - 1]
+                       for prompt in self.prompts]
         self.candidates: list[list[str]] = []
         self.candidates_tok: list[list[int]] = []
         for candidate in candidates:
@@ -65,16 +68,22 @@ class Intervention:
 
     @property
     def beginning(self) -> tuple[tuple[tuple[int, ...], ...], str, str]:
-        """The same for stimuli that neuron sweeps may run in one tree: prompts alike up to the slot's end, places, candidates."""
-        return tuple(prompt.tokens[: prompt.slot[1]] for prompt in self.prompts), str(self.places), str(self.candidates_tok)
+        """The same for stimuli that neuron sweeps may run in one tree.
+
+        It has the prompts up to the slot's end, the places and the candidates.
+        """
+        tokens = tuple(prompt.tokens[: prompt.slot[1]] for prompt in self.prompts)
+        return tokens, str(self.places), str(self.candidates_tok)
 
     def check_for_neurons(self) -> None:
         """Raises InputError unless a neuron intervention is defined.
 
-        That is: two candidates that differ and two prompts or three (word, man, woman); by the rule of the 2020 study candidates of one token each,
-        and prompts alike but for one token; for "all" slots of equally many tokens.
+        That is: two candidates that differ and two prompts or three (word, man, woman); by the rule of the
+        2020 study candidates of one token each, and prompts alike but for one token; for "all" slots of
+        equally many tokens.
         """
-        check_candidates([" ".join(tokens) for tokens in self.candidates], self.candidates_tok, single=self.multi_token is None)
+        names = [" ".join(tokens) for tokens in self.candidates]
+        check_candidates(names, self.candidates_tok, single=self.multi_token is None)
         if len(self.prompts) < 2:
             raise InputError(f"{self.base_strings[0]!r}: a neuron stimulus has a word and its alternatives "
                              "(word, man, woman), this one has no alternative", "no alternative to the word")
@@ -94,7 +103,8 @@ class Intervention:
         """Index of the first token in which the two contexts differ.
 
         Raises:
-            InputError: an attention intervention is not defined: not two contexts of equal length that differ, and two candidates.
+            InputError: an attention intervention is not defined: not two contexts of equal length that
+                differ, and two candidates.
         """
         if len(self.prompts) != 2 or len(self.candidates_tok) != 2:
             counts = f"{len(self.prompts)} and {len(self.candidates_tok)}"

@@ -1,4 +1,4 @@
-"""The professions and their crowd ratings (Bolukbasi et al. 2016), and which of them a model can be asked about."""
+"""The professions and their crowd ratings (Bolukbasi et al. 2016), and which of them fit a model's tokens."""
 
 import csv
 from collections.abc import Collection, Sequence
@@ -31,7 +31,7 @@ class Profession:
 
     @property
     def bias(self) -> float:
-        """definitional + stereotypical, in [-2, 2]; negative = female-biased, positive = male-biased, 0 = neutral."""
+        """definitional + stereotypical, in [-2, 2]: below 0 female-biased, above 0 male-biased, 0 neutral."""
         return self.definitional + self.stereotypical
 
     @property
@@ -56,7 +56,8 @@ def load(path: str | Path = RATINGS) -> dict[str, Profession]:
         try:
             profession = Profession(row["word"], float(row["definitional"]), float(row["stereotypical"]))
         except (KeyError, TypeError, ValueError) as error:
-            raise InputError(f"{path}: row {str(row)[:200]} is not word, definitional, stereotypical: restore the file ({error})") from error
+            raise InputError(f"{path}: row {str(row)[:200]} is not word, definitional, stereotypical: "
+                             f"restore the file ({error})") from error
         if not (abs(profession.definitional) <= 1 and abs(profession.stereotypical) <= 1):
             raise InputError(f"{path}: {profession.word}: ratings lie in [-1, 1]: restore the file")
         professions[profession.word] = profession
@@ -64,7 +65,7 @@ def load(path: str | Path = RATINGS) -> dict[str, Profession]:
 
 
 def select(words: Collection[str] | None = None, max_examples: int | None = None) -> list[Profession]:
-    """The professions named by `words` (all for None), in the file's order, at most the first `max_examples` of them.
+    """The professions named by `words` (all for None), in the file's order, the first `max_examples` of them.
 
     Raises:
         InputError: a word without a rating, or max_examples below 1.
@@ -73,7 +74,8 @@ def select(words: Collection[str] | None = None, max_examples: int | None = None
     if words is not None:
         unknown = [word for word in words if word not in rated]
         if unknown:
-            raise InputError(f"no rating for {', '.join(map(repr, unknown))}: choose from the {len(rated)} words of {RATINGS.name}")
+            raise InputError(f"no rating for {', '.join(map(repr, unknown))}: choose from the {len(rated)} "
+                             f"words of {RATINGS.name}")
         rated = {word: rated[word] for word in rated if word in words}
     if max_examples is not None and max_examples < 1:
         raise InputError(f"--max_examples {max_examples}: give a number from 1 on")
@@ -84,9 +86,15 @@ def usable(
     tokenizer: "transformers.PreTrainedTokenizerBase", template: str, professions: Collection[Profession],
     alternatives: Sequence[str] = ("man", "woman"), multi_token: str | None = None,
 ) -> tuple[list[Profession], dict[str, str]]:
-    """(kept professions, {word: reason}) in one template, after the single-token rule of the 2020 study, or what `multi_token` asks for."""
+    """(usable professions, {word: reason}) in one template.
+
+    The others are dropped by the single-token rule of the 2020 study, or by the one that `multi_token` names.
+    """
     if multi_token == "last":
         return list(professions), {}
     why_not = why_not_single_token if multi_token is None else why_not_pairwise
-    reasons = {p.word: why_not(tokenizer, template, p.text if multi_token else p.word, alternatives) for p in professions}
-    return [p for p in professions if reasons[p.word] is None], {word: why for word, why in reasons.items() if why}
+    words = {profession.word: profession.text if multi_token else profession.word
+             for profession in professions}
+    reasons = {name: why_not(tokenizer, template, word, alternatives) for name, word in words.items()}
+    return ([profession for profession in professions if reasons[profession.word] is None],
+            {word: why for word, why in reasons.items() if why})

@@ -1,4 +1,4 @@
-"""What is asked of the model: templates with one slot, the substitutes that fill it, the candidates that may follow."""
+"""Prompts: templates with one slot, the substitutes that fill it, the candidates that may follow."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -16,7 +16,7 @@ SEVERAL_TOKENS = "word or candidate of several tokens; --multi_token last takes 
 
 @dataclass(frozen=True)
 class Prompt:
-    """A filled template. `tokens`: its token ids; `slot`: index of the first and one past the last token of the slot."""
+    """A filled template. `tokens`: its token ids; `slot`: the slot's first token, and one past its last."""
 
     text: str
     tokens: tuple[int, ...]
@@ -27,8 +27,8 @@ class Prompt:
 class PronounStimulus:
     """One example of WinoBias or Winogender: a base string whose slot takes a pronoun, and how it may go on.
 
-    `substitutes`: (female pronoun, male pronoun); `candidates`: (continuation that fits the female-stereotyped referent, the
-    male-stereotyped one's); `referents`: these two, in words.
+    `substitutes`: (female pronoun, male pronoun); `candidates`: (continuation that fits the
+    female-stereotyped referent, the male-stereotyped one's); `referents`: these two, in words.
     """
 
     base_string: str
@@ -38,30 +38,36 @@ class PronounStimulus:
 
 
 def fill(tokenizer: "transformers.PreTrainedTokenizerBase", base_string: str, substitute: str) -> Prompt:
-    """Tokenize `base_string` with `substitute` in its slot, and find the slot's tokens by the tokenizer's character offsets.
+    """Tokenize `base_string` with `substitute` in its slot, and find the slot's tokens by character offsets.
 
-    No special tokens are added but the begin token of models that always have one, see `begin_tokens`. The 2020 code counted the slot's
-    position in blanks, which names a wrong token after any word of several tokens.
+    No special tokens are added but the begin token of models that always have one, see `begin_tokens`. The
+    2020 code counted the slot's position in blanks, which names a wrong token after any word of several
+    tokens.
 
     Raises:
         InputError: not exactly one `{}`, nothing in the slot, or a tokenizer without offsets.
     """
     if base_string.count("{}") != 1:
-        raise InputError(f"base string {base_string!r} needs exactly one slot '{{}}', it has {base_string.count('{}')}")
+        raise InputError(f"base string {base_string!r} needs exactly one slot '{{}}', it has "
+                         f"{base_string.count('{}')}")
     if not substitute.strip():
         raise InputError(f"an empty substitute for the slot of {base_string!r}: give a word")
     if not tokenizer.is_fast:
-        raise InputError(f"tokenizer {type(tokenizer).__name__} gives no character offsets: save the model with its tokenizer.json")
+        raise InputError(f"tokenizer {type(tokenizer).__name__} gives no character offsets: save the model "
+                         "with its tokenizer.json")
     text = base_string.replace("{}", substitute)
     start = base_string.index("{}")
     end = start + len(substitute)
     encoded = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
-    # a token lies in the slot when they share more than white space: offsets may include the blank before a word
-    inside = [i for i, (a, b) in enumerate(encoded["offset_mapping"]) if text[max(a, start):min(b, end)].strip()]
+    # a token lies in the slot when they share more than white space: offsets may include the blank before it
+    inside = [index for index, (first, last) in enumerate(encoded["offset_mapping"])
+              if text[max(first, start):min(last, end)].strip()]
     begin = begin_tokens(tokenizer)
     if not inside:
-        raise InputError(f"the model's tokens know nothing of {substitute!r}, for the slot of {base_string!r}: give another word")
-    return Prompt(text, (*begin, *encoded["input_ids"]), (len(begin) + inside[0], len(begin) + inside[-1] + 1))
+        raise InputError(f"the model's tokens know nothing of {substitute!r}, for the slot of "
+                         f"{base_string!r}: give another word")
+    slot = len(begin) + inside[0], len(begin) + inside[-1] + 1
+    return Prompt(text, (*begin, *encoded["input_ids"]), slot)
 
 
 @lru_cache(maxsize=8)  # it is asked for every prompt
@@ -69,8 +75,8 @@ def begin_tokens(tokenizer: "transformers.PreTrainedTokenizerBase") -> list[int]
     """[id] of the begin token where the tokenizer puts one before every text, as Gemma's does; else [].
 
     Such a model was trained with it always there: without, its probabilities are far off. An end token that
-    some put behind the text as well is left out, for the text goes on. Masked models, whose tokenizers frame a
-    text, have their own rules, see `model.masked`.
+    some put behind the text as well is left out, for the text goes on. Masked models, whose tokenizers frame
+    a text, have their own rules, see `model.masked`.
     """
     plain, usual = (tokenizer("a", add_special_tokens=added)["input_ids"] for added in (False, True))
     begin, behind = [tokenizer.bos_token_id, *plain], usual[1 + len(plain):]
@@ -78,15 +84,19 @@ def begin_tokens(tokenizer: "transformers.PreTrainedTokenizerBase") -> list[int]
 
 
 def is_masked(tokenizer: "transformers.PreTrainedTokenizerBase") -> bool:
-    """Whether a tokenizer is that of a model that predicts masked tokens. Gemma's names a mask, too, but begins a text as causal models do."""
+    """Whether a tokenizer is that of a model that predicts masked tokens.
+
+    Gemma's names a mask, too, but begins a text as causal models do.
+    """
     begins = tokenizer("a")["input_ids"][:1] == [tokenizer.bos_token_id]
-    return tokenizer.mask_token_id is not None and not (begins and tokenizer.cls_token_id != tokenizer.bos_token_id)
+    causal = begins and tokenizer.cls_token_id != tokenizer.bos_token_id
+    return tokenizer.mask_token_id is not None and not causal
 
 
 def tokenize_candidate(
     tokenizer: "transformers.PreTrainedTokenizerBase", candidate: str,
 ) -> tuple[list[str], list[int]]:
-    """(tokens, ids) of a candidate as it stands after a blank: "he" -> (["Ġhe"], [339]) in GPT-2's vocabulary.
+    """(tokens, ids) of a candidate as it stands after a blank: "he" -> (["Ġhe"], [339]) for GPT-2.
 
     Raises:
         InputError: an empty candidate, or one of characters that the tokenizer drops.
@@ -100,7 +110,10 @@ def tokenize_candidate(
 
 
 def check_candidates(names: Sequence[str], ids: Sequence[Sequence[int]], single: bool = True) -> None:
-    """Raises InputError when the two candidates of a neuron stimulus are not two different ones, of one token each where `single`."""
+    """Raises InputError unless a neuron stimulus has two candidates that differ.
+
+    With `single` they have one token each.
+    """
     for name, tokens in zip(names, ids):
         if single and len(tokens) != 1:
             raise InputError(f"candidate {name!r} is {len(tokens)} tokens, the neuron study needs one: "
@@ -116,14 +129,15 @@ def check_candidates(names: Sequence[str], ids: Sequence[Sequence[int]], single:
 def why_not_single_token(
     tokenizer: "transformers.PreTrainedTokenizerBase", template: str, word: str, alternatives: Sequence[str],
 ) -> str | None:
-    """None when `word` and the alternatives each fill the slot with one token at the same place; else the reason in words.
+    """None when `word` and the alternatives fill the slot with one token each at one place; else the reason.
 
     This is the rule of the 2020 study, where a representation of one word replaces that of another.
     """
     prompts = [fill(tokenizer, template, substitute) for substitute in (word, *alternatives)]
     first, last = prompts[0].slot
     if last - first != 1:
-        pieces = "+".join(tokenizer.convert_ids_to_tokens(prompts[0].tokens[first:last])).replace("Ġ", "").replace("▁", "")
+        tokens = tokenizer.convert_ids_to_tokens(prompts[0].tokens[first:last])
+        pieces = "+".join(tokens).replace("Ġ", "").replace("▁", "")
         return f"{last - first} tokens ({pieces})"
     for substitute, prompt in zip(alternatives, prompts[1:]):
         if prompt.slot != prompts[0].slot or len(prompt.tokens) != len(prompts[0].tokens):
@@ -134,6 +148,10 @@ def why_not_single_token(
 def why_not_pairwise(
     tokenizer: "transformers.PreTrainedTokenizerBase", template: str, word: str, alternatives: Sequence[str],
 ) -> str | None:
-    """None when `word` and the alternatives fill the slot with equally many tokens; else the reason in words."""
-    counts = [last - first for first, last in (fill(tokenizer, template, substitute).slot for substitute in (word, *alternatives))]
-    return None if len(set(counts)) == 1 else f"{counts[0]} tokens, and {', '.join(map(repr, alternatives))} {' and '.join(map(str, counts[1:]))}"
+    """None when `word` and the alternatives fill the slot with equally many tokens; else the reason."""
+    slots = [fill(tokenizer, template, substitute).slot for substitute in (word, *alternatives)]
+    counts = [last - first for first, last in slots]
+    if len(set(counts)) == 1:
+        return None
+    return (f"{counts[0]} tokens, and {', '.join(map(repr, alternatives))} "
+            f"{' and '.join(map(str, counts[1:]))}")

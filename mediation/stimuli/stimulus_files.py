@@ -2,29 +2,33 @@
 
 A line is one stimulus:
 
-    {"id": "n1", "base": "The {} said that", "substitutes": ["nurse", "man"], "candidates": ["she", "he"], "group": "female"}
+    {"id": "n1", "base": "The {} said that", "substitutes": ["nurse", "man"], "candidates": ["she", "he"],
+     "group": "female"}
 
-The first substitute makes the null prompt, each of the others is an alternative to it. Odds are those of the second candidate over the first.
-In a CSV, substitutes and candidates are JSON lists, or texts separated by |.
+(without the line break). The first substitute makes the null prompt, each of the others is an alternative to
+it. Odds are those of the second candidate over the first. In a CSV, substitutes and candidates are JSON
+lists, or texts separated by |.
 """
 
 import csv
 import io
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 from mediation.errors import InputError
 from mediation.files.storage import whole_file
 
 FIELDS = ("id", "base", "substitutes", "candidates", "group")  # the last may be absent
+LISTS = ("substitutes", "candidates")
 LONGEST = 2000  # characters of a text: about 500 tokens, whose attention weights still fit into memory
 
 
 @dataclass(frozen=True)
 class Stimulus:
-    """One line of a file. `substitutes`: first the null prompt's; `group`: "" for none; `line`: of the file."""
+    """One line of a file. `substitutes`: first the null prompt's; `group`: "" for none; `line`: its own."""
 
     id: str
     base: str
@@ -38,31 +42,35 @@ def read(path: str | Path) -> list[Stimulus]:
     """The stimuli of a JSONL or CSV file (by its ending), in order.
 
     Raises:
-        InputError: a file that is not there, empty or not text, or a line that is no stimulus; file, line and field are named.
+        InputError: a file that is not there, empty or not text, or a line that is no stimulus; file, line and
+            field are named.
     """
     path = Path(path)
     try:
         content = path.read_bytes()
     except OSError as error:
-        raise InputError(f"{path} cannot be read ({error.strerror}): name a file of stimuli, JSON lines or CSV") from error
+        raise InputError(f"{path} cannot be read ({error.strerror}): name a file of stimuli, JSON lines or "
+                         "CSV") from error
     texts = []
     for number, line in enumerate(content.removeprefix(b"\xef\xbb\xbf").splitlines(), start=1):
         try:
             texts.append(line.decode("utf-8"))
         except UnicodeDecodeError as error:
-            raise InputError(f"{path}, line {number}: not UTF-8 text ({error.reason} at byte {error.start + 1}): save the file as UTF-8") from error
+            raise InputError(f"{path}, line {number}: not UTF-8 text ({error.reason} at byte "
+                             f"{error.start + 1}): save the file as UTF-8") from error
     rows = _csv_rows(path, texts) if path.suffix.lower() == ".csv" else _json_rows(path, texts)
     stimuli: list[Stimulus] = []
     first: dict[str, int] = {}  # the line of each id
     for number, row in rows:
         stimulus = _stimulus(f"{path}, line {number}", number, row)
         if stimulus.id in first:
-            raise InputError(f"{path}, line {number}: field 'id': {_short(stimulus.id)} stands in line {first[stimulus.id]} already: "
-                             "give every stimulus its own")
+            raise InputError(f"{path}, line {number}: field 'id': {_short(stimulus.id)} stands in line "
+                             f"{first[stimulus.id]} already: give every stimulus its own")
         first[stimulus.id] = number
         stimuli.append(stimulus)
     if not stimuli:
-        raise InputError(f"{path}, line 1: the file holds no stimulus: a line is a JSON object with {', '.join(FIELDS[:-1])}")
+        raise InputError(f"{path}, line 1: the file holds no stimulus: a line is a JSON object with "
+                         f"{', '.join(FIELDS[:-1])}")
     return stimuli
 
 
@@ -70,23 +78,24 @@ def write(path: str | Path, stimuli: Iterable[Stimulus]) -> Path:
     """Write stimuli as JSON lines, whole or not at all; returns the path."""
     with whole_file(path) as file:
         for stimulus in stimuli:
-            fields = {name: value for name, value in asdict(stimulus).items() if name in FIELDS and value != ""}
+            fields = {name: value for name, value in asdict(stimulus).items()
+                      if name in FIELDS and value != ""}
             file.write(json.dumps(fields, ensure_ascii=False) + "\n")
     return Path(path)
 
 
-def _json_rows(path, texts):
+def _json_rows(path: Path, texts: Iterable[str]) -> Iterator[tuple[int, Any]]:
     for number, text in enumerate(texts, start=1):
         if text.strip():
             try:
                 yield number, json.loads(text, object_pairs_hook=_without_repeats)
             except (ValueError, RecursionError) as error:
                 reason = str(error).splitlines()[0] if isinstance(error, ValueError) else "nested too deeply"
-                raise InputError(f"{path}, line {number}: not a JSON object ({reason}): write one stimulus a line, "
-                                 "or end the file's name in .csv") from error
+                raise InputError(f"{path}, line {number}: not a JSON object ({reason}): write one stimulus a "
+                                 "line, or end the file's name in .csv") from error
 
 
-def _without_repeats(pairs):
+def _without_repeats(pairs: Sequence[tuple[str, Any]]) -> dict[str, Any]:
     names = [name for name, _ in pairs]
     for name in names:
         if names.count(name) > 1:
@@ -94,94 +103,110 @@ def _without_repeats(pairs):
     return dict(pairs)
 
 
-def _csv_rows(path, texts):
+def _csv_rows(path: Path, texts: Iterable[str]) -> Iterator[tuple[int, dict[str, Any]]]:
     """Rows of a CSV as dictionaries, lists read; a row's number is that of its last line."""
     reader = csv.DictReader(io.StringIO("\n".join(texts)), restkey="too many cells", strict=True)
     try:
         names = reader.fieldnames or []
-        twice = [name for name in names if names.count(name) > 1]
-        if twice:
-            raise InputError(f"{path}, line 1: column {_short(twice[0])} stands there twice: leave one of them out")
+        repeated = [name for name in names if names.count(name) > 1]
+        if repeated:
+            raise InputError(f"{path}, line 1: column {_short(repeated[0])} stands there twice: leave one of "
+                             "them out")
         missing = [name for name in FIELDS[:-1] if name not in names]
         if missing:
-            raise InputError(f"{path}, line 1: column {missing[0]!r} is missing: the columns are {', '.join(FIELDS)}")
+            raise InputError(f"{path}, line 1: column {missing[0]!r} is missing: the columns are "
+                             f"{', '.join(FIELDS)}")
         for row in reader:
             if any(row.values()):
-                yield reader.line_num, {name: _list(path, reader.line_num, name, text) if name in ("substitutes", "candidates") else text
-                                        for name, text in row.items() if text is not None}
+                number = reader.line_num
+                yield number, {name: _list(path, number, name, text) if name in LISTS else text
+                               for name, text in row.items() if text is not None}
     except csv.Error as error:
         raise InputError(f"{path}, line {reader.line_num}: not a CSV ({error}): mend its quotes") from error
 
 
-def _list(path, number, name, text):
+def _list(path: Path, number: int, name: str, text: str) -> Any:
     if not text.lstrip().startswith("["):
         return text.split("|")
     try:
         return json.loads(text)
     except (ValueError, RecursionError) as error:
-        raise InputError(f"{path}, line {number}: field {name!r}: {_short(text)} is no JSON list: write [\"one\", \"two\"] or one|two") from error
+        raise InputError(f"{path}, line {number}: field {name!r}: {_short(text)} is no JSON list: write "
+                         "[\"one\", \"two\"] or one|two") from error
 
 
-def _stimulus(where, number, row):
+def _stimulus(where: str, number: int, row: Any) -> Stimulus:
     if not isinstance(row, dict):
         raise InputError(f"{where}: {_kind(row)}, not an object with the fields {', '.join(FIELDS)}")
     unknown = [str(name) for name in row if name not in FIELDS]
     if unknown:
-        raise InputError(f"{where}: field {_short(unknown[0])} is unknown: the fields are {', '.join(FIELDS)}")
+        raise InputError(f"{where}: field {_short(unknown[0])} is unknown: the fields are "
+                         f"{', '.join(FIELDS)}")
     for name in FIELDS[:-1]:
         if name not in row:
             raise InputError(f"{where}: field {name!r} is missing: a stimulus has {', '.join(FIELDS[:-1])}")
     group = row.get("group")
     base = _text(where, "base", row["base"])
     if base.count("{}") != 1:
-        raise InputError(f"{where}: field 'base': {_short(base)} has {base.count('{}')} slots '{{}}': write exactly one")
+        raise InputError(f"{where}: field 'base': {_short(base)} has {base.count('{}')} slots '{{}}': write "
+                         "exactly one")
     if base != base.rstrip():
-        raise InputError(f"{where}: field 'base': {_short(base)} ends in a blank: leave it out, candidates come after one anyway")
-    substitutes, candidates = (_texts(where, name, row[name]) for name in ("substitutes", "candidates"))
+        raise InputError(f"{where}: field 'base': {_short(base)} ends in a blank: leave it out, candidates "
+                         "come after one anyway")
+    substitutes, candidates = (_texts(where, name, row[name]) for name in LISTS)
     if len(substitutes) < 2:
-        raise InputError(f"{where}: field 'substitutes' has {len(substitutes)}: give the null prompt's and at least one alternative")
+        raise InputError(f"{where}: field 'substitutes' has {len(substitutes)}: give the null prompt's and "
+                         "at least one alternative")
     if len(candidates) != 2:
-        raise InputError(f"{where}: field 'candidates' has {len(candidates)}: give two, odds are of the second over the first")
+        raise InputError(f"{where}: field 'candidates' has {len(candidates)}: give two, odds are of the "
+                         "second over the first")
     for name, texts in (("substitutes", substitutes), ("candidates", candidates)):
         if len({text.strip() for text in texts}) < len(texts):
-            raise InputError(f"{where}: field {name!r}: two of them are the same, so nothing could differ: {_short(', '.join(texts))}")
+            raise InputError(f"{where}: field {name!r}: two of them are the same, so nothing could differ: "
+                             f"{_short(', '.join(texts))}")
     if group == "all":
-        raise InputError(f"{where}: field 'group': 'all' is what means over all groups are called: choose another name")
-    return Stimulus(_identity(where, row["id"]), base, substitutes, candidates, _text(where, "group", group) if group not in (None, "") else "", number)
+        raise InputError(f"{where}: field 'group': 'all' is what means over all groups are called: choose "
+                         "another name")
+    group = "" if group in (None, "") else _text(where, "group", group)
+    return Stimulus(_identity(where, row["id"]), base, substitutes, candidates, group, number)
 
 
-def _identity(where, value):
+def _identity(where: str, value: Any) -> str:
     """A text, or a whole number as text."""
     return str(value) if type(value) is int and abs(value) < 10**18 else _text(where, "id", value)
 
 
-def _text(where, name, value):
+def _text(where: str, name: str, value: Any) -> str:
     if not isinstance(value, str):
         raise InputError(f"{where}: field {name!r} is {_kind(value)}: write a text")
     if not value.strip():
         raise InputError(f"{where}: field {name!r} is empty: write a text")
     if len(value) > LONGEST:
-        raise InputError(f"{where}: field {name!r} has {len(value):,} characters: at most {LONGEST:,} can be studied")
+        raise InputError(f"{where}: field {name!r} has {len(value):,} characters: at most {LONGEST:,} can be "
+                         "studied")
     if any(ord(character) < 32 or ord(character) == 127 for character in value):
-        raise InputError(f"{where}: field {name!r} holds a control character, such as a tab or the end of a line: leave it out")
+        raise InputError(f"{where}: field {name!r} holds a control character, such as a tab or the end of a "
+                         "line: leave it out")
     try:
         value.encode("utf-8")
     except UnicodeEncodeError:
-        raise InputError(f"{where}: field {name!r} holds half a character (a lone surrogate): write it again") from None
+        raise InputError(f"{where}: field {name!r} holds half a character (a lone surrogate): write it "
+                         "again") from None
     return value
 
 
-def _texts(where, name, value):
+def _texts(where: str, name: str, value: Any) -> tuple[str, ...]:
     if not isinstance(value, (list, tuple)):
         raise InputError(f"{where}: field {name!r} is {_kind(value)}: write a list of texts")
     return tuple(_text(where, name, text) for text in value)
 
 
-def _kind(value):
-    """What a value of JSON is, in words."""
-    kinds = {str: "a text", bool: "true or false", int: "a number", float: "a number", list: "a list", dict: "an object", type(None): "null"}
+def _kind(value: Any) -> str:
+    """The kind of a value of JSON, in words."""
+    kinds = {str: "a text", bool: "true or false", int: "a number", float: "a number", list: "a list",
+             dict: "an object", type(None): "null"}
     return kinds[type(value)]
 
 
-def _short(text):
+def _short(text: str) -> str:
     return repr(text if len(text) <= 60 else text[:57] + "...")

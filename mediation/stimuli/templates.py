@@ -8,8 +8,8 @@ TEMPLATES = tuple(
     "The {} " + ending
     for ending in (
         *(f"{verb} that" for verb in ("said", "yelled", "whispered", "wanted", "desired", "wished")),
-        *(f"{verb} because" for verb in ("ate", "ran", "drove", "slept", "cried", "laughed", "went home", "stayed up",
-                                         "was fired", "was promoted", "yelled")),
+        *(f"{verb} because" for verb in ("ate", "ran", "drove", "slept", "cried", "laughed", "went home",
+                                         "stayed up", "was fired", "was promoted", "yelled")),
     )
 )  # numbered from 1 in this order, as in the 2020 study
 
@@ -23,7 +23,8 @@ def select_templates(indices: Iterable[int] | None) -> dict[int, str]:
     numbers = range(1, len(TEMPLATES) + 1) if indices is None else dict.fromkeys(indices)
     for number in numbers:
         if not 1 <= number <= len(TEMPLATES):
-            raise InputError(f"template index {number} does not exist: templates are numbered 1 to {len(TEMPLATES)}")
+            raise InputError(f"template index {number} does not exist: templates are numbered 1 to "
+                             f"{len(TEMPLATES)}")
     return {number: TEMPLATES[number - 1] for number in numbers}
 
 
@@ -35,7 +36,8 @@ def split_base_string(base_string: str) -> tuple[str, str]:
     """
     for template in TEMPLATES:
         before, after = template.split("{}")
-        if base_string.startswith(before) and base_string.endswith(after) and len(base_string) > len(before) + len(after):
+        fits = base_string.startswith(before) and base_string.endswith(after)
+        if fits and len(base_string) > len(before) + len(after):
             return template, base_string[len(before):len(base_string) - len(after)]
     raise InputError(f"base string {base_string!r} fits none of the {len(TEMPLATES)} templates")
 
