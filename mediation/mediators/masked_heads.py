@@ -6,7 +6,7 @@ import torch
 
 from mediation.mediators.heads import HeadEdits, replacement
 from mediation.mediators.sweeps import sweep_heads_in
-from mediation.model.attention import attention_weights, overriding
+from mediation.model.attention import attention_weights, changed_outputs
 
 
 def sweep_masked_heads(model, parts, run_on, source, candidates, chosen, masking, batch_size=None, full_passes=False, progress=None, fast=None):
@@ -41,6 +41,6 @@ def by_full_passes(model, parts, scored, edits, rows):
     """Reference: full forward passes with the weights replaced, and a softmax over the vocabulary; float64 [rows, 1]."""
     edits = edits[rows.to(scored.tokens.device)]
     ((position,), (token,)), = scored.predictions
-    with overriding({module: replacement(edits, layer) for layer, module in enumerate(parts.attentions)}):
+    with changed_outputs({module: replacement(edits, layer) for layer, module in enumerate(parts.attentions)}):
         logits = model(scored.tokens.expand(len(edits), -1)).logits[:, position]
     return logits.double().log_softmax(dim=-1)[:, [token]].cpu()

@@ -10,7 +10,7 @@ import torch
 from mediation.mediators.batches import in_batches, in_two_precisions
 from mediation.mediators.heads import HeadEdits, replacement, shift
 from mediation.mediators.neurons import change, edited, writing
-from mediation.model.attention import attention_weights, overriding
+from mediation.model.attention import attention_weights, changed_outputs
 from mediation.model.forward import Resumption, pack, run_base
 from mediation.model.products import exchanged, on_differences, packed
 from mediation.model.readout import ReadOut
@@ -153,7 +153,7 @@ def _run(descend, todo, layers, size, result, parts, base, predictions, first, o
         in_batches(exactly, todo, size, result, progress)
         return
     fast_read_out = read_out(True)
-    fast_layers = exact_layers | on_differences(parts.blocks, base.linear_layers, first)  # the unembedding is left in the model's precision
+    fast_layers = exact_layers | on_differences(parts.blocks, base.linear_maps, first)  # the unembedding is left in the model's precision
 
     def on_the_difference(rows):
         with exchanged(fast_layers):
@@ -200,7 +200,7 @@ def heads_by_descent(parts, base, edits, read_out):
             hidden = torch.cat([hidden, hidden[:1].expand(joining, -1, -1) if led else resumption.rows(layer, joining)])
         under_way = edits[: len(hidden)]
         changes = {parts.attentions[layer]: shift(under_way, layer)} if under_way.chosen[:, layer].any() else {}
-        with overriding(changes):
+        with changed_outputs(changes):
             hidden = resumption.block(layer, hidden)
     result = torch.empty(len(order), read_out.columns, dtype=torch.float64)
     result[order.cpu()] = read_out(hidden[int(led):], edits.first)
@@ -216,7 +216,7 @@ def heads_by_full_passes(model, parts, context, candidates, edits):
     for candidate in candidates:
         ids = torch.tensor(candidate, device=context.device)
         tokens = torch.cat([context, ids[:-1]]).expand(len(edits), -1)
-        with overriding({module: replacement(edits, layer) for layer, module in enumerate(parts.attentions)}):
+        with changed_outputs({module: replacement(edits, layer) for layer, module in enumerate(parts.attentions)}):
             logits = model(tokens, use_cache=False, logits_to_keep=len(ids)).logits  # [B, candidate's tokens, vocabulary]
         columns.append(logits.double().log_softmax(-1)[:, torch.arange(len(ids)), ids].mean(dim=1).cpu())
     return torch.stack(columns, dim=1)
@@ -253,7 +253,7 @@ def sweep_heads_in(model, parts, tree, context, edits, batch_size=None, referenc
     own = attention_weights(model, parts, context)
     differs = (own != edits.weights)[:, :, edits.first:].any(dim=3).any(dim=2)  # [L, H]
     edits = HeadEdits(edits.chosen & differs, edits.weights, edits.first)
-    base = run_base(model, parts, tree.tokens, tree, linear_layers=fast is not None)
+    base = run_base(model, parts, tree.tokens, tree, linear_maps=fast is not None)
     residual = base.residuals[-1]
     result = ReadOut(parts, tree.predictions)(residual.unsqueeze(0)).repeat(len(edits), 1)
     changed = edits.chosen.any(dim=2).any(dim=1).cpu()
