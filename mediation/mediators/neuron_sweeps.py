@@ -307,7 +307,8 @@ def direct_interpolants(model: LanguageModel, interventions: Sequence[Interventi
     stimulus.
     """
     run_on = type_of(intervention_type).run_on
-    prompts, candidates = [each.prompts[run_on].tokens for each in interventions], interventions[0].candidates_tok
+    prompts = [each.prompts[run_on].tokens for each in interventions]
+    candidates = interventions[0].candidates_tok
     tree = pack(prompts, candidates, model.device)
     (position,) = interventions[0].places[run_on]
     with Narrowing() as narrowing:
