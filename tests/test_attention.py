@@ -149,11 +149,11 @@ def test_weights_given_by_hand(toy_model, stimulus):
         model.attention_intervention(x[1:], stimulus(model).candidates_tok, override)
 
 
-def test_overrides_are_gone_after_an_error(toy_model):
+def test_changed_outputs_are_gone_after_an_error(toy_model):
     model = toy_model()
-    with pytest.raises(ZeroDivisionError), attention.overriding({model.parts.attentions[0]: lambda output, *_: output}):
+    with pytest.raises(ZeroDivisionError), attention.changed_outputs({model.parts.attentions[0]: lambda output, *_: output}):
         raise ZeroDivisionError
-    assert not attention._overrides
+    assert not attention._changes
 
 
 def test_packed_candidates_do_not_see_each_other(toy_model, stimulus, architecture):

@@ -79,13 +79,13 @@ def test_changed_weights_are_packed_again(toy_checkpoint, change):
 def test_no_difference_to_the_base_run_changes_nothing(fast_model):
     tokens = stimulus(fast_model).base_strings_tok[0]
     with torch.no_grad():
-        base = run_base(fast_model.model, fast_model.parts, tokens, linear_layers=True)
-        with exchanged(on_differences(fast_model.parts.blocks, base.linear_layers, 0)):
+        base = run_base(fast_model.model, fast_model.parts, tokens, linear_maps=True)
+        with exchanged(on_differences(fast_model.parts.blocks, base.linear_maps, 0)):
             again = run_base(fast_model.model, fast_model.parts, tokens)
     torch.testing.assert_close(again.residuals[-1], base.residuals[-1], rtol=1e-5, atol=1e-5)
 
 
-def test_a_record_holds_every_linear_layer_once(fast_model):
+def test_a_record_holds_every_linear_map_once(fast_model):
     with torch.no_grad(), recorded(fast_model.parts.blocks) as record:
         fast_model.model(stimulus(fast_model).base_strings_tok[0].unsqueeze(0))
     assert set(record) == {module for module in fast_model.parts.blocks.modules() if type(module).__name__ in ("Linear", "Conv1D")}
@@ -145,7 +145,7 @@ def test_only_what_differs_is_bfloat16(toy_checkpoint, architecture):
     tokens = stimulus(model).base_strings_tok[0]
     predictions = tuple(([len(tokens) - 1], [token]) for token in (1, 2))
     with torch.no_grad():
-        base = run_base(model.model, model.parts, tokens, linear_layers=True)
+        base = run_base(model.model, model.parts, tokens, linear_maps=True)
         edits = single_neuron_edits(base.representations(1) + 0.01, 1)
         exact = sweep(model.parts, base, predictions, edits)
         counts = FastRows()
@@ -182,7 +182,7 @@ def test_a_sweep_with_an_error_that_the_first_sample_did_not_tell_is_run_again_e
     seen = []
     truth, exactly, approximately = two_ways(lambda rows, distance: seen.append(rows) or (0.0 if len(seen) == 1 else 0.1))
     result, fast = torch.zeros(400, 1, dtype=torch.float64), FastRows(rows=100, exact=10, sampled=20, largest_deviation=1e-4)
-    in_two_precisions(exactly, approximately, torch.arange(400), torch.zeros(400), 50, result, fast)
+    in_two_precisions(exactly, approximately, torch.arange(400), torch.zeros(400, dtype=torch.long), 50, result, fast)
     assert (result == truth).all()
     assert fast == FastRows(rows=500, exact=410, sampled=20, repeated=1, largest_deviation=1e-4) and "1 sweeps" in str(fast)
 

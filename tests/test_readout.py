@@ -55,7 +55,7 @@ def test_tokens_whose_logits_grow_strongly_are_seen(head, rank, length, others):
 
 
 def test_normalisers_are_made_once_for_each_base_row_and_weight(head, monkeypatch):
-    monkeypatch.setattr(readout, "KEPT", 3 * 4 * WIDTH * (WIDTH + LIKELIEST + FARTHEST))
+    monkeypatch.setattr(readout, "MEMORY", 3 * 4 * WIDTH * (WIDTH + LIKELIEST + FARTHEST))
     rows = torch.randn(4, WIDTH)
     first = [Normaliser.of(head, row) for row in rows]
     assert [Normaliser.of(head, row) is before for row, before in zip(reversed(rows), reversed(first))] == [True, True, True, False]

@@ -34,7 +34,7 @@ def neuron_edits(task):
 def exact(model, task, counted=None):
     """The prompt's base run is timed, too."""
     predictions = tuple(([len(task.tokens) - 1], [candidate]) for candidate in task.candidates.tolist())
-    base = run_base(model.model, model.parts, task.tokens, linear_layers=counted is not None)
+    base = run_base(model.model, model.parts, task.tokens, linear_maps=counted is not None)
     return sweep(model.parts, base, predictions, neuron_edits(task), fast=counted)
 
 

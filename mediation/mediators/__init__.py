@@ -1,1 +1,4 @@
-"""What can be changed in a run: neurons and attention heads; their sweeps, by one descent and by full passes; gradients, interpolation, batches."""
+"""What can be changed in a run: neurons and attention heads.
+
+The catalogue; sweeps, by one descent and by full passes; gradients, interpolation, batches.
+"""

@@ -1,16 +1,24 @@
-"""The rows of a sweep in batches that fit into memory, and in two precisions: fast where that is good enough, exact for the others.
+"""The rows of a sweep in batches that fit into memory, and in two precisions.
 
-The error of a fast row grows with its distance from the base run (see `products.on_differences`). A random sample of rows, run both ways,
-says by how much; rows whose expected error is too large are run exactly. Another sample, of rows that were left fast, says what came of it.
+Fast where that is good enough, exact for the others. The error of a fast row grows with its distance from the
+base run (see `products.on_differences`). A random sample of rows, run both ways, says by how much; rows whose
+expected error is too large are run exactly. Another sample, of rows that were left fast, says what came of
+it.
+
+Symbols in shapes: B rows of a sweep, R of them that one call runs, P predictions.
 """
 
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
 
 import torch
+from jaxtyping import Float64, Int
+from torch import Tensor
 
 from mediation.model.fast_rows import FastRows
 
+Run = Callable[[Int[Tensor, "R"]], Float64[Tensor, "R P"]]  # numbers of the rows with these indices
 Progress = Callable[[int], object]  # called with the number of interventions done
 
 SAMPLED = 0.01  # share of the rows in a sample
@@ -20,26 +28,27 @@ BOUND = 1e-3  # in a log-probability: a sweep whose sample shows a larger error 
 DEVIATIONS = 3  # of the errors of a sample, to be on the safe side with one row
 
 
-def batch(iterable, bsize=1):
-    """Yield slices of at most `bsize` items of anything with a length and slices."""
+def batch(iterable: Sequence, bsize: int = 1) -> Iterator[Any]:
+    """Yield slices of at most `bsize` items."""
     for start in range(0, len(iterable), bsize):
         yield iterable[start:start + bsize]
 
 
-def in_batches(run, todo, size, result, progress=None):
-    """Fill the rows `todo` of `result` by `run`, `size` of them at once, half as many from where memory does not suffice."""
-    while len(todo):
-        rows = todo[:size]
+def in_batches(run: Run, rows: Int[Tensor, "R"], size: int, result: Float64[Tensor, "B P"],
+               progress: Progress | None = None) -> None:
+    """Fill these rows of `result` by `run`, `size` at once; half as many where memory does not suffice."""
+    while len(rows):
+        together = rows[:size]
         try:
-            result[rows] = run(rows)
+            result[together] = run(together)
         except (torch.OutOfMemoryError, RuntimeError) as error:
             if size == 1 or not _is_out_of_memory(error):
                 raise
             size //= 2
             continue
-        todo = todo[size:]
+        rows = rows[size:]
         if progress:
-            progress(len(rows))
+            progress(len(together))
 
 
 def _is_out_of_memory(error):
@@ -47,48 +56,57 @@ def _is_out_of_memory(error):
     return isinstance(error, torch.OutOfMemoryError) or "DefaultCPUAllocator" in str(error)
 
 
-def in_two_precisions(run_exact, run_fast, todo, layers, size, result, fast, progress=None, odds_only=False):
-    """Fill the rows `todo` of `result`, by `run_fast` where that is within AIM.
+def in_two_precisions(run_exact: Run, run_fast: Run, rows: Int[Tensor, "R"], layers: Int[Tensor, "B"],
+                      size: int, result: Float64[Tensor, "B P"], fast: FastRows,
+                      progress: Progress | None = None, odds_only: bool = False) -> None:
+    """Fill these rows of `result`, by `run_fast` where that is within AIM.
 
     Args:
-        run_exact: function of rows to float64 [rows, P]; run_fast: the same with one more column, a row's distance from the base run.
-        layers: [len(result)], where each row begins; result: [rows, P], filled with the base run's; fast: FastRows, to which this adds.
+        run_exact, run_fast: the latter with one more column, a row's distance from the base run.
+        layers: where each row begins; result: filled with the base run's; fast: to which this adds.
         odds_only: columns are two candidates' in turn, and only their differences are known.
 
     Where a row of the second sample is off by more than BOUND, all rows are run exactly.
     """
     approximate = torch.empty(len(result), result.shape[1] + 1, dtype=result.dtype)
-    generator = torch.Generator().manual_seed(zlib.crc32(result[:1].numpy().tobytes()))  # other rows in every sweep, the same in every run
+    # other rows in every sweep, the same in every run of it
+    generator = torch.Generator().manual_seed(zlib.crc32(result[:1].numpy().tobytes()))
 
     def draw(rows):
         count = min(len(rows), max(AT_LEAST, min(AT_MOST, int(SAMPLED * len(rows)))))
         return rows[torch.randperm(len(rows), generator=generator)[:count]].sort().values
 
     def error(rows):
-        apart = approximate[rows, :-1] - result[rows]
-        return (apart[:, 0::2] - apart[:, 1::2] if odds_only else apart).abs().amax(dim=1)
+        difference = approximate[rows, :-1] - result[rows]
+        of_columns = difference[:, 0::2] - difference[:, 1::2] if odds_only else difference
+        return of_columns.abs().amax(dim=1)
 
-    sample = draw(todo)
+    sample = draw(rows)
     in_batches(run_fast, sample, size, approximate)
     in_batches(run_exact, sample, size, result, progress)
-    slope = DEVIATIONS * error(sample).norm() / approximate[sample, -1].norm().clamp_min(1e-9)  # expected error a unit of distance
-    far, of_layer = ~(slope * approximate[sample, -1] <= AIM), layers[sample]  # what is not a number is far
+    # expected error per unit of distance
+    slope = DEVIATIONS * error(sample).norm() / approximate[sample, -1].norm().clamp_min(1e-9)
+
+    def is_far(rows):
+        return ~(slope * approximate[rows, -1] <= AIM)  # what is not a number is far
+
     # a layer most of whose sampled rows are far is not tried
+    far, of_layer = is_far(sample), layers[sample]
     hopeless = [layer for layer in of_layer.unique().tolist() if far[of_layer == layer].double().mean() > 0.5]
-    rest = todo[~torch.isin(todo, sample)]
-    untried = torch.isin(layers[rest], torch.tensor(hopeless, dtype=layers.dtype))
-    tried = rest[~untried]
+    others = rows[~torch.isin(rows, sample)]
+    is_hopeless = torch.isin(layers[others], torch.tensor(hopeless, dtype=layers.dtype))
+    untried, tried = others[is_hopeless], others[~is_hopeless]
     in_batches(run_fast, tried, size, approximate, progress)
-    far = ~(slope * approximate[tried, -1] <= AIM)
-    left = tried[~far]
-    result[left] = approximate[left, :-1]
-    checked = draw(left)
-    in_batches(run_exact, torch.cat([rest[untried], tried[far], checked]).sort().values, size, result)
+    far = is_far(tried)
+    near = tried[~far]
+    result[near] = approximate[near, :-1]
+    second_sample = draw(near)
+    in_batches(run_exact, torch.cat([untried, tried[far], second_sample]).sort().values, size, result)
     if progress:
-        progress(int(untried.sum()))
-    deviation = float(error(checked).max()) if len(checked) else 0.0
-    counted = FastRows(len(todo), len(todo) - len(left), len(checked), 0, deviation)
+        progress(len(untried))
+    deviation = float(error(second_sample).max()) if len(second_sample) else 0.0
+    counts = FastRows(len(rows), len(rows) - len(near), len(second_sample), 0, deviation)
     if not deviation <= BOUND:
-        in_batches(run_exact, left, size, result)
-        counted.run_again()
-    fast.add(counted)
+        in_batches(run_exact, near, size, result)
+        counts.run_again()
+    fast.add(counts)

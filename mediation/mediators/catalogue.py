@@ -1,26 +1,39 @@
 """The mediators: one record each. Nothing else in the house asks which mediator it is.
 
-A new mediator is a record here, and at most a file beside with how a sweep changes it (docs/code.md shows how). Importing this needs no PyTorch, so
-that `mediate.py --help` can tell them.
+A new mediator is a record here, and at most a file beside with how a sweep changes it (docs/code.md shows
+how). Importing this needs no PyTorch, so that `mediate.py --help` can tell them.
 
-Shapes: L layers, D neurons per layer, H heads per layer, U units of a sweep.
+Symbols in shapes: U units of a sweep, K neurons of a set.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
+from typing import TYPE_CHECKING, TypeAlias
 
 import numpy as np
+from jaxtyping import Int64
+
+if TYPE_CHECKING:  # both hold tensors
+    import mediation.model.language_model
+    import mediation.stimuli.interventions
+
+LanguageModel: TypeAlias = "mediation.model.language_model.LanguageModel"
+Intervention: TypeAlias = "mediation.stimuli.interventions.Intervention"
 
 
 @dataclass(frozen=True)
 class Mediator:
     """What can be changed in a run, and how it is told.
 
-    `what`: a line for people; `sweep`: mediators of one sweep are computed together, and it says what is changed: "neurons" or "attention weights".
+    `what`: a line for people.
+    `sweep`: mediators of one sweep are computed together, and it says what is changed: "neurons" or
+        "attention weights".
     `unit`: the column that names a unit within its layer, None where a whole layer is one unit.
-    `fits`: raises InputError (with its `reason`) for a stimulus for which the mediator is not defined in this model.
-    `units`: of a model, {column: array [units]}; `within`: of a model, the mediator's part of its sweep's units; `count`: of a model, U.
-    `sets`: of a model, int64 array [U, K]: neurons that are changed together; None where each is changed alone.
+    `fits`: raises InputError (with its `reason`) for a stimulus for which the mediator is not defined in this
+        model.
+    `units`: of a model, the columns that name the mediator's units; `within`: of a model, its part of its
+        sweep's units; `count`: of a model, how many these are.
+    `sets`: of a model, neurons that are changed together; None where each is changed alone.
     `estimated`: whether the methods that estimate do so; else every unit is always run.
     `screened`: whether there are so many units that screening names its share and its sample.
     """
@@ -29,11 +42,11 @@ class Mediator:
     what: str
     sweep: str
     unit: str | None
-    fits: Callable
-    units: Callable
-    within: Callable
-    count: Callable
-    sets: Callable | None = None
+    fits: Callable[[LanguageModel, Intervention], None]
+    units: Callable[[LanguageModel], dict[str, np.ndarray]]
+    within: Callable[[LanguageModel], slice]
+    count: Callable[[LanguageModel], int]
+    sets: Callable[[LanguageModel], Int64[np.ndarray, "U K"]] | None = None
     estimated: bool = False
     screened: bool = False
 
@@ -72,25 +85,30 @@ def _of_one_layer(model):
 
 CATALOGUE = {mediator.name: mediator for mediator in (
     Mediator(
-        "neurons", "every neuron (word embedding, MLP outputs) at the slot", "neurons", "neuron", _neurons_fit,
+        "neurons", "every neuron (word embedding, MLP outputs) at the slot", "neurons", "neuron",
+        _neurons_fit,
         units=lambda model: _columns((model.num_layers + 1, model.num_neurons), "layer", "neuron"),
-        within=lambda _: slice(None), count=lambda model: (model.num_layers + 1) * model.num_neurons, estimated=True, screened=True),
+        within=lambda _: slice(None), count=lambda model: (model.num_layers + 1) * model.num_neurons,
+        estimated=True, screened=True),
     Mediator(
         "mlps", "all of a layer's neurons at the slot", "neurons", None, _neurons_fit,
         units=lambda model: _columns((model.num_layers + 1,), "layer"),
         within=lambda _: slice(None), count=lambda model: model.num_layers + 1, sets=_of_one_layer),
     Mediator(
-        "heads", "every attention head's weights, on prompts of equal length", "attention weights", "head", _attention_fits,
+        "heads", "every attention head's weights, on prompts of equal length", "attention weights", "head",
+        _attention_fits,
         units=lambda model: _columns((model.num_layers, model.num_heads), "layer", "head"),
         within=lambda model: slice(_heads(model)), count=_sets_of_heads, estimated=True),
     Mediator(
-        "layers", 'all heads of a layer, and of the model ("all")', "attention weights", None, _attention_fits,
-        units=_every_layer_and_all, within=lambda model: slice(_heads(model), None), count=_sets_of_heads, estimated=True),
+        "layers", 'all heads of a layer, and of the model ("all")', "attention weights", None,
+        _attention_fits,
+        units=_every_layer_and_all, within=lambda model: slice(_heads(model), None), count=_sets_of_heads,
+        estimated=True),
 )}
 
 
-def together(names):
-    """The named mediators in groups that come from one sweep, in the catalogue's order: lists of Mediators."""
+def together(names: Collection[str]) -> list[list[Mediator]]:
+    """The named mediators in groups that come from one sweep, in the catalogue's order."""
     groups: dict[tuple, list[Mediator]] = {}
     for mediator in CATALOGUE.values():
         if mediator.name in names:

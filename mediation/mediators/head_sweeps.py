@@ -48,6 +48,7 @@ def masked_heads_in_sets(model: LanguageModel, intervention: Intervention, effec
                          progress: Progress | None = None,
                          full_passes: bool = False) -> Float64[Tensor, "B 2"]:
     """`heads_in_sets` of a masked model; with `full_passes` by these, however the model was made."""
+    assert model.masking is not None, "a causal model"
     intervention.check_for_attention()
     run_on, source = _contexts(model, intervention, effect)
     return sweep_masked_heads(model.model, model.parts, run_on, source, intervention.candidates_tok,

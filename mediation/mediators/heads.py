@@ -1,43 +1,49 @@
-"""Attention interventions: which heads' weights are replaced (`HeadEdits`), and the two ways in which a run takes them.
+"""Attention interventions: which heads' weights are replaced (`HeadEdits`), and two ways to run them.
 
-Shapes: B batch (interventions), L layers, H heads, T context tokens, R = T - first context rows that can differ.
+Symbols in shapes: B batch (interventions), L attention layers, H heads, T context tokens, R = T - first
+context rows that can differ.
 """
 
 from dataclasses import dataclass
 
 import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from mediation.model.attention import Change
 
 
 @dataclass(frozen=True)
 class HeadEdits:
     """B interventions, each on a set of heads of the whole model.
 
-    `chosen` bool [B, L, H]: heads whose weights are replaced; `weights` [L, H, T, T]: by these; `first`: rows before it are equal
-    in both runs and are not touched.
+    `chosen`: heads whose weights are replaced; `weights`: by these; `first`: rows before it are equal in both
+    runs and are not touched.
     """
 
-    chosen: torch.Tensor
-    weights: torch.Tensor
+    chosen: Bool[Tensor, "B L H"]
+    weights: Float[Tensor, "L H T T"]
     first: int
 
-    def __len__(self):
+    def __len__(self) -> int:
         return len(self.chosen)
 
-    def __getitem__(self, rows):
+    def __getitem__(self, rows: slice | Int[Tensor, " _"]) -> "HeadEdits":
         return HeadEdits(self.chosen[rows], self.weights, self.first)
 
 
-def heads_layers_model(layers, heads):
-    """The sets of the study, bool [L x H + L + 1, L, H]: every head alone, every layer's heads together, all heads of the model."""
+def heads_layers_model(layers: int, heads: int) -> Bool[Tensor, "{layers*heads+layers+1} {layers} {heads}"]:
+    """The sets of the study: every head alone, every attention layer's heads together, all of the model."""
     single = torch.eye(layers * heads, dtype=torch.bool).reshape(-1, layers, heads)
     whole_layers = torch.eye(layers, dtype=torch.bool).unsqueeze(2).expand(-1, -1, heads)
     return torch.cat([single, whole_layers, torch.ones(1, layers, heads, dtype=torch.bool)])
 
 
-def shift(edits, layer):
-    """Override for resumed rows, which begin at position `edits.first`: the difference of the weights times the run's values is added.
+def shift(edits: HeadEdits, layer: int) -> Change:
+    """Change of resumed rows, which begin at position `edits.first`.
 
-    A head that is given the weights it has anyway is shifted by exactly 0.
+    The difference of the weights times the run's values is added: a head that is given the weights that it
+    has anyway is shifted by exactly 0.
     """
     rows, heads = edits.chosen[:, layer].nonzero(as_tuple=True)
     length = edits.weights.shape[-1]  # T
@@ -52,16 +58,19 @@ def shift(edits, layer):
     return change
 
 
-def replacement(edits, layer):
-    """Override for full passes, the plain way: the context's square of weights is replaced, and the output computed again."""
+def replacement(edits: HeadEdits, layer: int) -> Change:
+    """Change of full passes, the plain way.
+
+    The context's square of weights is replaced, and the output computed again.
+    """
     rows, heads = edits.chosen[:, layer].nonzero(as_tuple=True)
     length = edits.weights.shape[-1]
 
     def change(output, weights, values):
         groups = output.shape[2] // values.shape[1]
-        replaced = weights[rows, heads]  # [n, tokens, keys]
-        replaced[:, :length, :length] = edits.weights[layer, heads]
-        output[rows, :, heads] = replaced @ values[rows, heads // groups]
+        new = weights[rows, heads]  # [n, tokens, keys]
+        new[:, :length, :length] = edits.weights[layer, heads]
+        output[rows, :, heads] = new @ values[rows, heads // groups]
         return output
 
     return change

@@ -126,7 +126,7 @@ def sweep_prompt(model: LanguageModel, base: BaseRun, tokens: Int[Tensor, "T"], 
     """Log-probabilities, by descent or by full passes as the model was made; fast if `base` serves that."""
     if model.full_passes:
         return sweep_by_full_passes(model.model, model.parts, tokens, edits, candidates, batch_size, progress)
-    fast = model.fast_rows if base.linear_layers else None
+    fast = model.fast_rows if base.linear_maps else None
     predictions = pack([tokens.tolist()], candidates, model.device).predictions
     return sweep(model.parts, base, predictions, edits, batch_size, progress=progress, fast=fast)
 
@@ -191,7 +191,7 @@ def runs_and_edits(model: LanguageModel, intervention: Intervention, interventio
     """
     run_on, values_of, minus = type_of(intervention_type)
     check_for_neurons(model, intervention, intervention_type)
-    runs = [model.base_run(tokens, intervention.candidates_tok, linear_layers=model.fast_rows is not None)
+    runs = [model.base_run(tokens, intervention.candidates_tok, linear_maps=model.fast_rows is not None)
             for tokens in intervention.base_strings_tok]
     values = _at(runs[values_of], intervention.places[values_of])
     if minus is not None:
@@ -307,7 +307,8 @@ def direct_interpolants(model: LanguageModel, interventions: Sequence[Interventi
     stimulus.
     """
     run_on = type_of(intervention_type).run_on
-    prompts, candidates = [each.prompts[run_on].tokens for each in interventions], interventions[0].candidates_tok
+    prompts = [each.prompts[run_on].tokens for each in interventions]
+    candidates = interventions[0].candidates_tok
     tree = pack(prompts, candidates, model.device)
     (position,) = interventions[0].places[run_on]
     with Narrowing() as narrowing:

@@ -1,1 +1,4 @@
-"""A language model whose forward pass can be resumed: checkpoints, parts, forward, products, read-out, attention, masked models."""
+"""A language model whose forward pass can be resumed.
+
+Checkpoints, architectures, the forward pass, products, read-out, attention, masked models.
+"""

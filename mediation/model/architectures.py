@@ -1,8 +1,9 @@
 """Where a checkpoint keeps its parts. Nothing else in the project asks what model it is.
 
-A neuron of the study is an output of the word embedding or of a block's MLP module (OPT has none: there it is the layer that its MLP ends
-with). What the sweeps rely on: a causal model's block ends by adding that output, as it is or behind the norm that `mlp_norm` names, to the
-residual stream. A masked model's block need not, for only its attention is studied.
+A neuron of the study is an output of the word embedding or of a block's MLP module (OPT has none: there it is
+the linear map that its MLP ends with). What the sweeps rely on: a causal model's block ends by adding that
+output, as it is or behind the norm that `mlp_norm` names, to the residual stream. A masked model's block need
+not, for only its attention is studied.
 To add an architecture with that property, add a line; the tests run every line against plain hooks.
 """
 
@@ -18,10 +19,11 @@ from mediation.errors import InputError
 
 @dataclass(frozen=True)
 class Architecture:
-    """Attribute paths from the language model (`embedding`, `blocks`, `final_norm`, `head`) and from a block (`attention`, `mlp`, `mlp_norm`).
+    """Attribute paths to the parts of a model.
 
-    `final_norm`: all between the last block and the unembedding: a path, or several paths and modules that are run in turn.
-    `masked`: it predicts masked tokens and sees in both directions.
+    From the language model `embedding`, `blocks`, `final_norm` and `head`; from a block `attention`, `mlp`
+    and `mlp_norm`. `final_norm`: all between the last block and the unembedding, a path, or several paths and
+    modules that are run in turn. `masked`: it predicts masked tokens and sees in both directions.
     """
 
     embedding: str
@@ -36,29 +38,41 @@ class Architecture:
 
 LLAMA = Architecture("model.embed_tokens", "model.layers", "model.norm")
 ARCHITECTURES = {  # by transformers' config.model_type
-    "gemma3_text": Architecture("model.embed_tokens", "model.layers", "model.norm", mlp_norm="post_feedforward_layernorm"),
+    "gemma3_text": Architecture(
+        "model.embed_tokens", "model.layers", "model.norm", mlp_norm="post_feedforward_layernorm"),
     "gpt2": Architecture("transformer.wte", "transformer.h", "transformer.ln_f", attention="attn"),
-    "gpt_neox": Architecture("gpt_neox.embed_in", "gpt_neox.layers", "gpt_neox.final_layer_norm", attention="attention"),
+    "gpt_neox": Architecture(
+        "gpt_neox.embed_in", "gpt_neox.layers", "gpt_neox.final_layer_norm", attention="attention"),
     "llama": LLAMA,
     "mistral": LLAMA,
-    "opt": Architecture("model.decoder.embed_tokens", "model.decoder.layers", "model.decoder.final_layer_norm", mlp="fc2"),
+    "opt": Architecture(
+        "model.decoder.embed_tokens", "model.decoder.layers", "model.decoder.final_layer_norm", mlp="fc2"),
     "phi3": LLAMA,
     "qwen2": LLAMA,
     "qwen3": LLAMA,
-    "bert": Architecture("bert.embeddings.word_embeddings", "bert.encoder.layer", "cls.predictions.transform", attention="attention.self",
-                         mlp="output", head="cls.predictions.decoder", masked=True),
-    "distilbert": Architecture("distilbert.embeddings.word_embeddings", "distilbert.transformer.layer",
-                               ("vocab_transform", "activation", "vocab_layer_norm"), attention="attention", mlp="ffn", head="vocab_projector", masked=True),
-    "roberta": Architecture("roberta.embeddings.word_embeddings", "roberta.encoder.layer", ("lm_head.dense", nn.GELU(), "lm_head.layer_norm"),
-                            attention="attention.self", mlp="output", head="lm_head.decoder", masked=True),
+    "bert": Architecture(
+        "bert.embeddings.word_embeddings", "bert.encoder.layer", "cls.predictions.transform",
+        attention="attention.self", mlp="output", head="cls.predictions.decoder", masked=True),
+    "distilbert": Architecture(
+        "distilbert.embeddings.word_embeddings", "distilbert.transformer.layer",
+        ("vocab_transform", "activation", "vocab_layer_norm"),
+        attention="attention", mlp="ffn", head="vocab_projector", masked=True),
+    "roberta": Architecture(
+        "roberta.embeddings.word_embeddings", "roberta.encoder.layer",
+        ("lm_head.dense", nn.GELU(), "lm_head.layer_norm"),
+        attention="attention.self", mlp="output", head="lm_head.decoder", masked=True),
 }
+CACHE_NAMES = ("past_key_values", "layer_past")  # of the argument by which blocks take a cache
 
 
 @dataclass(frozen=True)
 class Parts:
-    """The modules of one model: L blocks with their attentions and MLPs (and the norms behind these, or None), the word embedding, what
-    stands before the unembedding, and the unembedding. `masked`: it predicts masked tokens. `cache_name`: what its blocks call a cache of keys
-    and values, or None."""
+    """The modules of one model.
+
+    The word embedding; L blocks with their attentions and MLPs, and the norms behind the MLPs, or None; what
+    stands before the unembedding, and the unembedding. `masked`: it predicts masked tokens. `cache_name`:
+    what its blocks call a cache of keys and values, or None.
+    """
 
     embedding: nn.Module
     blocks: nn.ModuleList
@@ -80,18 +94,20 @@ def check_supported(config: PreTrainedConfig) -> None:
     """Whether the study runs on models of a transformers config, decided before weights are loaded.
 
     Raises:
-        InputError: an architecture that is not in the table, or a variant of one that does not have the property above.
+        InputError: an architecture that is not in the table, or a variant of one that does not have the
+            property above.
     """
     kind = config.model_type
     if kind not in ARCHITECTURES:
-        raise InputError(f"architecture {kind!r} is not supported: the study runs on {', '.join(sorted(ARCHITECTURES))}")
+        known = ", ".join(sorted(ARCHITECTURES))
+        raise InputError(f"architecture {kind!r} is not supported: the study runs on {known}")
     _check_variant(kind, config)
 
 
 def has_kinks(config: PreTrainedConfig) -> bool:
-    """True where the activation function of the MLPs is none that Chebyshev polynomials follow: ReLU and its kind."""
-    names = (getattr(config, name, None) for name in ("activation_function", "hidden_act", "hidden_activation"))
-    return any("relu" in str(name) for name in names)
+    """True where no Chebyshev polynomial follows the activation function of the MLPs: ReLU and its kind."""
+    settings = ("activation_function", "hidden_act", "hidden_activation")
+    return any("relu" in str(getattr(config, setting, None)) for setting in settings)
 
 
 def find_parts(model: PreTrainedModel) -> Parts:
@@ -100,6 +116,7 @@ def find_parts(model: PreTrainedModel) -> Parts:
     blocks = attrgetter(where.blocks)(model)
     final = (where.final_norm,) if isinstance(where.final_norm, str) else where.final_norm
     steps = [attrgetter(step)(model) if isinstance(step, str) else step for step in final]
+    arguments = signature(blocks[0].forward).parameters
     return Parts(
         embedding=attrgetter(where.embedding)(model),
         blocks=blocks,
@@ -109,20 +126,22 @@ def find_parts(model: PreTrainedModel) -> Parts:
         final_norm=steps[0] if len(steps) == 1 else nn.Sequential(*steps),
         head=attrgetter(where.head)(model),
         masked=where.masked,
-        cache_name=None if where.masked else next(name for name in ("past_key_values", "layer_past") if name in signature(blocks[0].forward).parameters),
+        cache_name=None if where.masked else next(name for name in CACHE_NAMES if name in arguments),
     )
 
 
 def _check_variant(kind, config):
     """Raises InputError for settings under which a listed architecture is another one."""
-    others = {
+    variants = {
         "norms after the MLP's sum": getattr(config, "do_layer_norm_before", True) is False,
         "no final norm": getattr(config, "_remove_final_layer_norm", False),
-        "an embedding of another width": getattr(config, "word_embed_proj_dim", config.hidden_size) != config.hidden_size,
+        "an embedding of another width":
+            getattr(config, "word_embed_proj_dim", config.hidden_size) != config.hidden_size,
         "soft-capped logits": getattr(config, "final_logit_softcapping", None) is not None,
         "attention in both directions": bool(getattr(config, "use_bidirectional_attention", False)),
         "a decoder": ARCHITECTURES[kind].masked and getattr(config, "is_decoder", False),
     }
-    found = [name for name, is_so in others.items() if is_so]
-    if found:
-        raise InputError(f"this {kind} model has {found[0]}, which the study does not run: choose another checkpoint of {', '.join(sorted(ARCHITECTURES))}")
+    reasons = [variant for variant, is_so in variants.items() if is_so]
+    if reasons:
+        raise InputError(f"this {kind} model has {reasons[0]}, which the study does not run: "
+                         f"choose another checkpoint of {', '.join(sorted(ARCHITECTURES))}")

@@ -1,4 +1,7 @@
-"""From a model's name to a model: a bundled name, a local directory, or a hub id. Weights from safetensors, no code from a hub."""
+"""From a model's name to a model: a bundled name, a local directory, or a hub id.
+
+Weights come from safetensors files; no code is taken from a hub.
+"""
 
 import contextlib
 import json
@@ -31,9 +34,10 @@ def model_name(name: str) -> str:
 
 
 def bundled_model(name: str, asked_for: bool = False) -> Path:
-    """Folder with the config, safetensors and tokenizer of a bundled model, made from its GGUF file the first time.
+    """Folder with the config, safetensors and tokenizer of a bundled model.
 
-    The converted weights are checked against the hash that was taken when they were written.
+    It is made from the model's GGUF file the first time. The converted weights are checked against the hash
+    that was taken when they were written.
 
     Raises:
         InputError: a model under terms of use that was not fetched by name before, or a damaged cache.
@@ -42,11 +46,12 @@ def bundled_model(name: str, asked_for: bool = False) -> Path:
     with only_process(folder.parent):
         if not folder.exists():
             if MODELS[name].terms and not asked_for:
-                raise InputError(f"{name} is not here yet and comes under terms of use: read them, then run python -m mediation.assets {name}")
+                raise InputError(f"{name} is not here yet and comes under terms of use: read them, then run "
+                                 f"python -m mediation.assets {name}")
             _convert(name, folder)
-    made = json.loads((folder / "made.json").read_text())
-    if sha256_of(folder / "model.safetensors") != made["model.safetensors sha256"]:
-        raise InputError(f"{folder / 'model.safetensors'} is damaged: delete the folder {folder} and run again")
+    origin, weights = json.loads((folder / "made.json").read_text()), folder / "model.safetensors"
+    if sha256_of(weights) != origin["model.safetensors sha256"]:
+        raise InputError(f"{weights} is damaged: delete the folder {folder} and run again")
     return folder
 
 
@@ -60,18 +65,25 @@ def _convert(name, folder):
         loaded = AutoModelForCausalLM.from_pretrained(**source, dtype=torch.float32)
         config = loaded.config
         if hasattr(config, "quantization_config"):
-            del config.quantization_config  # the weights are no longer quantized; with it the folder would not load
+            # the weights are no longer quantized; with it the folder would not load
+            del config.quantization_config
         model = type(loaded)(config)
         model.load_state_dict(loaded.state_dict())
         model.tie_weights()
         model.save_pretrained(target)
         AutoTokenizer.from_pretrained(**source).save_pretrained(target)
-        write_json(target / "made.json", {"source sha256": sha256_of(gguf), "model.safetensors sha256": sha256_of(target / "model.safetensors")})
+        write_json(target / "made.json", {
+            "source sha256": sha256_of(gguf),
+            "model.safetensors sha256": sha256_of(target / "model.safetensors"),
+        })
 
 
 @contextlib.contextmanager
 def _quiet():
-    """No progress bars and no retry messages of the model libraries: what matters is in the error or in the result."""
+    """No progress bars and no retry messages of the model libraries.
+
+    What matters is in the error or in the result.
+    """
     hub = logging.getLogger("huggingface_hub")
     level, verbosity = hub.level, transformers.logging.get_verbosity()
     hub.setLevel(logging.ERROR)
@@ -97,11 +109,11 @@ def find_device(name: str | torch.device) -> torch.device:
         raise InputError(f"device {name!r} is unknown: use cpu, cuda or cuda:0") from error
     if device.type not in ("cpu", "cuda"):
         raise InputError(f"device {name!r} is not supported: use --device cpu or cuda")
-    there = torch.cuda.device_count() if torch.cuda.is_available() else 0
-    if device.type == "cuda" and (device.index or 0) >= there:
-        last = f", cuda:0 to cuda:{there - 1}" if there else ""
-        raise InputError(f"device {name!r} is not there: this machine has {there} CUDA devices{last}: "
-                         f"use {'one of these, or ' if there else ''}--device cpu")
+    count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    if device.type == "cuda" and (device.index or 0) >= count:
+        names = f", cuda:0 to cuda:{count - 1}" if count else ""
+        raise InputError(f"device {name!r} is not there: this machine has {count} CUDA devices{names}: "
+                         f"use {'one of these, or ' if count else ''}--device cpu")
     return device
 
 
@@ -109,8 +121,9 @@ def load_model(
     name: str, device: torch.device, dtype: torch.dtype = torch.float32, random_weights: bool = False,
     seed: int = 0,
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    """A model in evaluation mode on `device`, and its tokenizer, with eager attention: one implementation for
-    every number.
+    """A model in evaluation mode on `device`, and its tokenizer.
+
+    Attention is eager everywhere: one implementation for every number.
 
     Raises:
         InputError: the name is none of bundled, directory and reachable hub id; or a model that is not
@@ -129,12 +142,13 @@ def load_model(
                     torch.manual_seed(seed)
                     model = kind.from_config(config, dtype=dtype, attn_implementation=IMPLEMENTATION)
             else:
-                model, loading = kind.from_pretrained(source, dtype=dtype, attn_implementation=IMPLEMENTATION, trust_remote_code=False,
-                                                      output_loading_info=True)
+                model, loading = kind.from_pretrained(
+                    source, dtype=dtype, attn_implementation=IMPLEMENTATION, trust_remote_code=False,
+                    output_loading_info=True)
                 if loading["missing_keys"]:  # the library would draw them at random and say so in a warning
                     missing = ", ".join(sorted(loading["missing_keys"])[:3])
-                    raise InputError(f"model {name!r} has no weights for {missing}: it is no language model, or not whole; "
-                                     "name a checkpoint with its language-model head")
+                    raise InputError(f"model {name!r} has no weights for {missing}: it is no language model, "
+                                     "or not whole; name a checkpoint with its language-model head")
             return model.to(device).eval(), tokenizer
     except InputError:
         raise
@@ -143,8 +157,9 @@ def load_model(
         if _is_out_of_memory(error):
             raise InputError(f"out of memory while loading model {name!r} on {device}: name a smaller model, "
                              f"or run it where there is more memory ({reason})") from error
-        raise InputError(f"cannot load model {name!r}: name a bundled one ({', '.join(MODELS)}), a local directory with config, weights and "
-                         f"tokenizer, or a hub id that can be reached ({reason})") from error
+        raise InputError(f"cannot load model {name!r}: name a bundled one ({', '.join(MODELS)}), a local "
+                         "directory with config, weights and tokenizer, or a hub id that can be reached "
+                         f"({reason})") from error
 
 
 def _is_out_of_memory(error):
@@ -163,5 +178,5 @@ def _check_tokenizer(name, tokenizer, config):
     token, largest = max(numbers.items(), key=lambda pair: pair[1], default=("", -1))
     if largest >= config.vocab_size:
         raise InputError(f"model {name!r} does not fit its tokenizer: token {token!r} has the number "
-                         f"{largest}, and the word embedding ends at {config.vocab_size - 1}: save the model with the "
-                         "tokenizer that it was trained with")
+                         f"{largest}, and the word embedding ends at {config.vocab_size - 1}: save the model "
+                         "with the tokenizer that it was trained with")

@@ -108,11 +108,11 @@ class LanguageModel:
 
     @torch.no_grad()
     def base_run(self, tokens: Int[Tensor, "T"], candidates: Sequence[Sequence[int]] = ([0],),
-                 linear_layers: bool = False) -> BaseRun:
+                 linear_maps: bool = False) -> BaseRun:
         """Run a prompt and what the candidates (lists of token ids) need behind it.
 
         Args:
-            linear_layers: keep what these are given and give, which the fast precision needs.
+            linear_maps: keep what these are given and give, which the fast precision needs.
 
         Raises:
             InputError: a masked model.
@@ -120,7 +120,7 @@ class LanguageModel:
         self.check_causal()
         tree = pack([tokens.tolist()], candidates, self.device)
         branches = tree if len(tree.tokens) > len(tokens) else None
-        return run_base(self.model, self.parts, tree.tokens, branches, linear_layers)
+        return run_base(self.model, self.parts, tree.tokens, branches, linear_maps)
 
     @torch.no_grad()
     def read_out(self, run: BaseRun, tokens: Int[Tensor, "T"],

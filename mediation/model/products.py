@@ -1,12 +1,14 @@
-"""How the linear layers of a model multiply while a sweep runs: by packed weights, or in bfloat16 on the difference to the base run.
+"""How the linear maps of a model multiply while a sweep runs.
 
-The library's blocks stay as they are; only what their linear layers do with their input is exchanged, and put back at the end (and GPT-2's
-activation function, which the library computes in eight steps, for PyTorch's own in one).
-`packed` gives the same numbers as the library's own product up to rounding. `on_differences` is approximate: y = y_base + W (x - x_base), where
-W and x - x_base are bfloat16 and everything else, the non-linear parts above all, keeps the model's precision. Its error scales with the
-difference to the base run, not with the activations.
+By packed weights, or in bfloat16 on the difference to the base run. The library's blocks stay as they are;
+only what their linear maps do with their input is exchanged, and put back at the end (and GPT-2's activation
+function, which the library computes in eight steps, for PyTorch's own in one).
+`packed` gives the same numbers as the library's own product up to rounding. `on_differences` is approximate:
+y = y_base + W (x - x_base), where W and x - x_base are bfloat16 and everything else, the non-linear parts
+above all, keeps the model's precision. Its error scales with the difference to the base run, not with the
+activations.
 
-Shapes: B rows, T positions of the base run, S the last of them that are run again.
+Symbols in shapes: T positions of the base run.
 """
 
 import weakref
@@ -25,95 +27,118 @@ from transformers.pytorch_utils import Conv1D
 from mediation.errors import InputError
 
 Product = Callable[[Float[Tensor, "... in"]], Float[Tensor, "... out"]]
-Forwards = dict[nn.Module, Callable[..., Tensor]]  # layers and what they run instead of their own
-# inputs and outputs of linear layers
+Forwards = dict[nn.Module, Callable[..., Tensor]]  # modules, and what they run instead of their own
+# inputs and outputs of linear maps
 Recorded = dict[nn.Module, tuple[Float[Tensor, "T _"], Float[Tensor, "T _"]]]
 
-# linear layer -> {dtype: (version of the weight, its product)}
-_kept: weakref.WeakKeyDictionary[nn.Module, dict[torch.dtype, Any]] = weakref.WeakKeyDictionary()
+# linear map -> {dtype: (version of the weight, its product)}
+_products: weakref.WeakKeyDictionary[nn.Module, dict[torch.dtype, Any]] = weakref.WeakKeyDictionary()
 GELU = partial(nn.functional.gelu, approximate="tanh")
 
 
-def _layers(blocks, *kinds):
+def _modules(blocks, *kinds):
     """All modules of exactly these kinds inside the blocks."""
-    return [layer for block in blocks for layer in block.modules() if type(layer) in kinds]
+    return [module for block in blocks for module in block.modules() if type(module) in kinds]
 
 
-def _weight(layer):
-    """Of outputs by inputs, whichever way the layer keeps it."""
-    return layer.weight.detach().T if isinstance(layer, Conv1D) else layer.weight.detach()
+def _linear_maps(blocks):
+    """All that multiply by a weight inside the blocks."""
+    return _modules(blocks, nn.Linear, Conv1D)
+
+
+def _weight(linear_map):
+    """Of outputs by inputs, whichever way the map keeps it."""
+    weight = linear_map.weight.detach()
+    return weight.T if isinstance(linear_map, Conv1D) else weight
 
 
 def multiplies_bfloat16(device: torch.device) -> bool:
-    """Whether the hardware multiplies bfloat16. ONEDNN_MAX_CPU_ISA=AVX2, which switches oneDNN's own products off, makes it False on a CPU."""
+    """Whether the hardware multiplies bfloat16.
+
+    ONEDNN_MAX_CPU_ISA=AVX2, which switches oneDNN's own products off, makes it False on a CPU.
+    """
     if device.type == "cuda":
         return torch.cuda.get_device_capability(device) >= (8, 0)
     on_cpu = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
-    return on_cpu and hasattr(torch.ops.mkldnn, "_linear_pointwise") and torch.ops.mkldnn._is_mkldnn_bf16_supported()
+    packs = hasattr(torch.ops.mkldnn, "_linear_pointwise")
+    return on_cpu and packs and torch.ops.mkldnn._is_mkldnn_bf16_supported()
 
 
 def product(weight: Float[Tensor, "out in"], bias: Float[Tensor, " out"] | None = None) -> Product:
-    """Function of x to x weight^T + bias, the fastest that is here for many rows: oneDNN with packed weights
-    on a CPU, else PyTorch's own.
+    """Function of x to x weight^T + bias, the fastest that is here for many rows.
 
-    Where the hardware does not multiply bfloat16, its product is emulated: that of two bfloat16 numbers is exact in float32, and sums are float32
-    in hardware, too. oneDNN's names in PyTorch are private; nothing else in the project uses them.
+    That is oneDNN with packed weights on a CPU, else PyTorch's own. oneDNN's names in PyTorch are private;
+    nothing else in the project uses them.
     """
     if weight.dtype == torch.bfloat16 and not multiplies_bfloat16(weight.device):
+        # the product of two bfloat16 numbers is exact in float32, and hardware sums them in float32, too
         emulated = product(weight.float(), None if bias is None else bias.float())
         return lambda x: emulated(x.float()).bfloat16()
-    if weight.device.type == "cpu" and weight.dtype in (torch.float32, torch.bfloat16) and hasattr(torch.ops.mkldnn, "_linear_pointwise"):
+    can_be_packed = weight.device.type == "cpu" and weight.dtype in (torch.float32, torch.bfloat16)
+    if can_be_packed and hasattr(torch.ops.mkldnn, "_linear_pointwise"):
         in_blocks = torch.ops.mkldnn._reorder_linear_weight(weight.contiguous())
         return lambda x: torch.ops.mkldnn._linear_pointwise(x, in_blocks, bias, "none", [], "")
     return lambda x: nn.functional.linear(x, weight, bias)
 
 
-def _product_of(layer, dtype):
-    """The product of a layer's weight in `dtype`, kept until the weight changes; in bfloat16 without the bias, which no difference has.
+def _product_of(linear_map, dtype):
+    """The product of a linear map's weight in `dtype`, kept until the weight changes.
 
-    The sum of the weight is looked at, too: changes through `.data` leave no other trace.
+    In bfloat16 without the bias, which no difference has.
     """
-    kept = _kept.setdefault(layer, {})
-    version = layer.weight.data_ptr(), layer.weight._version, float(layer.weight.detach().sum())
-    if dtype not in kept or kept[dtype][0] != version:
-        kept[dtype] = version, product(_weight(layer).to(dtype), None if dtype == torch.bfloat16 else layer.bias)
-    return kept[dtype][1]
+    products = _products.setdefault(linear_map, {})
+    # the sum, too: changes through `.data` leave no other trace
+    total = float(linear_map.weight.detach().sum())
+    version = linear_map.weight.data_ptr(), linear_map.weight._version, total
+    if dtype not in products or products[dtype][0] != version:
+        bias = None if dtype == torch.bfloat16 else linear_map.bias
+        products[dtype] = version, product(_weight(linear_map).to(dtype), bias)
+    return products[dtype][1]
 
 
 @contextmanager
 def exchanged(forwards: Forwards) -> Iterator[None]:
-    """While open, layers run these functions of `packed` or `on_differences`. Put back after errors, too."""
+    """While open, modules run these functions of `packed` or `on_differences`. Put back after errors, too."""
     try:
-        for layer, forward in forwards.items():
-            layer.forward = forward
+        for module, forward in forwards.items():
+            module.forward = forward
         yield
     finally:
-        for layer in forwards:
-            layer.__dict__.pop("forward", None)
+        for module in forwards:
+            module.__dict__.pop("forward", None)  # the class' own is there again
 
 
 def packed(blocks: nn.ModuleList | list[nn.Module]) -> Forwards:
-    """The functions by which the linear layers of `blocks` multiply by packed weights; empty where that is
-    not faster, or the copy would not fit into memory twice over. To be asked for once per sweep."""
-    layers = _layers(blocks, nn.Linear, Conv1D)
-    if not layers or layers[0].weight.device.type != "cpu" or layers[0].weight.dtype != torch.float32:
+    """The functions by which the linear maps of `blocks` multiply by packed weights.
+
+    Empty where that is not faster, or the copy would not fit into memory twice over. To be asked for once per
+    sweep.
+    """
+    linear_maps = _linear_maps(blocks)
+    if not linear_maps:
         return {}
-    new = sum(layer.weight.nbytes for layer in layers if torch.float32 not in _kept.get(layer, {}))
-    if new and 2 * new > psutil.virtual_memory().available:
+    weight = linear_maps[0].weight
+    if weight.device.type != "cpu" or weight.dtype != torch.float32:
         return {}
-    return {layer: _product_of(layer, torch.float32) for layer in layers} | dict.fromkeys(_layers(blocks, NewGELUActivation), GELU)
+    unpacked = [each for each in linear_maps if torch.float32 not in _products.get(each, {})]
+    copy = sum(each.weight.nbytes for each in unpacked)
+    if copy and 2 * copy > psutil.virtual_memory().available:
+        return {}
+    forwards = {each: _product_of(each, torch.float32) for each in linear_maps}
+    return forwards | dict.fromkeys(_modules(blocks, NewGELUActivation), GELU)
 
 
 @contextmanager
 def recorded(blocks: nn.ModuleList) -> Iterator[Recorded]:
-    """While open, a run of one sequence leaves input and output of every linear layer in what is given."""
+    """While open, a run of one sequence leaves input and output of every linear map in this record."""
     record: Recorded = {}
 
     @no_type_check  # as in `forward.run_base`
-    def keep(layer, inputs, output):
-        record[layer] = inputs[0].reshape(-1, inputs[0].shape[-1]), output.reshape(-1, output.shape[-1])
+    def keep(linear_map, inputs, output):
+        rows = inputs[0].reshape(-1, inputs[0].shape[-1])
+        record[linear_map] = rows, output.reshape(-1, output.shape[-1])
 
-    handles = [layer.register_forward_hook(keep) for layer in _layers(blocks, nn.Linear, Conv1D)]
+    handles = [linear_map.register_forward_hook(keep) for linear_map in _linear_maps(blocks)]
     try:
         yield record
     finally:
@@ -122,26 +147,35 @@ def recorded(blocks: nn.ModuleList) -> Iterator[Recorded]:
 
 
 def on_differences(blocks: nn.ModuleList, record: Recorded, first: int) -> Forwards:
-    """The functions by which linear layers multiply only what differs from the recorded run, in bfloat16, at
-    the positions from `first` on."""
-    # several layers are given the same input one after the other, as queries, keys and values are
+    """The functions by which linear maps multiply only what differs from the recorded run, in bfloat16.
+
+    They take the positions from `first` on.
+    """
+    # several maps are given one input, one after the other, as those to queries, keys and values are: its
+    # difference is taken once
     last: list[Any] = [None, None]
 
     @no_type_check  # as in `forward.run_base`
-    def forward_of(layer, inputs, outputs):
-        multiply = _product_of(layer, torch.bfloat16)
+    def forward_of(linear_map, inputs, outputs):
+        multiply = _product_of(linear_map, torch.bfloat16)
 
         def forward(x):
             if x is not last[0]:
-                last[:] = x, (x.view(-1, *inputs.shape) - inputs).bfloat16()  # some blocks give their layers rows and positions in one
+                rows = x.view(-1, *inputs.shape)  # some blocks give their maps rows and positions in one
+                last[:] = x, (rows - inputs).bfloat16()
             return multiply(last[1]).to(outputs.dtype).add_(outputs).view(*x.shape[:-1], -1)
         return forward
 
-    forwards = {layer: forward_of(layer, inputs[first:], outputs[first:]) for layer, (inputs, outputs) in record.items()}
-    return forwards | dict.fromkeys(_layers(blocks, NewGELUActivation), GELU)
+    forwards = {linear_map: forward_of(linear_map, inputs[first:], outputs[first:])
+                for linear_map, (inputs, outputs) in record.items()}
+    return forwards | dict.fromkeys(_modules(blocks, NewGELUActivation), GELU)
 
 
 def check_bfloat16(device: torch.device) -> None:
-    """Raises InputError where the hardware does not multiply bfloat16: the fast precision would be slower there than the exact one."""
+    """Raises InputError where the hardware does not multiply bfloat16.
+
+    The fast precision would be slower there than the exact one.
+    """
     if not multiplies_bfloat16(device):
-        raise InputError(f"--precision fast needs a processor that multiplies bfloat16, and {device} does not: use --precision exact")
+        raise InputError(f"--precision fast needs a processor that multiplies bfloat16, and {device} does "
+                         "not: use --precision exact")

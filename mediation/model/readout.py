@@ -1,9 +1,10 @@
-"""What a residual stream that left the last block says of tokens: logits, and the normaliser that makes them log-probabilities.
+"""What a residual stream that left the last block says of tokens: logits, and log-probabilities.
 
-The normaliser sums over the whole vocabulary, a sixth to a quarter of a sweep's work. Rows of a sweep lie near its base run, so
-`Normaliser` sums some thousand tokens exactly and expands the others around the base run, where a bound says that it may.
+The normaliser between the two sums over the whole vocabulary, a sixth to a quarter of a sweep's work. Rows of
+a sweep lie near its base run, so `Normaliser` sums some thousand tokens exactly and expands the others around
+the base run, where a bound says that it may.
 
-Shapes: B rows, P positions, S tokens that can change, D hidden size, V vocabulary.
+Symbols in shapes: B rows, P positions, S tokens that can change, D hidden size, V vocabulary.
 """
 
 import weakref
@@ -20,24 +21,28 @@ from mediation.model.architectures import Parts
 from mediation.model.forward import Prediction
 from mediation.model.products import product
 
-ROWS = 96  # rows of logits held at once: larger buffers spend their time in page faults
-LIKELIEST, FARTHEST = 1024, 256  # tokens whose logits are always computed: of the largest probability, and of the others those least like the rest
-AT_ONCE = 8192  # tokens of the unembedding that are copied at once
+ROWS_AT_ONCE = 96  # rows of logits: larger buffers spend their time in page faults
+TOKENS_AT_ONCE = 8192  # of the unembedding, where it is copied
+# tokens whose logits are always computed: the most probable ones, and of the others those least like the rest
+LIKELIEST, FARTHEST = 1024, 256
 TOLERANCE = 2e-6  # in a log-probability; a float32 sum over the vocabulary is as far off
-KEPT = 300_000_000  # bytes of normalisers of base rows: of SmolLM2's 70, both alternatives in 17 templates twice over
+# bytes of normalisers that are kept: of SmolLM2's 70, both alternatives in 17 templates twice over
+MEMORY = 300_000_000
 
-# unembedding -> {base row and version of the weight: its Normaliser}, the last KEPT bytes of them
-_kept: weakref.WeakKeyDictionary[nn.Linear, dict[Any, Any]] = weakref.WeakKeyDictionary()
+# unembedding -> {base row and version of the weight: its Normaliser}, the last MEMORY bytes of them
+_normalisers: weakref.WeakKeyDictionary[nn.Linear, dict[Any, Any]] = weakref.WeakKeyDictionary()
 
 
 class Normaliser:
-    """Log of the sum of exp(logits) for rows near a base row, mostly without the whole vocabulary; off by at most TOLERANCE, and rounding.
+    """Log of the sum of exp(logits) for rows near a base row, mostly without the whole vocabulary.
 
-    With d a row's difference to the base row, the sum over the other tokens (not LIKELIEST, not FARTHEST) is the base run's times E[exp(w.d)], a
-    token drawn by its base probability and w its unembedding. With the mean m, u = (w - m).d has E[u] = 0 and E[u^2] = d.C d for the covariance C
-    of the w, so E[exp(w.d)] = exp(m.d) (1 + E[u^2] / 2 + r). No token is left out of m and C. By Taylor's theorem
-    |r| <= E[|u|^3] exp(U) / 6 <= U exp(U) E[u^2] / 6, where U is a bound of |u| over all these tokens, which is the largest |w - m| times |d|. Rows for
-    which that, times the other tokens' share of the sum, is not below TOLERANCE get the full sum.
+    It is off by at most TOLERANCE, and rounding. With d a row's difference to the base row, the sum over the
+    other tokens (not LIKELIEST, not FARTHEST) is the base run's times E[exp(w.d)], a token drawn by its base
+    probability and w its unembedding. With the mean m, u = (w - m).d has E[u] = 0 and E[u^2] = d.C d for the
+    covariance C of the w, so E[exp(w.d)] = exp(m.d) (1 + E[u^2] / 2 + r). No token is left out of m and C.
+    By Taylor's theorem |r| <= E[|u|^3] exp(U) / 6 <= U exp(U) E[u^2] / 6, where U is a bound of |u| over all
+    these tokens, which is the largest |w - m| times |d|. Rows for which that, times the other tokens' share
+    of the sum, is not below TOLERANCE get the full sum.
 
     Args:
         head: the unembedding; base: the base row behind the final norm.
@@ -46,19 +51,22 @@ class Normaliser:
     def __init__(self, head: nn.Linear, base: Float[Tensor, "D"]) -> None:
         self.base = base
         logits = head(base).double()
-        always = logits.topk(LIKELIEST).indices
-        logits[always] = -torch.inf
+        exact = logits.topk(LIKELIEST).indices  # tokens that are summed exactly
+        logits[exact] = -torch.inf  # what is left in `logits` is expanded
         mean = self._mean(head, logits)
-        distances = torch.cat([(some - mean).norm(dim=1) for some in head.weight.split(AT_ONCE)]).masked_fill(logits == -torch.inf, 0)
-        always = torch.cat([always, distances.topk(FARTHEST).indices])
-        logits[always] = -torch.inf
-        self.always = product(head.weight[always], None if head.bias is None else head.bias[always])
+        # the bound U is set by the token farthest from the mean: without the few farthest it is much smaller
+        chunks = [(chunk - mean).norm(dim=1) for chunk in head.weight.split(TOKENS_AT_ONCE)]
+        distances = torch.cat(chunks).masked_fill(logits == -torch.inf, 0)
+        exact = torch.cat([exact, distances.topk(FARTHEST).indices])
+        logits[exact] = -torch.inf
+        self.exact = product(head.weight[exact], None if head.bias is None else head.bias[exact])
         self.log_sum = logits.logsumexp(0)  # of the others in the base run
         self.mean, self.farthest = self._mean(head, logits), 0.0
         covariance = base.new_zeros(len(base), len(base))
-        for some in (logits > -torch.inf).nonzero().flatten().split(AT_ONCE):
-            centred = head.weight[some] - self.mean
-            covariance = covariance + (centred * (logits[some] - self.log_sum).exp().to(base.dtype).unsqueeze(1)).T @ centred
+        for chunk in (logits > -torch.inf).nonzero().flatten().split(TOKENS_AT_ONCE):
+            centred = head.weight[chunk] - self.mean
+            probabilities = (logits[chunk] - self.log_sum).exp().to(base.dtype)
+            covariance = covariance + (centred * probabilities.unsqueeze(1)).T @ centred
             self.farthest = max(self.farthest, float(centred.norm(dim=1).max()))
         self.spread = product(covariance)
 
@@ -69,48 +77,60 @@ class Normaliser:
     @classmethod
     def of(cls, head: nn.Linear, base: Float[Tensor, "D"]) -> "Normaliser":
         """The normaliser of a base row, made once: sweeps over one prompt ask for it again and again."""
-        kept = _kept.setdefault(head, {})
-        key = head.weight.data_ptr(), head.weight._version, float(head.weight.sum()), base.cpu().numpy().tobytes()
-        kept[key] = kept.pop(key, None) or cls(head, base)
+        normalisers = _normalisers.setdefault(head, {})
+        version = head.weight.data_ptr(), head.weight._version, float(head.weight.sum())
+        key = *version, base.cpu().numpy().tobytes()
+        normalisers[key] = normalisers.pop(key, None) or cls(head, base)  # what was asked for last comes last
         width = base.numel()
-        for oldest in list(kept)[:-max(2, KEPT // (4 * width * (width + LIKELIEST + FARTHEST)))]:
-            del kept[oldest]
-        return kept[key]
+        count = MEMORY // (4 * width * (width + LIKELIEST + FARTHEST))
+        for oldest in list(normalisers)[:-max(2, count)]:
+            del normalisers[oldest]
+        return normalisers[key]
 
     @staticmethod
     def serves(head: nn.Linear, dtype: torch.dtype, rows: int) -> bool:
-        """Whether it is worth its making, which costs as much as D rows' full sums: as many rows, a plain linear layer over a large vocabulary,
-        float32 (half precision cannot sum)."""
+        """Whether it is worth its making, which costs as much as D rows' full sums.
+
+        It takes as many rows, a plain linear map to a large vocabulary, and float32: half precision cannot
+        sum.
+        """
         tokens, width = head.weight.shape
-        return type(head) is nn.Linear and dtype == torch.float32 and rows > width and tokens > 4 * (LIKELIEST + FARTHEST + width)
+        is_plain = type(head) is nn.Linear and dtype == torch.float32
+        return is_plain and rows > width and tokens > 4 * (LIKELIEST + FARTHEST + width)
 
     def __call__(self, head: nn.Linear, rows: Float[Tensor, "B D"]) -> Float64[Tensor, "B"]:
         """Of each row; `head`, which a kept Normaliser must not hold on to, is the one that it is of."""
         difference = rows - self.base
-        always = self.always(rows).logsumexp(dim=1).double()
+        exact = self.exact(rows).logsumexp(dim=1).double()
         square = (self.spread(difference) * difference).sum(dim=1).double()  # E[u^2]
-        unlikely = self.log_sum + (difference @ self.mean).double() + (square / 2).log1p()
-        total = torch.logaddexp(always, unlikely)
+        others = self.log_sum + (difference @ self.mean).double() + (square / 2).log1p()
+        total = torch.logaddexp(exact, others)
         largest = self.farthest * difference.norm(dim=1).double()  # U
-        error = (unlikely - total).exp() * largest * largest.exp() * square / 6
-        for some in (~(error < TOLERANCE)).nonzero().flatten().split(ROWS):
-            total[some] = log_sum_exp(head, rows[some])
+        error = (others - total).exp() * largest * largest.exp() * square / 6
+        is_far = ~(error < TOLERANCE)  # true for what is not a number
+        for far in is_far.nonzero().flatten().split(ROWS_AT_ONCE):
+            total[far] = log_sum_exp(head, rows[far])
         return total
 
 
 def widen(head: nn.Linear) -> None:
-    """Make the unembedding of a half-precision model give float32 logits, which it would round to two or three digits on their way out."""
+    """Make the unembedding of a half-precision model give float32 logits.
+
+    It would round them to two or three digits on their way out.
+    """
     head.forward = partial(_float32_logits, head)  # type: ignore[method-assign]  # exchanged on purpose
 
 
 def _float32_logits(head: nn.Linear, hidden: Float[Tensor, "... D"]) -> Float[Tensor, "... V"]:
-    """The unembedding is copied in parts."""
-    return torch.cat([hidden.float() @ some.float().T for some in head.weight.split(AT_ONCE)], dim=-1) + (0 if head.bias is None else head.bias.float())
+    """The unembedding is copied in chunks."""
+    chunks = [hidden.float() @ chunk.float().T for chunk in head.weight.split(TOKENS_AT_ONCE)]
+    return torch.cat(chunks, dim=-1) + (0 if head.bias is None else head.bias.float())
 
 
 def log_sum_exp(head: nn.Linear, rows: Float[Tensor, "B D"]) -> Float64[Tensor, "B"]:
     """Log of the sum of exp(logits) over the whole vocabulary."""
-    return torch.cat([_wide(head(some)).logsumexp(dim=1).double() for some in rows.split(ROWS)])
+    chunks = [_wide(head(chunk)).logsumexp(dim=1).double() for chunk in rows.split(ROWS_AT_ONCE)]
+    return torch.cat(chunks)
 
 
 def _wide(logits):
@@ -133,8 +153,10 @@ class ReadOut:
         parts: the model's modules.
         predictions: which tokens are predicted at which positions; one column of the result each.
         base: residual stream of the base run behind the last block; rows: how many rows are to be read out.
-        odds_only: leave the normaliser out: columns are then known up to what two tokens predicted at one position share.
-        fast: one more column, the largest Euclidean distance from the base run behind the final norm, over the positions.
+        odds_only: leave the normaliser out: columns are then known up to what two tokens predicted at one
+            position share.
+        fast: one more column, the largest Euclidean distance from the base run behind the final norm, over
+            the positions.
 
     Raises:
         InputError: `odds_only` for a prediction of several tokens.
@@ -166,13 +188,17 @@ class ReadOut:
         rows = dict(zip(self.positions, normed.unbind(dim=1)))
         sums: dict[int, Tensor] = {}
         if self.normalisers:
-            sums = {position: self.normalisers[position](self.parts.head, row) for position, row in rows.items()}
-        elif not self.odds_only:  # all positions at once: with few rows, reading the unembedding is most of the time
-            sums = dict(zip(self.positions, log_sum_exp(self.parts.head, normed.flatten(0, 1)).reshape(normed.shape[:2]).unbind(dim=1)))
+            sums = {position: self.normalisers[position](self.parts.head, row)
+                    for position, row in rows.items()}
+        elif not self.odds_only:
+            # all positions at once: with few rows, reading the unembedding is most of the time
+            of_all = log_sum_exp(self.parts.head, normed.flatten(0, 1)).reshape(normed.shape[:2])
+            sums = dict(zip(self.positions, of_all.unbind(dim=1)))
         columns = []
         for positions, tokens in self.predictions:
-            each = [self._logit(rows[position], token) - sums.get(position, 0.0) for position, token in zip(positions, tokens)]
-            columns.append(torch.stack(each).mean(dim=0))
+            of_tokens = [self._logit(rows[position], token) - sums.get(position, 0.0)
+                         for position, token in zip(positions, tokens)]
+            columns.append(torch.stack(of_tokens).mean(dim=0))
         if self.fast:
             columns.append((normed - self.base).norm(dim=2).amax(dim=1).double())
         return torch.stack(columns, dim=1).cpu()
@@ -180,4 +206,6 @@ class ReadOut:
     @no_type_check  # it is called for every token, with what __call__ has checked
     def _logit(self, rows: Float[Tensor, "B D"], token: int) -> Float64[Tensor, "B"]:
         """Of one token."""
-        return rows.double() @ self.parts.head.weight[token].double() + (0.0 if self.parts.head.bias is None else self.parts.head.bias[token].double())
+        head = self.parts.head
+        bias = 0.0 if head.bias is None else head.bias[token].double()
+        return rows.double() @ head.weight[token].double() + bias
