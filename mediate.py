@@ -64,18 +64,10 @@ def main(options: argparse.Namespace) -> None:
         check_screen_share(options, model.num_layers)
     if model.masking and options.method != "exact":
         raise InputError(f"{model.name} is a masked model: its heads are all run, use --method exact")
-<<<<<<< HEAD
-    comparisons = build_comparisons(model, options.stimuli, found, options.multi_token)
+    comparisons = build_comparisons(model, options.stimuli, stimuli, options.multi_token)
     fitting = {name: applicable(model, comparisons, CATALOGUE[name]) for name in options.mediators}
-    print(f"stimuli: {len(found)}, comparisons: {len(comparisons)}; model {model.name}: {model.num_layers} layers, {model.num_heads} heads and "
-          f"{model.num_neurons} neurons a layer, on {model.device}")
-=======
-    comparisons = own_question.build_comparisons(model, options.stimuli, stimuli, options.multi_token)
-    fitting = {name: own_question.applicable(model, comparisons, CATALOGUE[name])
-               for name in options.mediators}
     print(f"stimuli: {len(stimuli)}, comparisons: {len(comparisons)}; model {model.name}: {model.num_layers} "
           f"layers, {model.num_heads} heads and {model.num_neurons} neurons a layer, on {model.device}")
->>>>>>> lines1
     report_left_out(fitting, comparisons, options)
 
     name, run_folder = model.name + masking_suffix(model), RunFolder(options.out_dir)
@@ -169,22 +161,12 @@ def write_mediators(
         if run_folder.is_finished(file) and means.exists():
             print(f"kept: {run_folder.folder / file} is finished")
             continue
-<<<<<<< HEAD
-        account, groups = Account(), [comparison.stimulus.group for comparison in fitting]
-        with tqdm(total=2 * len(fitting) * mediator.count(model), unit=" interventions", unit_scale=True,
-                  smoothing=0.05) as progress:
-            of_comparisons = own_question.rows(model, fitting, mediator, shards, StudyOptions.of(options), run_folder,
-                                               progress, account)
-            rows, table = write_effects(run_folder.folder / file, mediator.units(model), of_comparisons, groups)
-=======
         interventions = 2 * len(fitting) * mediator.count(model)
-        with tqdm(total=interventions, unit=" interventions", unit_scale=True, smoothing=0.05) as progress:
-            sweep, results = own_question.sweep(model, fitting, mediator, shards, StudyOptions.of(options),
-                                                run_folder, progress)
         account, groups = Account(), [comparison.stimulus.group for comparison in fitting]
-        effects = own_question.rows(model, fitting, mediator, sweep, results, account)
-        rows, table = write_effects(run_folder.folder / file, mediator.units(model), effects, groups)
->>>>>>> lines1
+        with tqdm(total=interventions, unit=" interventions", unit_scale=True, smoothing=0.05) as progress:
+            effects = own_question.rows(model, fitting, mediator, shards, StudyOptions.of(options), run_folder,
+                                        progress, account)
+            rows, table = write_effects(run_folder.folder / file, mediator.units(model), effects, groups)
         write_csv(means, table)
         run_folder.finish_file(run, file, **account.entry(rows))
     entry = run_folder.entry_of(next(iter(files.values())))  # the others come from the same sweep

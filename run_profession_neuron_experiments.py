@@ -293,21 +293,12 @@ def write_interventions(
     if certainty:
         run_folder.update(run, screening=screening_entry(certainty))
     run_folder.update(run, error_budget=budget(options).describe(), checks=sum_of_checks(files).entry())
-<<<<<<< HEAD
-    if todo:
-        report_checks(files, options, found)
-        for kind, counts in {entry["intervention_type"]: entry["interpolation"] for entry in files if "interpolation" in entry}.items():
-            print(describe_interpolation(kind, counts, "profession"))
-=======
     if tables:
         report_checks(files, options, certainty)
         interpolations = {entry["intervention_type"]: entry["interpolation"] for entry in files
                           if "interpolation" in entry}
         for kind, counts in interpolations.items():
-            print(f"{kind}: {counts['interpolated']} neurons interpolated between professions "
-                  f"({counts['evaluations_a_neuron']:.1f} runs a neuron, errors seen or estimated up to "
-                  f"{counts['largest_error']:.1e}), {counts['run_for_every_word']} run for every profession")
->>>>>>> lines1
+            print(describe_interpolation(kind, counts, "profession"))
     fast = sum((FastRows(**entry["fast"]) for entry in files if "fast" in entry), FastRows())
     if fast.rows:
         run_folder.update(run, fast=asdict(fast))
