@@ -6,7 +6,7 @@ is its mean effect over examples.
 Symbols in shapes: N examples, cells: units of the table.
 """
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -178,7 +178,7 @@ class SelectionFiles:
     """
 
     def __init__(self, model: LanguageModel, run_folder: RunFolder, run: int, names: dict[str, str],
-                 examples: dict[Any, Example], title: str, unit: str, shape: tuple[int, int], label: str,
+                 examples: Mapping[Any, Example], title: str, unit: str, shape: tuple[int, int], label: str,
                  first_layer: int = 0) -> None:
         self.model, self.run_folder, self.run, self.names = model, run_folder, run, names
         self.examples, self.title, self.unit = examples, title, unit
@@ -204,7 +204,7 @@ class SelectionFiles:
         return content
 
     def objectives(self, kind: str, step: str | int, sets: Sequence[Sequence[int]],
-                   examples: dict[Any, Example] | None = None) -> Float64[np.ndarray, "N sets"]:
+                   examples: Mapping[Any, Example] | None = None) -> Float64[np.ndarray, "N sets"]:
         """Objectives of sets for every example, each kept at once. `examples`: in place of the selection's."""
         tasks = [Objectives(self.names[kind], f"{step}_{key}", f"{self.title}{kind} {step}", 1, example, tuple(sets))
                  for key, example in (examples or self.examples).items()]
