@@ -17,7 +17,13 @@ import torch
 
 from benchmarks import choose_precision, load, parser, timed
 from benchmarks.neuron_sweep import by_full_passes_2020
-from mediation.mediators.neuron_sweeps import runs_and_edits
+from mediation.mediators.neuron_sweeps import (
+    direct_interpolants,
+    neuron_gradients_of,
+    neurons_in_trees,
+    null_values,
+    runs_and_edits,
+)
 from mediation.options import exit_on_bad_input, share
 from mediation.stimuli.templates import select_templates
 
@@ -44,7 +50,7 @@ def main(options):
     units = (fast.num_layers + 1) * fast.num_neurons
     drawn = torch.randperm(units, generator=torch.Generator().manual_seed(options.seed))[: int(options.share * units)].sort().values
     middle = fast.num_layers // 2
-    values = np.stack(exact.null_values([of_word[0] for of_word in words.values()]))  # [words, L + 1, D]
+    values = np.stack(null_values(exact, [of_word[0] for of_word in words.values()]))  # [words, L + 1, D]
     prompts = sum(map(len, words.values()))
 
     def of_2020():
@@ -53,26 +59,27 @@ def main(options):
         return part / NEURONS_OF_2020 / len(templates) * units * prompts * 4
 
     def indirect(model):
-        return sum(timed(model.neuron_intervention_in_templates, one, kind, units=drawn)[0] for kind in INDIRECT) * units / len(drawn) * len(words)
+        seconds = sum(timed(neurons_in_trees, model, one, kind, units=drawn)[0] for kind in INDIRECT)
+        return seconds * units / len(drawn) * len(words)
 
     def direct():
         """Of all layers and both types, from the middle layer of one: a layer costs what the blocks behind it do. All of this is a twentieth of the whole."""
-        of_middle, _ = timed(exact.direct_interpolants, one, "man_direct", values[:, middle], middle)
+        of_middle, _ = timed(direct_interpolants, exact, one, "man_direct", values[:, middle], middle)
         blocks_behind = fast.num_layers - np.arange(fast.num_layers)  # none behind the last layer, which is not run
         return 2 * of_middle * float(blocks_behind.sum() / blocks_behind[middle])
 
     def gradient():
         """All four types: gradients of every null prompt, and of both alternatives' prompts once; then each type's steps along them."""
         some = [stimulus for of_word in list(words.values())[:WORDS_OF_GRADIENTS] for stimulus in of_word]
-        null, (_, found, own) = timed(exact.neuron_gradients, some, 0)
-        alternatives = sum(timed(exact.neuron_gradients, one, prompt)[0] for prompt in (1, 2))
+        null, (_, found, own) = timed(neuron_gradients_of, exact, some, 0)
+        alternatives = sum(timed(neuron_gradients_of, exact, one, prompt)[0] for prompt in (1, 2))
         steps, _ = timed(lambda: [found * (own - own[:1])[:, None] for _ in range(4)])
         return (null + steps) * prompts / len(some) + alternatives
 
     with torch.no_grad():
         passes_of_2020 = [few_interventions(exact, stimulus, number) for number, stimulus in enumerate(one)]
         by_full_passes_2020(*passes_of_2020[0])  # warms up
-        exact.neuron_intervention_in_templates(one, INDIRECT[0], units=drawn[::50])
+        neurons_in_trees(exact, one, INDIRECT[0], units=drawn[::50])
         rounds = []
         for _ in range(options.rounds):
             times = {"2020 algorithm": of_2020(), "exact": indirect(exact)} | ({"fast": indirect(fast)} if in_fast else {})

@@ -8,9 +8,11 @@ from transformers import AutoConfig
 from experiment import Intervention, Model
 from mediation.errors import InputError
 from mediation.mediators import sweeps
+from mediation.mediators.neuron_sweeps import SweepOptions, direct_interpolants, neurons_in_trees, null_values
 from mediation.mediators.neurons import INTERVENTION_TYPES, NeuronEdits, edited, single_neuron_edits
 from mediation.model.forward import Resumption, run_base
 from mediation.model.readout import ReadOut
+from mediation.studies.checks import check_neurons
 from tests.conftest import CAUSAL
 
 TOLERANCE = {torch.float64: 1e-10, torch.float32: 1e-5}  # relative, on probabilities
@@ -219,9 +221,9 @@ def test_check_against_full_passes_sees_a_wrong_number(toy_model):
     model = toy_model()
     intervention = stimulus(model)
     right = np.log([p.numpy() for p in model.neuron_intervention_single_experiment(intervention, "man_direct")[6:]])
-    assert model.check_against_full_passes(intervention, "man_direct", right, sample=64).deviation < 1e-4
+    assert check_neurons(model, intervention, "man_direct", right, sample=64).deviation < 1e-4
     wrong = np.stack([right[0], np.roll(right[1], 1)])
-    assert model.check_against_full_passes(intervention, "man_direct", wrong, sample=64).deviation > 1e-3
+    assert check_neurons(model, intervention, "man_direct", wrong, sample=64).deviation > 1e-3
 
 
 # sharing between prompts and between values
@@ -234,8 +236,8 @@ TEMPLATES = ("The {} said that", "The {} yelled that", "The {} yelled because", 
 def test_a_tree_of_prompts_equals_each_prompt_alone(toy_model, architecture, in_double, dtype, kind):
     model = toy_model(architecture, dtype)
     stimuli = [stimulus(model, template) for template in TEMPLATES]
-    together = model.neuron_intervention_in_templates(stimuli, kind, alpha=1.5)
-    base = model.log_probabilities_in_templates(stimuli)
+    together = neurons_in_trees(model, stimuli, kind, SweepOptions(alpha=1.5))
+    base = model.base_in_trees(stimuli)
     for number, one in enumerate(stimuli):
         alone = model.neuron_intervention_single_experiment(one, kind, alpha=1.5)
         for candidate in (0, 1):
@@ -249,7 +251,7 @@ def test_prompts_that_do_not_begin_alike_are_trees_of_their_own(toy_model):
     model = toy_model("gpt2", torch.float64)
     stimuli = [stimulus(model, "The {} said that"), stimulus(model, "Then the {} said that"), stimulus(model, "The {} ran because")]
     assert [members for members, _ in model.trees(stimuli, 0)] == [[0, 2], [1]]
-    together = model.neuron_intervention_in_templates(stimuli, "man_indirect")
+    together = neurons_in_trees(model, stimuli, "man_indirect")
     for number, one in enumerate(stimuli):
         torch.testing.assert_close(together[number, ..., 0].exp(), model.neuron_intervention_single_experiment(one, "man_indirect")[6], rtol=1e-10, atol=0)
 
@@ -258,10 +260,12 @@ def test_prompts_that_do_not_begin_alike_are_trees_of_their_own(toy_model):
 def test_interpolated_direct_effects_equal_each_professions_own(toy_model, kind):
     model = toy_model("gpt2", torch.float64)
     words = {word: [stimulus(model, template, word) for template in TEMPLATES] for word in ("nurse", "captain", "clerk", "doctor", "king")}
-    values = dict(zip(words, model.null_values([stimuli[0] for stimuli in words.values()])))
+    values = dict(zip(words, null_values(model, [stimuli[0] for stimuli in words.values()])))
+    halved = SweepOptions(alpha=0.5)
     for layer in range(model.num_layers + 1):
-        shared = model.direct_interpolants(words["nurse"], kind, np.stack([of_word[layer] for of_word in values.values()]), layer, alpha=0.5)
+        of_words = np.stack([of_word[layer] for of_word in values.values()])
+        shared = direct_interpolants(model, words["nurse"], kind, of_words, layer, halved)
         assert shared.error < 1e-9
         for number, (word, stimuli) in enumerate(words.items()):
-            expected = model.neuron_intervention_in_templates(stimuli, kind, alpha=0.5)[:, layer]  # [templates, D, 2]
+            expected = neurons_in_trees(model, stimuli, kind, halved)[:, layer]  # [templates, D, 2]
             np.testing.assert_allclose(shared(values[word][layer], number).reshape(-1, len(TEMPLATES), 2), expected.movedim(0, 1), atol=1e-9)

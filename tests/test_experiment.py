@@ -180,7 +180,7 @@ def test_half_precision_gives_the_same_base_probabilities_in_every_run(toy_model
     model = toy_model(architecture, dtype)
     stimuli = [Intervention(model.tokenizer, template, [word, "man", "woman"], ["he", "she"]) for word in ("nurse", "captain")
                for template in ("The {} said that", "The {} yelled because", "The {} was fired because")]
-    together = model.log_probabilities_in_templates(stimuli).exp().flatten(1)
+    together = model.base_in_trees(stimuli).exp().flatten(1)
     np.testing.assert_allclose(np.array(model.base_probabilities(stimuli)), together, rtol=1e-3)  # what the analysis accepts
     assert model.model(stimuli[0].base_strings_tok[0].unsqueeze(0)).logits.dtype == torch.float32
 

@@ -8,6 +8,7 @@ import torch
 
 from experiment import Intervention
 from mediation.mediators.interpolation import LEVELS, NARROWED, TOLERANCE, Interpolants, coefficients, evaluate, fit, nodes
+from mediation.mediators.neuron_sweeps import direct_interpolants, null_values
 from mediation.mediators.neurons import INTERVENTION_TYPES, NeuronEdits
 from mediation.mediators.sweeps import sweep
 from mediation.model.forward import run_base
@@ -91,12 +92,12 @@ def direct_effects(model, kind, words):
     rng = np.random.default_rng(0)
     stimuli = {word: [Intervention(model.tokenizer, template, [word, "man", "woman"], ["he", "she"]) for template in TEMPLATES]
                for word in SINGLE_TOKEN_WORDS}
-    values = np.stack(model.null_values([of_word[0] for of_word in stimuli.values()]))  # [words, L + 1, D]
+    values = np.stack(null_values(model, [of_word[0] for of_word in stimuli.values()]))  # [words, L + 1, D]
     values = np.einsum("ws,sld->wld", rng.dirichlet(np.ones(len(values)) / 4, words), values)
     ((_, tree),) = model.trees(stimuli["nurse"], INTERVENTION_TYPES[kind][0])
     base, (position,) = run_base(model.model, model.parts, tree.tokens, tree), stimuli["nurse"][0].places[INTERVENTION_TYPES[kind][0]]
     for layer in range(model.num_layers + 1):
-        found = model.direct_interpolants(stimuli["nurse"], kind, values[:, layer], layer)
+        found = direct_interpolants(model, stimuli["nurse"], kind, values[:, layer], layer)
         neurons = torch.arange(model.num_neurons).repeat(words).unsqueeze(1)
         put_in = torch.as_tensor(values[:, layer], dtype=model.model.dtype).reshape(-1, 1)
         with torch.no_grad():

@@ -10,9 +10,11 @@ from transformers import AutoModelForMaskedLM
 from attention_utils import perform_intervention
 from experiment import Intervention, Model
 from mediation.errors import InputError
+from mediation.mediators.head_sweeps import head_estimates
 from mediation.model.masked import APPROACHES
 from mediation.results.attention_results import EFFECTS, STRINGS, example_key, read_results
 from mediation.stimuli import winobias
+from mediation.studies.checks import check_heads
 from tests.conftest import MASKED
 
 MASK, BEGIN, SEPARATOR = 11, 12, 13
@@ -133,7 +135,7 @@ def test_an_entry_of_the_study(masked_model, stimulus):
     entry = perform_intervention(stimulus(model), model)
     assert np.shape(entry["indirect_effect_head"]) == (3, 4)
     swept = model.attention_intervention_experiment(stimulus(model), "indirect")
-    assert model.check_heads_against_full_passes(stimulus(model), "indirect", swept[:2], 3).deviation < 1e-6
+    assert check_heads(model, stimulus(model), "indirect", swept[:2], 3).deviation < 1e-6
 
 
 def test_what_a_masked_model_cannot_do_is_said(masked_model, stimulus, toy_checkpoint):
@@ -142,7 +144,7 @@ def test_what_a_masked_model_cannot_do_is_said(masked_model, stimulus, toy_check
     with pytest.raises(InputError, match=r"masked model.*neurons need a causal model"):
         model.neuron_intervention_single_experiment(neurons, "man_indirect")
     with pytest.raises(InputError, match=r"masked model.*--method exact"):
-        model.attention_gradients(stimulus(model), "indirect")
+        head_estimates(model, stimulus(model), "indirect")
     with pytest.raises(InputError, match="masking approach 7 is unknown: choose 1 to 6"):
         Model(gpt2_version=str(toy_checkpoint("distilbert")), masking_approach=7)
 

@@ -15,9 +15,9 @@ from tqdm import tqdm
 from experiment import Intervention
 from mediation.effects.statistics import Screening, agreement, misses, strongest_in_any, upper_share
 from mediation.files.storage import RunFolder
-from mediation.mediators.head_sweeps import head_edits
+from mediation.mediators.head_sweeps import head_edits, head_estimates
 from mediation.mediators.heads import HeadEdits, heads_layers_model
-from mediation.mediators.neuron_sweeps import runs_and_edits
+from mediation.mediators.neuron_sweeps import neuron_gradients_of, runs_and_edits
 from mediation.mediators.neurons import INTERVENTION_TYPES, NeuronEdits
 from mediation.mediators.sweeps import by_full_passes, heads_by_full_passes
 from mediation.model.attention import attention_weights
@@ -86,7 +86,7 @@ def test_neurons_equal_central_differences_of_full_passes(toy_model, architectur
 def test_heads_equal_central_differences_of_full_passes(toy_model, architecture, in_double, stimulus, kind):
     model, width, tolerance = toy_model(architecture, torch.float64), STEP, TOLERANCE
     intervention = stimulus(model)
-    found = model.attention_gradients(intervention, kind).reshape(-1, 2)
+    found = head_estimates(model, intervention, kind).reshape(-1, 2)
     with torch.no_grad():
         single = heads_layers_model(model.num_layers, model.num_heads)[: len(found)]
         context, edits = head_edits(model, intervention, kind, single)
@@ -102,9 +102,9 @@ def test_heads_equal_central_differences_of_full_passes(toy_model, architecture,
 def test_prompts_together_equal_prompts_alone(toy_model):
     model = toy_model("llama", torch.float64)
     every = [stimulus for words in stimuli(model).values() for stimulus in words.values()]
-    together = model.neuron_gradients(every, 1)
+    together = neuron_gradients_of(model, every, 1)
     for index, stimulus in enumerate(every):
-        for part, alone in zip(together, model.neuron_gradients([stimulus], 1)):
+        for part, alone in zip(together, neuron_gradients_of(model, [stimulus], 1)):
             np.testing.assert_allclose(part[index], alone[0], rtol=1e-10, atol=1e-12)
 
 

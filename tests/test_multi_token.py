@@ -13,9 +13,16 @@ from transformers import PreTrainedTokenizerFast
 from experiment import Intervention, Model
 from mediation.errors import InputError
 from mediation.files.storage import RunFolder
+from mediation.mediators.neuron_sweeps import (
+    SweepOptions,
+    direct_interpolants,
+    neuron_gradients_of,
+    neurons_in_trees,
+)
 from mediation.mediators.neurons import INTERVENTION_TYPES, single_neuron_edits
 from mediation.mediators.sweeps import by_full_passes
 from mediation.stimuli.prompts import begin_tokens, fill, is_masked
+from mediation.studies.checks import check_neurons
 from mediation.studies.engine import StudyOptions
 from mediation.studies.interpolated_trees import INTERPOLATED_FROM
 from mediation.studies.professions import ProfessionStudy
@@ -72,12 +79,12 @@ def test_several_tokens_equal_hooks(toy_model, in_double, kind, multi_token, wor
             one = make(model, words=words, candidates=candidates, multi_token=multi_token)
             assert (len(one.places[0]) > 1) == (multi_token == "all")
             swept = model.neuron_intervention_single_experiment(one, kind)
-            together = model.neuron_intervention_in_templates([one], kind)[0]
+            together = neurons_in_trees(model, [one], kind)[0]
             for layer, neuron in ((0, 0), (0, 7), (1, 3), (2, 15), (3, 2)):
                 expected = by_hooks(model, one, kind, layer, neuron)
                 np.testing.assert_allclose(np.log([swept[6][layer, neuron], swept[7][layer, neuron]]), expected, rtol=TOLERANCE[dtype])
                 np.testing.assert_allclose(together[layer, neuron], expected, rtol=TOLERANCE[dtype])
-            assert model.check_against_full_passes(one, kind, together.movedim(-1, 0).numpy(), sample=8).deviation < 10 * TOLERANCE[dtype]
+            assert check_neurons(model, one, kind, together.movedim(-1, 0).numpy(), sample=8).deviation < 10 * TOLERANCE[dtype]
             assert np.ptp(together[1].numpy(), axis=0).min() > 1e-5  # the interventions did something
 
 
@@ -86,17 +93,17 @@ def test_whole_mlps_are_all_neurons_of_a_layer(toy_model, in_double):
     model = toy_model("gemma3_text", torch.float64)
     one, width = make(model), model.num_neurons
     sets = torch.arange(4 * width).reshape(4, width)
-    swept = model.neuron_intervention_in_templates([one], "man_indirect", units=sets)[0]  # [L + 1, 2]
+    swept = neurons_in_trees(model, [one], "man_indirect", units=sets)[0]  # [L + 1, 2]
     for layer in range(4):
         alone = model.neuron_intervention_single_experiment(one, "man_indirect", [layer - 1] * width, list(range(width)), intervention_loc="neuron")
         np.testing.assert_allclose(swept[layer].exp(), [alone[6].item(), alone[7].item()], rtol=1e-10)
-    assert model.check_against_full_passes(one, "man_indirect", swept.T.numpy(), sets=sets).deviation < 1e-10
+    assert check_neurons(model, one, "man_indirect", swept.T.numpy(), sets=sets).deviation < 1e-10
 
 
 def test_first_order_of_several_tokens_is_the_slope(toy_model):
     model = toy_model("gpt2", torch.float64)
     one = make(model, words=("xqz", "zqx"), multi_token="all")
-    null, alternative = (model.neuron_gradients([one], prompt) for prompt in (0, 1))
+    null, alternative = (neuron_gradients_of(model, [one], prompt) for prompt in (0, 1))
     step = alternative[2][0] - null[2][0]  # [P, L + 1, D]
     slope = (null[1][0] * step).sum(axis=1)  # [2, L + 1, D]
     small = 1e-4
@@ -124,7 +131,7 @@ def test_the_default_is_the_rule_of_2020(toy_model):
 def test_slots_anywhere(toy_model, template):
     model = toy_model("llama", torch.float64)
     one = make(model, template)
-    swept = model.neuron_intervention_in_templates([one], "man_indirect")[0]
+    swept = neurons_in_trees(model, [one], "man_indirect")[0]
     for layer in (0, 3):
         np.testing.assert_allclose(swept[layer, 5], by_hooks(model, one, "man_indirect", layer, 5), rtol=1e-6)
 
@@ -153,9 +160,9 @@ def test_odds_of_several_tokens_need_the_normaliser(toy_model, toy_checkpoint, r
     for candidates in CANDIDATES[1:]:
         one = make(model, candidates=candidates)
         with pytest.raises(InputError, match="odds_only is for candidates of one token each"):
-            model.neuron_intervention_in_templates([one], "man_indirect", odds_only=True)
+            neurons_in_trees(model, [one], "man_indirect", SweepOptions(odds_only=True))
         with pytest.raises(InputError, match="odds_only is for candidates of one token each"):
-            model.direct_interpolants([one], "man_direct", np.zeros((2, 16)), 1, odds_only=True)
+            direct_interpolants(model, [one], "man_direct", np.zeros((2, 16)), 1, SweepOptions(odds_only=True))
     code, _, error = run_script("run_profession_neuron_experiments.py --template_indices 1 --professions nurse",
                                 "--odds_only", "--multi_token", "last", "--candidates", "he was", "she",
                                 "-model", toy_checkpoint("gpt2"), "-out_dir", tmp_path / "out")
@@ -167,7 +174,7 @@ def test_odds_of_several_tokens_need_the_normaliser(toy_model, toy_checkpoint, r
 def test_odds_of_single_tokens_after_words_of_several(toy_model):
     model = toy_model()
     one = make(model, candidates=CANDIDATES[0])
-    full, odds = (model.neuron_intervention_in_templates([one], "man_indirect", odds_only=odds_only)
+    full, odds = (neurons_in_trees(model, [one], "man_indirect", SweepOptions(odds_only=odds_only))
                   for odds_only in (False, True))
     np.testing.assert_allclose(odds[..., 0] - odds[..., 1], full[..., 0] - full[..., 1], atol=1e-5)
 

@@ -19,6 +19,7 @@ from mediation.mediators import batches, interpolation
 from mediation.mediators.batches import in_two_precisions
 from mediation.mediators.head_sweeps import head_edits
 from mediation.mediators.heads import heads_layers_model
+from mediation.mediators.neuron_sweeps import SweepOptions, neurons_in_trees
 from mediation.mediators.neurons import INTERVENTION_TYPES, single_neuron_edits
 from mediation.mediators.sweeps import sweep, sweep_heads
 from mediation.model import language_model, products, readout
@@ -95,16 +96,16 @@ def test_a_record_holds_every_linear_layer_once(fast_model):
 @pytest.mark.parametrize("kind", list(INTERVENTION_TYPES)[:6])
 def test_fast_sweeps_are_within_their_bound(fast_model, toy_model, architecture, kind):
     exact_model, stimuli = toy_model(architecture), [stimulus(fast_model, template) for template in TEMPLATES]
-    fast = fast_model.neuron_intervention_in_templates(stimuli, kind)
-    exact = exact_model.neuron_intervention_in_templates(stimuli, kind)
+    fast = neurons_in_trees(fast_model, stimuli, kind)
+    exact = neurons_in_trees(exact_model, stimuli, kind)
     assert float((fast - exact).abs().max()) < batches.BOUND
     assert fast_model.fast_rows.rows == fast_model.num_layers * fast_model.num_neurons  # the last layer's cannot reach the output
 
 
 def test_small_interventions_are_run_fast(fast_model, toy_model, architecture):
     exact_model, stimuli = toy_model(architecture), [stimulus(fast_model, template) for template in TEMPLATES]
-    fast = fast_model.neuron_intervention_in_templates(stimuli, "man_minus_woman", alpha=0.02)
-    exact = exact_model.neuron_intervention_in_templates(stimuli, "man_minus_woman", alpha=0.02)
+    fast = neurons_in_trees(fast_model, stimuli, "man_minus_woman", SweepOptions(alpha=0.02))
+    exact = neurons_in_trees(exact_model, stimuli, "man_minus_woman", SweepOptions(alpha=0.02))
     differs, counts = (fast != exact).any(dim=-1).any(dim=0).flatten(), fast_model.fast_rows
     assert 0 < float((fast - exact).abs().max()) < batches.BOUND
     assert 0 < int(differs.sum()) <= counts.rows - counts.exact

@@ -14,6 +14,7 @@ from mediation.errors import InputError
 from mediation.files import assets
 from mediation.stimuli import winobias
 from mediation.studies.attention import EFFECTS, build_interventions, result_entry
+from mediation.studies.checks import check_heads
 
 
 @pytest.fixture(scope="module")
@@ -82,7 +83,7 @@ def test_single_examples_of_winobias(model, winobias_dev, number, total, indirec
     found = [entry["total_effect"], entry["indirect_effect_model"], entry["direct_effect_model"]]
     np.testing.assert_allclose(found, [total, indirect, direct], atol=1e-5)
     kind = {22: "indirect", 129: "direct"}[number]
-    assert model.check_heads_against_full_passes(example, kind, swept[kind][:2], sample=12).deviation < 1e-4
+    assert check_heads(model, example, kind, swept[kind][:2], sample=12).deviation < 1e-4
 
 
 def test_gemma_gives_the_base_probabilities_of_the_contract():

@@ -19,6 +19,8 @@ from experiment import Intervention
 from mediation.effects.statistics import smallest_reaching
 from mediation.errors import InputError
 from mediation.files.storage import RunFolder, read_pickle, write_pickle
+from mediation.mediators.head_sweeps import heads_in_sets
+from mediation.mediators.neuron_sweeps import neuron_sets
 from mediation.studies import selection
 from tests.conftest import WINOBIAS_ROWS
 from tests.preloaded import new_process
@@ -146,10 +148,10 @@ def test_sets_with_common_heads_equal_full_passes(toy_model, stimulus, architect
         for row, units in enumerate(sets):
             chosen[row, units] = True
         chosen = chosen.reshape(-1, 3, 4)
-        fast = model.attention_intervention_for_sets(stimulus(model), kind, chosen)
+        fast = heads_in_sets(model, stimulus(model), kind, chosen)
         with monkeypatch.context() as patch:
             patch.setattr(model, "full_passes", True)
-            slow = model.attention_intervention_for_sets(stimulus(model), kind, chosen)
+            slow = heads_in_sets(model, stimulus(model), kind, chosen)
         np.testing.assert_allclose(fast, slow, atol=1e-10 if architecture == "gpt2" else 1e-6)
 
 
@@ -172,7 +174,7 @@ def test_top_k_and_greedy_agree_on_the_first(toy_model, stimulus, head_files):
 def test_neuron_sets_equal_the_experiment(toy_model):
     model = toy_model("llama", torch.float64)
     intervention = Intervention(model.tokenizer, "The {} said that", ["nurse", "man", "woman"], ["he", "she"])
-    swept, base = model.neuron_intervention_for_sets(intervention, "man_indirect", [[3 * 16 + 2, 5], [7, 7]])
+    swept, base = neuron_sets(model, intervention, "man_indirect", torch.tensor([[3 * 16 + 2, 5], [7, 7]]))
     pair = model.neuron_intervention_single_experiment(intervention, "man_indirect", [2, -1], [2, 5], intervention_loc="neuron")
     one = model.neuron_intervention_single_experiment(intervention, "man_indirect", [-1], [7], intervention_loc="neuron")
     np.testing.assert_allclose(swept.exp(), [[pair[6].item(), pair[7].item()], [one[6].item(), one[7].item()]], rtol=1e-10)
