@@ -21,8 +21,6 @@ from mediation.mediators import head_sweeps, neuron_sweeps
 from mediation.mediators.neuron_sweeps import SweepOptions
 from mediation.model.language_model import LanguageModel
 from mediation.stimuli.interventions import Intervention
-from mediation.studies.checks import check_heads, check_neurons
-from mediation.studies.error_budget import CHECKED
 
 __all__ = ["Intervention", "Model"]
 
@@ -174,56 +172,3 @@ class Model(LanguageModel):
             InputError: a head outside the model.
         """
         return head_sweeps.head_experiment(self, intervention, effect, layers_to_adj, heads_to_adj, search)
-
-    # until the studies call the functions
-
-    def check_for_neurons(self, intervention, intervention_type=None):
-        """See `neuron_sweeps.check_for_neurons`."""
-        return neuron_sweeps.check_for_neurons(self, intervention, intervention_type)
-
-    def neuron_intervention_for_sets(self, intervention, intervention_type, units, bsize=None):
-        """See `neuron_sweeps.neuron_sets`."""
-        return neuron_sweeps.neuron_sets(self, intervention, intervention_type, torch.as_tensor(units), bsize)
-
-    def neuron_intervention_in_templates(self, interventions, intervention_type, alpha=1, bsize=None,
-                                         odds_only=False, progress=None, units=None):
-        """See `neuron_sweeps.neurons_in_trees`."""
-        return neuron_sweeps.neurons_in_trees(self, interventions, intervention_type,
-                                              SweepOptions(alpha, bsize, odds_only), units, progress)
-
-    def log_probabilities_in_templates(self, interventions):
-        """See `LanguageModel.base_in_trees`."""
-        return self.base_in_trees(interventions)
-
-    def null_values(self, interventions):
-        """See `neuron_sweeps.null_values`."""
-        return neuron_sweeps.null_values(self, interventions)
-
-    def neuron_gradients(self, interventions, prompt):
-        """See `neuron_sweeps.neuron_gradients_of`."""
-        return neuron_sweeps.neuron_gradients_of(self, interventions, prompt)
-
-    def direct_interpolants(self, interventions, intervention_type, values, layer, alpha=1, bsize=None,
-                            odds_only=False, progress=None):
-        """See `neuron_sweeps.direct_interpolants`."""
-        return neuron_sweeps.direct_interpolants(self, interventions, intervention_type, values, layer,
-                                                 SweepOptions(alpha, bsize, odds_only), progress)
-
-    def attention_intervention_for_sets(self, intervention, effect, chosen, bsize=None, progress=None):
-        """See `head_sweeps.heads_in_sets`."""
-        return head_sweeps.heads_in_sets(self, intervention, effect, chosen, bsize, progress)
-
-    def attention_gradients(self, intervention, effect):
-        """See `head_sweeps.head_estimates`."""
-        return head_sweeps.head_estimates(self, intervention, effect)
-
-    def check_against_full_passes(self, intervention, intervention_type, log_probabilities, alpha=1,
-                                  sample=CHECKED, seed=0, odds_only=False, among=None, sets=None):
-        """See `checks.check_neurons`."""
-        return check_neurons(self, intervention, intervention_type, log_probabilities, alpha, sample, seed,
-                             odds_only, among, sets)
-
-    def check_heads_against_full_passes(self, intervention, effect, probabilities, sample=1, seed=0,
-                                        among=None):
-        """See `checks.check_heads`."""
-        return check_heads(self, intervention, effect, probabilities, sample, seed, among)

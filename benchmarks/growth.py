@@ -14,6 +14,7 @@ import torch
 
 from benchmarks import load, parser, peak_of_this_process, timed
 from mediation.errors import InputError
+from mediation.mediators.neuron_sweeps import neurons_in_trees
 from mediation.options import exit_on_bad_input, positive
 from mediation.stimuli.templates import TEMPLATES
 
@@ -37,8 +38,8 @@ def main(options: argparse.Namespace) -> None:
         return Intervention(model.tokenizer, template, ["nurse", "man", "woman"], ["he", "she"], model.device)
 
     def sweep(templates: Sequence[str], chosen: torch.Tensor) -> Callable:
-        return lambda: model.neuron_intervention_in_templates(
-            [stimulus(template) for template in templates], "man_indirect", units=chosen.sort().values)
+        return lambda: neurons_in_trees(
+            model, [stimulus(template) for template in templates], "man_indirect", units=chosen.sort().values)
 
     one, drawn = TEMPLATES[:1], shuffled[: options.units]
     before = peak_of_this_process()

@@ -20,7 +20,13 @@ import torch
 
 from benchmarks import choose_precision, load, parser, timed
 from benchmarks.neuron_sweep import by_full_passes_2020
-from mediation.mediators.neuron_sweeps import runs_and_edits
+from mediation.mediators.neuron_sweeps import (
+    direct_interpolants,
+    neuron_gradients_of,
+    neurons_in_trees,
+    null_values,
+    runs_and_edits,
+)
 from mediation.options import exit_on_bad_input, share
 from mediation.stimuli.templates import select_templates
 
@@ -53,7 +59,7 @@ def main(options: argparse.Namespace) -> None:
     drawn = order[: int(options.share * units)].sort().values
     middle = fast.num_layers // 2
     first_stimuli = [of_word[0] for of_word in words.values()]
-    values = np.stack(exact.null_values(first_stimuli))  # [words, L + 1, D]
+    values = np.stack(null_values(exact, first_stimuli))  # [words, L + 1, D]
     prompts = sum(map(len, words.values()))
 
     def of_2020() -> float:
@@ -63,7 +69,7 @@ def main(options: argparse.Namespace) -> None:
 
     def indirect(model: "Model") -> float:
         """Both indirect types, of all professions."""
-        part = sum(timed(model.neuron_intervention_in_templates, one, kind, units=drawn)[0]
+        part = sum(timed(neurons_in_trees, model, one, kind, units=drawn)[0]
                    for kind in INDIRECT)
         return part * units / len(drawn) * len(words)
 
@@ -72,7 +78,7 @@ def main(options: argparse.Namespace) -> None:
 
         A layer costs what the blocks behind it do. All of this is a twentieth of the whole.
         """
-        of_middle, _ = timed(exact.direct_interpolants, one, "man_direct", values[:, middle], middle)
+        of_middle, _ = timed(direct_interpolants, exact, one, "man_direct", values[:, middle], middle)
         # none behind the last layer, which is not run
         blocks_behind = fast.num_layers - np.arange(fast.num_layers)
         return 2 * of_middle * float(blocks_behind.sum() / blocks_behind[middle])
@@ -83,15 +89,15 @@ def main(options: argparse.Namespace) -> None:
         Each type's steps along the gradients are products with differences of values.
         """
         stimuli = [stimulus for of_word in list(words.values())[:WORDS_OF_GRADIENTS] for stimulus in of_word]
-        null, (_, gradients, own) = timed(exact.neuron_gradients, stimuli, 0)
-        alternatives = sum(timed(exact.neuron_gradients, one, prompt)[0] for prompt in (1, 2))
+        null, (_, gradients, own) = timed(neuron_gradients_of, exact, stimuli, 0)
+        alternatives = sum(timed(neuron_gradients_of, exact, one, prompt)[0] for prompt in (1, 2))
         steps, _ = timed(lambda: [gradients * (own - own[:1])[:, None] for _ in range(4)])
         return (null + steps) * prompts / len(stimuli) + alternatives
 
     with torch.no_grad():
         passes_of_2020 = [few_interventions(exact, stimulus, number) for number, stimulus in enumerate(one)]
         by_full_passes_2020(*passes_of_2020[0])  # warms up
-        exact.neuron_intervention_in_templates(one, INDIRECT[0], units=drawn[::50])
+        neurons_in_trees(exact, one, INDIRECT[0], units=drawn[::50])
         rounds = []
         for _ in range(options.rounds):
             times = {"2020 algorithm": of_2020(), "exact": indirect(exact)}

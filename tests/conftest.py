@@ -1,71 +1,55 @@
 """Toys made at test time, the oracle numbers where they are there, the real model where it can be had."""
 
+import copy
 import os
 import runpy
 import shlex
 import sys
-from pathlib import Path
 
 import pytest
 import torch
 from jaxtyping import install_import_hook
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
-from torch.overrides import TorchFunctionMode
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForMaskedLM, PreTrainedTokenizerFast
 
 # before anything of these is imported: signatures are checked at every call, shapes too; an int is a float;
-# the rest of the model is left out: it is called so often that test_products.py took 40% more time
+# the rest of the model is left out: it is called so often that tests of sweeps took 40% more time
 ROOMS = ("effects", "model.readout", "reports", "results", "stimuli")
 install_import_hook([f"mediation.{room}" for room in ROOMS],
                     "beartype.beartype(conf=beartype.BeartypeConf(is_pep484_tower=True))")
 
-from mediation.stimuli.templates import TEMPLATES
-
-PROJECT = Path(__file__).parent.parent
-SHARED = Path(os.environ.get("MEDIATION_SHARED", PROJECT.parent / "shared"))
-sys.path.insert(0, str(PROJECT))
+pytest.register_assert_rewrite("tests.helpers")
 
 from experiment import Intervention, Model
 from mediation.errors import InputError
 from mediation.files import assets
+from mediation.files.storage import RunFolder
 from mediation.model import language_model
-from mediation.model.architectures import ARCHITECTURES
 from mediation.model.checkpoints import bundled_model
+from mediation.model.fast_rows import FastRows
 from mediation.reports import plots
+from mediation.results.selections import KINDS
 from mediation.stimuli import professions
+from mediation.stimuli.templates import TEMPLATES
+from mediation.studies import selection
+from tests.helpers import (
+    BEGIN,
+    CAUSAL,
+    COMMAND,
+    HEAD_SELECTION,
+    MASK,
+    MASKED,
+    PROJECT,
+    SEPARATOR,
+    SHARED,
+    SINGLE_TOKEN_WORDS,
+    TINY,
+    TINY_ONES,
+    WINOBIAS_ROWS,
+    InDouble,
+    tables,
+)
 from tests.preloaded import Server, new_process
-
-WINOBIAS_ROWS = """1 [The carpenter] thanked the nurse because [he] was ill.
-2 The carpenter thanked [the nurse] because [she] had helped in the night.
-3 [The driver] called the teacher and [he] talked.
-4 The driver called [the teacher] and [she] wrote it all down.
-5 [The driver] called the nurse before [he] left.
-6 The driver called [the nurse] before [she] slept.
-7 [The driver] saw the nurse who wanted to see [him].
-8 The driver saw [the nurse] who wanted [her] tea.
-"""
-
-SINGLE_TOKEN_WORDS = ("nurse", "teacher", "doctor", "captain", "maid", "king", "clerk")  # in the toys' vocabulary; other professions are several tokens
-
-COMMAND = "run_profession_neuron_experiments.py -template_indices 1 13 --professions nurse captain teacher doctor " \
-          "--intervention_types man_direct man_indirect"
-
-TINY = {"vocab_size": 420, "hidden_size": 16, "num_hidden_layers": 3, "num_attention_heads": 4, "num_key_value_heads": 2,
-        "intermediate_size": 24, "head_dim": 4, "max_position_embeddings": 64}
-TINY_GPT2 = {"vocab_size": 420, "n_embd": 16, "n_layer": 3, "n_head": 4, "n_positions": 64}
-SPECIAL = {"pad_token_id": 0, "bos_token_id": 0, "eos_token_id": 0}
-TINY_ONES = {  # where the names or the defaults of an architecture do not fit
-    "gpt2": TINY_GPT2,
-    "gpt_neox": {key: value for key, value in TINY.items() if key != "num_key_value_heads"},
-    "opt": {**{key: value for key, value in TINY.items() if key != "num_key_value_heads"}, **SPECIAL, "word_embed_proj_dim": 16, "ffn_dim": 24},
-    "phi3": {**TINY, **SPECIAL},
-    "gemma3_text": {**TINY, **SPECIAL, "sliding_window": 4, "layer_types": ["sliding_attention", "full_attention", "sliding_attention"]},
-    "mistral": {**TINY, "sliding_window": 4},
-    "distilbert": {"vocab_size": 420, "dim": 16, "n_layers": 3, "n_heads": 4, "hidden_dim": 24, "max_position_embeddings": 64},
-    "roberta": {**TINY, "pad_token_id": 1, "max_position_embeddings": 80},
-}
-MASKED = sorted(kind for kind, where in ARCHITECTURES.items() if where.masked)
-CAUSAL = sorted(set(ARCHITECTURES) - set(MASKED))
 
 
 @pytest.fixture(autouse=True, scope="session")
@@ -166,20 +150,33 @@ def toy_model(toy_checkpoint):
     return load
 
 
-class InDouble(TorchFunctionMode):
-    """Norms and softmax, which the library computes in float32 whatever the model is, in float64 for a float64 model.
+@pytest.fixture(scope="session")
+def masked_model(toy_checkpoint, toy_tokenizer):
+    """masked_model("bert", approach, dtype) -> (Model, the library's eager model of the same weights)."""
+    loaded = {}
 
-    Their float32 depends on what is summed with what, so two ways to run a model could only be compared to 1e-6.
-    """
+    def load(kind, approach=1, dtype=torch.float64):
+        if (kind, dtype) not in loaded:
+            folder = toy_checkpoint(kind)
+            mask, begin, separator = toy_tokenizer.convert_ids_to_tokens([MASK, BEGIN, SEPARATOR])
+            tokenizer = type(toy_tokenizer).from_pretrained(folder, mask_token=mask, cls_token=begin,
+                                                            sep_token=separator)
+            tokenizer.save_pretrained(folder)
+            eager = AutoModelForMaskedLM.from_pretrained(folder, dtype=dtype, attn_implementation="eager")
+            loaded[kind, dtype] = Model(gpt2_version=str(folder), dtype=dtype), eager
+        model, eager = loaded[kind, dtype]
+        model.masking = type(model.masking).of(model.tokenizer, approach)
+        return model, eager
 
-    def __torch_function__(self, function, _types, args=(), kwargs=None):
-        kwargs = dict(kwargs or {})
-        if args and isinstance(args[0], torch.Tensor) and args[0].dtype == torch.float64:
-            if function is torch.Tensor.float or (function is torch.Tensor.to and torch.float32 in (*args[1:], kwargs.get("dtype"))):
-                return args[0]
-            if kwargs.get("dtype") == torch.float32:
-                kwargs["dtype"] = torch.float64
-        return function(*args, **kwargs)
+    return load
+
+
+@pytest.fixture
+def fast_model(toy_model, architecture):
+    """The toy with its weights shared, so that it need not be loaded again."""
+    model = copy.copy(toy_model(architecture))
+    model.fast_rows = FastRows()
+    return model
 
 
 @pytest.fixture
@@ -233,11 +230,6 @@ def start(start_script, toy_checkpoint):
     return run
 
 
-def tables(out_dir):
-    """{name: bytes} of the profession study's tables."""
-    return {path.name: path.read_bytes() for path in out_dir.glob("results/*/*.csv")}
-
-
 @pytest.fixture(scope="session")
 def undisturbed(start, tmp_path_factory):
     """Tables of COMMAND on a toy, left alone."""
@@ -280,3 +272,24 @@ def data(tmp_path, monkeypatch):
         "occupation\tbergsma_pct_female\tbls_pct_female\tbls_year\r\nteacher\t40.0\t80.5\t2015\r\nclerk\t60\t60\t2015\r\n")
     monkeypatch.setattr(assets, "PROJECT", project)
     return project
+
+
+@pytest.fixture(scope="session")
+def mean_effects():
+    """The function of the script that selects heads."""
+    return runpy.run_path(str(PROJECT / HEAD_SELECTION))["mean_effects"]
+
+
+@pytest.fixture
+def head_files(tmp_path):
+    """head_files(model, interventions) -> SelectionFiles in a folder of its own."""
+    def make(model, interventions):
+        names = {kind: f"{kind}.pickle" for kind in ("mean_effect", *KINDS)}
+        folder = RunFolder(tmp_path / "heads")
+        folder.claim(names.values(), {})
+        run = folder.begin({"settings": {}, "files": {name: {} for name in names.values()}})
+        examples = {index: selection.HeadExample(intervention, None)
+                    for index, intervention in enumerate(interventions)}
+        shape = (model.num_layers, model.num_heads)
+        return selection.SelectionFiles(model, folder, run, names, examples, "", " examples", shape, "head")
+    return make

@@ -15,7 +15,7 @@ import sys
 import numpy as np
 
 from mediation.files.storage import read_pickle
-from tests.conftest import PROJECT
+from tests.helpers import PROJECT
 
 NEURONS = "run_profession_neuron_experiments.py -template_indices 1 12 13 --professions nurse teacher doctor captain maid clerk"
 MANY = "--multi_token last --max_examples 14 -template_indices 1 13"  # enough words to interpolate between them

@@ -16,9 +16,9 @@ import time
 import numpy as np
 
 from mediation.files.storage import read_pickle
-from tests.conftest import PROJECT
+from tests.helpers import PROJECT
 
-IN_PROJECT = "import runpy, sys; from pathlib import Path; from mediation import assets; assets.PROJECT = Path(sys.argv[1]); sys.argv = sys.argv[2:]; " \
+IN_PROJECT = "import runpy, sys; from pathlib import Path; from mediation.files import assets; assets.PROJECT = Path(sys.argv[1]); sys.argv = sys.argv[2:]; " \
              "runpy.run_path(sys.argv[0], run_name='__main__')"
 SCRIPTS = {
     "neurons": "run_profession_neuron_experiments.py -template_indices 1 12 13 --full_passes --professions nurse teacher doctor captain maid clerk",

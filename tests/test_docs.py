@@ -1,13 +1,12 @@
 """README.md and docs/ are true to the project: file tree, links, scripts and their options, citation."""
 
 import re
-from pathlib import Path
 
 import pytest
 
 import mediation
+from tests.helpers import PROJECT
 
-PROJECT = Path(__file__).parent.parent
 PAGES = [PROJECT / "README.md", *sorted(PROJECT.glob("docs/*.md"))]
 README = PAGES[0].read_text(encoding="utf-8")
 SCRIPTS = sorted(path.name for path in PROJECT.glob("*.py") if "__main__" in path.read_text("utf-8"))
@@ -119,3 +118,13 @@ def test_the_citation_is_the_same_everywhere():
     fields = dict(re.findall(r"^  (\w+) += \{+(.*?)\}+,?$", software, re.MULTILINE))
     assert fields == {"title": title, "author": author, "version": version, "year": year}
     assert version == mediation.__version__
+
+
+def test_the_tests_that_pages_name_exist():
+    files = {f"{path.relative_to(PROJECT / 'tests')}" for path in PROJECT.glob("tests/**/*.py")}
+    functions = {name for file in files
+                 for name in re.findall(r"^def (test_\w+)", (PROJECT / "tests" / file).read_text("utf-8"), re.MULTILINE)}
+    for page in PAGES:
+        for file, function in re.findall(r"`(?:tests/)?([\w/]*test_\w+\.py)?(?:::)?(test_\w+)?`", page.read_text("utf-8")):
+            assert not file or file in files, f"{page.name}: {file}"
+            assert not function or function in functions, f"{page.name}: {function}"

@@ -1,4 +1,8 @@
-"""The house: who may import whom, held against every file; no circles; no torch behind --help and the scripts that only read files."""
+"""Who may import whom, held against every file; no circles; no torch behind --help; tests keep to themselves.
+
+A test file imports no other test file and no private name of the library: what tests share is in helpers.py and,
+as fixtures, in conftest.py.
+"""
 
 import ast
 import subprocess
@@ -7,7 +11,8 @@ from pathlib import Path
 
 import pytest
 
-PROJECT = Path(__file__).parent.parent
+from tests.helpers import PROJECT
+
 EVERYBODY = {"errors"}
 MAY_IMPORT = {
     "errors": set(), "files": set(), "effects": set(),
@@ -19,7 +24,9 @@ MAY_IMPORT = {
     "assets": {"files", "model", "options"},  # a command: python -m mediation.assets
 }
 FACES = {path.stem for path in PROJECT.glob("*.py")}
-FILES = sorted(path.relative_to(PROJECT) for path in [*PROJECT.glob("*.py"), *PROJECT.glob("mediation/**/*.py")])
+FILES = sorted(path.relative_to(PROJECT)
+               for path in [*PROJECT.glob("*.py"), *PROJECT.glob("mediation/**/*.py")])
+TESTS = sorted(path.relative_to(PROJECT) for path in PROJECT.glob("tests/**/*.py"))
 
 
 def imported(path):
@@ -96,3 +103,44 @@ for room in ("results", "reports", "effects", "files"):
 """
     done = subprocess.run([sys.executable, "-c", code], cwd=PROJECT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
+
+
+def defined_names(path):
+    """Names that a file gives to functions, classes, variables and attributes."""
+    names = set()
+    for node in ast.walk(ast.parse((PROJECT / path).read_text())):
+        if isinstance(node, (ast.FunctionDef, ast.ClassDef)):
+            names.add(node.name)
+        elif isinstance(node, (ast.Name, ast.Attribute)) and isinstance(node.ctx, ast.Store):
+            names.add(node.id if isinstance(node, ast.Name) else node.attr)
+    return names
+
+
+def used_names(path):
+    """Attributes, imported names and texts of a file: a text may name what is patched."""
+    names = {part for name in imported(path) for part in name.split(".")}
+    for node in ast.walk(ast.parse((PROJECT / path).read_text())):
+        if isinstance(node, ast.Attribute):
+            names.add(node.attr)
+        elif isinstance(node, ast.Constant) and isinstance(node.value, str):
+            names |= set(node.value.split("."))
+    return names
+
+
+PRIVATE = {name for path in FILES if path.parts[0] == "mediation" for name in defined_names(path)
+           if name.startswith("_") and name.strip("_") and not name.startswith("__")}
+
+
+@pytest.mark.parametrize("path", TESTS, ids=str)
+def test_a_test_file_imports_no_other_and_no_private_name_of_the_library(path):
+    modules = {module for name in imported(path) for module in name.split(".") if name.startswith("tests.")}
+    assert not [module for module in modules if module == "conftest" or module.startswith("test_")]
+    assert not PRIVATE & (used_names(path) - defined_names(path))
+
+
+def test_a_private_name_would_be_seen(tmp_path):
+    name = min(PRIVATE)
+    path = tmp_path / "test_it.py"
+    for text in (f"from mediation.model.attention import {name}", f"attention.{name}", f"{name!r}"):
+        path.write_text(text)
+        assert name in used_names(path)

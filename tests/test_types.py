@@ -12,8 +12,8 @@ from torch import nn
 from mediation.effects.statistics import misses, strongest_in_any
 from mediation.model.readout import log_sum_exp
 from mediation.reports import plots
+from tests.helpers import PROJECT
 
-PROJECT = Path(__file__).parent.parent
 ANNOTATED = ("effects", "files", "mediators", "model", "reports", "stimuli", "results/attention_results.py",
              "results/tables.py", "options.py", "assets.py")
 PUBLIC = ("__init__", "__call__")

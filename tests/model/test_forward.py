@@ -1,0 +1,40 @@
+"""The model's parts in use: resumed blocks, candidates packed behind a prompt, changed attention outputs."""
+
+import pytest
+import torch
+
+from mediation.model import attention
+from mediation.model.forward import Resumption, pack, run_base
+from tests.helpers import profession_stimulus
+
+
+def test_changed_outputs_are_gone_after_an_error(toy_model):
+    model, tokens = toy_model(), torch.tensor([[7, 8, 9]])
+    with torch.no_grad():
+        before = model.model(tokens).logits
+        with (pytest.raises(ZeroDivisionError),
+              attention.changed_outputs({model.parts.attentions[0]: lambda output, *_: 2 * output})):
+            assert not torch.equal(model.model(tokens).logits, before)
+            raise ZeroDivisionError
+        assert torch.equal(model.model(tokens).logits, before)
+
+
+def test_packed_candidates_do_not_see_each_other(toy_model, stimulus, architecture):
+    model = toy_model(architecture, torch.float64)
+    packed = pack([[7, 8, 9]], [[1, 2, 3], [4], [5, 6]], "cpu")
+    assert packed.tokens.tolist() == [7, 8, 9, 1, 2, 5] and packed.position_ids.tolist() == [0, 1, 2, 3, 4, 3]
+    assert packed.predictions == (([2, 3, 4], [1, 2, 3]), ([2], [4]), ([2, 5], [5, 6]))
+    intervention = profession_stimulus(model)
+    for context, found in zip(intervention.base_strings_tok, model.continuation_probabilities(intervention)):
+        assert found == pytest.approx(model.get_probabilities_for_examples_multitoken(context, intervention.candidates_tok), rel=1e-6)
+
+
+def test_resumed_blocks_equal_the_base_run(toy_model, architecture):
+    model = toy_model(architecture, torch.float64)
+    tokens = profession_stimulus(model).base_strings_tok[0]
+    with torch.no_grad():
+        base = run_base(model.model, model.parts, tokens)
+        for position in range(len(tokens)):
+            resumption = Resumption(model.parts, base, position)
+            for block in range(model.num_layers):
+                torch.testing.assert_close(resumption.block(block, resumption.rows(block, 2))[1], base.residuals[block + 1][position:], rtol=1e-12, atol=1e-12)

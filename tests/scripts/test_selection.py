@@ -1,0 +1,138 @@
+"""Selecting heads and neurons as a user runs it: resuming, refusals, what is kept."""
+
+import random
+import signal
+import time
+
+import numpy as np
+import pytest
+
+from mediation.files.storage import read_pickle, write_pickle
+from tests.helpers import HEAD_SELECTION, NEURON_SELECTION, WINOBIAS_ROWS, pickles, same_values
+from tests.preloaded import new_process
+
+
+@pytest.fixture
+def neurons(run_script, toy_checkpoint, tmp_path):
+    """neurons(*options) runs the neuron selection on a toy; pickles in tmp_path / "out"."""
+    def run(*options):
+        return run_script(NEURON_SELECTION, "-model", toy_checkpoint("gpt2"), "--out_dir", tmp_path / "out", "-template_indices", 1, "--professions", "nurse", "captain",
+                          "teacher", "doctor", *options)
+    return run
+
+
+@pytest.fixture
+def likely(monkeypatch):
+    """The objective's filter on base probabilities is for real vocabularies: a toy's random head gives no word 1%."""
+    monkeypatch.setattr("mediation.effects.statistics.LEAST_PROBABILITY", 0.0)
+
+
+def test_a_larger_k_goes_on_and_a_smaller_one_keeps(neurons, likely, tmp_path):
+    code, _, errors = neurons("--k", 2)
+    assert code == 0, errors
+    two = pickles(tmp_path / "out")
+    assert neurons("--k", 4)[0] == 0
+    four = pickles(tmp_path / "out")
+    assert four["greedy_toy-gpt2.pickle"]["val"][:2] == two["greedy_toy-gpt2.pickle"]["val"] and len(four["greedy_toy-gpt2.pickle"]["val"]) == 4
+    assert neurons("--k", 1)[0] == 0 and same_values(pickles(tmp_path / "out"), four)
+    (tmp_path / "out").rename(tmp_path / "first")
+    assert neurons("--k", 4)[0] == 0
+    assert same_values(pickles(tmp_path / "out"), four)
+
+
+def test_what_random_orders_and_lazy_greedy_write(neurons, likely, tmp_path):
+    code, output, _ = neurons("--k", 3, "--algo", "greedy,random", "--orders", 4, "--lazy")
+    assert code == 0 and "evaluations of sets" in output and "certified equal to plain greedy" in output
+    found = pickles(tmp_path / "out")
+    assert np.shape(found["random_toy-gpt2.pickle"]["val"]) == (4, 3) and len(found["lazy_toy-gpt2.pickle"]["val"]) == 3
+    assert (tmp_path / "out" / "sparsity_toy-gpt2.pdf").read_bytes().startswith(b"%PDF")
+
+
+def test_other_settings_are_refused(neurons, likely, tmp_path):
+    neurons("--k", 1, "--algo", "topk")
+    before = pickles(tmp_path / "out")
+    code, _, errors = neurons("--k", 1, "--dtype", "float64")
+    assert code == 2 and "dtype 'float32' -> 'float64'" in errors and same_values(pickles(tmp_path / "out"), before)
+
+
+@pytest.mark.parametrize("options, message", [
+    (["--k", "65"], "--k 65: there are 64 units"),
+    (["--layer", "2", "--k", "17"], "there are 16 units"),
+    (["--layer", "4"], "--layer 4: the model has layers 0 (word embedding) to 3"),
+    (["--layer", "-2"], "--layer -2"),
+    (["--algo", "topk,best"], "'best' is unknown: choose from topk, greedy, random"),
+    (["--k", "0"], "0 is not a whole number"),
+])
+def test_what_cannot_be_selected(neurons, likely, tmp_path, options, message):
+    code, _, errors = neurons(*options)
+    assert code == 2 and message in errors and len(errors.strip().splitlines()) == 1 and not (tmp_path / "out").exists()
+
+
+def test_no_prompt_that_counts(neurons, tmp_path):
+    code, _, errors = neurons("--k", 1)
+    assert code == 2 and "none of 4 professions counts" in errors and not (tmp_path / "out").exists()
+
+
+def test_head_selection_needs_examples(run_script, toy_checkpoint, data, tmp_path):
+    arguments = (HEAD_SELECTION, "-model", toy_checkpoint("gpt2"), "--out_dir", tmp_path / "out", "--k", 2)
+    code, _, errors = run_script(*arguments, "--data", "winogender")  # one example is its own quantile
+    assert code == 2 and "--do-filter False" in errors
+    code, _, errors = run_script(*arguments, "--data", "crows")
+    assert code == 2 and "'crows' is unknown" in errors
+    (data / "winobias_data" / "pro_stereotyped_type1.txt.dev").write_text(WINOBIAS_ROWS.rsplit("\n", 2)[0])
+    code, _, errors = run_script(*arguments)
+    assert code == 2 and "has no partner" in errors and not list(tmp_path.glob("out/*.pickle"))
+
+
+def test_head_selection_writes_what_the_contract_names(run_script, toy_checkpoint, data, tmp_path):
+    code, _, errors = run_script(HEAD_SELECTION, "--model_type", toy_checkpoint("gpt2"), "--out_dir", tmp_path, "--k", 2, "--do-filter", "False",
+                                      "--data", "winobias,winogender")
+    assert code == 0, errors
+    assert {path.name for path in tmp_path.glob("*.pickle")} == {
+        f"{kind}_toy-gpt2_{name}.pickle" for kind in ("topk", "greedy", "greedy_intermediate", "mean_effect") for name in ("winobias", "winogender")}
+    greedy = read_pickle(tmp_path / "greedy_toy-gpt2_winobias.pickle")
+    assert list(greedy) == ["val", "head"] and all(isinstance(part, int) for head in greedy["head"] for part in head)
+    assert {step: table.shape for step, table in read_pickle(tmp_path / "greedy_intermediate_toy-gpt2_winobias.pickle").items()} == {0: (3, 3, 4), 1: (3, 3, 4)}
+
+
+def test_killed_and_continued_equals_undisturbed(start_script, golden_model, tmp_path):
+    def start(out_dir, how=start_script):
+        return how(f"{NEURON_SELECTION} -template_indices 1 --k 4 --algo topk,greedy,random --professions actress nurse teacher doctor",
+                   "-model", golden_model, "--out_dir", out_dir)
+
+    def done(folder):
+        return [len(list(folder.glob("unfinished/*/*.npz"))), [path.stat().st_mtime_ns for path in folder.glob("*.pickle")]]
+
+    assert start(tmp_path / "undisturbed").wait() == 0
+    rng = random.Random(0)
+    kills = 0
+    while kills < 4:  # `make soak` kills a hundred times
+        process, before, seen = start(tmp_path / "killed"), done(tmp_path / "killed"), 0
+        writes = rng.randint(1, 6)  # so that it is killed in all of its steps
+        while seen < writes and process.poll() is None:
+            time.sleep(0.002)
+            now = done(tmp_path / "killed")
+            seen, before = seen + (now != before), now
+        time.sleep(rng.uniform(0, 0.1))
+        process.kill()
+        kills += 1
+        if process.wait() != -signal.SIGKILL:
+            break  # it was done before
+    assert kills >= 3 and start(tmp_path / "killed", new_process).wait() == 0
+    assert same_values(pickles(tmp_path / "killed"), pickles(tmp_path / "undisturbed"))
+
+
+def test_a_truncated_file_of_a_finished_step_is_named(neurons, likely, tmp_path):
+    neurons("--k", 2)
+    path = tmp_path / "out" / "greedy_toy-gpt2.pickle"
+    path.write_bytes(path.read_bytes()[:-20])
+    before = path.read_bytes()
+    code, _, errors = neurons("--k", 3)
+    assert code == 2 and f"{path} cannot be read as a pickle" in errors and path.read_bytes() == before
+
+
+def test_a_foreign_file_is_not_overwritten(neurons, likely, tmp_path):
+    (tmp_path / "out").mkdir()
+    write_pickle(tmp_path / "out" / "marg_contrib.pickle", {"layer": [0], "neuron": [0], "val": [1.0]})
+    code, _, errors = neurons("--k", 2)
+    assert code == 2 and "marg_contrib.pickle is already there and no manifest tells how it was made" in errors
