@@ -13,7 +13,7 @@ from mediation.files.storage import RunFolder
 from mediation.mediators.catalogue import CATALOGUE
 from mediation.mediators.neuron_sweeps import neurons_in_trees
 from mediation.model.architectures import ARCHITECTURES
-from tests.conftest import PROJECT, TINY
+from tests.helpers import PROJECT, TINY
 
 EXAMPLES = re.findall(r"## To add an? (\w+)\n.*?```python\n(.*?)```", (PROJECT / "docs" / "code.md").read_text(), re.DOTALL)
 LINES = """{"id": "1", "base": "The {} said that", "substitutes": ["nurse", "man"], "candidates": ["he", "she"]}
