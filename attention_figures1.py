@@ -36,8 +36,9 @@ def draw(results, label, figures):
     from mediation.results.attention_results import EFFECTS, head_effects, layer_effects
 
     title = f"{label.replace('_', ' ')}\n{len(results)} examples"
-    heads = {kind: head_effects(results, kind).mean(axis=0) for kind in EFFECTS}
-    layers = {kind: layer_effects(results, kind) for kind in EFFECTS}
+    of_heads = {kind: head_effects(results, kind) for kind in EFFECTS}
+    heads = {kind: units.grid(units.effects.mean(axis=0)) for kind, units in of_heads.items()}
+    layers = {kind: layer_effects(results, kind).effects for kind in EFFECTS}
     plots.stacked_layer_bars(layers["indirect"].mean(axis=0), layers["direct"].mean(axis=0), title, figures / "stacked_bar_charts" / f"{label}.pdf")
     for kind in EFFECTS:
         mean, error = layers[kind].mean(axis=0), layers[kind].std(axis=0) / len(results) ** 0.5

@@ -33,15 +33,16 @@ def main(options):
     if not path.exists():
         raise InputError(f"{path} is not there: run attention_intervention_winobias.py with these options first")
     results = read_results(path)["results"]
-    means = head_effects(results, "indirect").mean(axis=0)  # [L, H]
+    heads = head_effects(results, "indirect")
+    means = heads.grid(heads.effects.mean(axis=0))
     if means.shape != (model.num_layers, model.num_heads):
         raise InputError(f"{path} has {means.shape[0]} layers of {means.shape[1]} heads, the model {model.num_layers} of {model.num_heads}: name its own model")
-    heads = [divmod(int(unit), model.num_heads) for unit in np.argsort(-means, axis=None)[: options.heads]]
+    strongest_heads = [divmod(int(unit), model.num_heads) for unit in np.argsort(-means, axis=None)[: options.heads]]
     strongest = sorted(results, key=lambda entry: -entry["indirect_effect_model"])[: options.examples]
     for rank, entry in enumerate(strongest, start=1):
         tokens, attention = attention_from_pronoun(model, entry)
         title = f"{entry['base_string1']} ... c1: {entry['candidate1']} c2: {entry['candidate2']} (indirect effect {entry['indirect_effect_model']:.2f})"
-        shown = {f"head {layer}-{head}\n(mean {means[layer, head]:.3f})": attention[:, layer, head] for layer, head in heads}
+        shown = {f"head {layer}-{head}\n(mean {means[layer, head]:.3f})": attention[:, layer, head] for layer, head in strongest_heads}
         figure = out_dir / "results" / "attention_intervention" / "qualitative" / f"winobias_{label}_{rank}.pdf"
         print("wrote", plots.attention_on_context(tokens, shown, title, figure))
 

@@ -21,7 +21,7 @@ def main(options):
     from tqdm import tqdm
 
     from mediation.options import output_folder
-    from mediation.results.neuron_tables import describe_methods, find_tables, read_interventions
+    from mediation.results.neuron_tables import describe_methods, find_tables, read_pieces
 
     out_dir = output_folder(options)
     paths = find_tables(options.folder, options.model, TYPES)
@@ -30,11 +30,12 @@ def main(options):
     left_out = {}
     stems = sorted({path.stem.removesuffix(f"_{kind}_{options.model}") for path, kind in paths.items()})
     for stem in tqdm(stems, desc="templates", unit=" templates"):
-        tables, units = {}, None
+        tables = {}
         for path, kind in paths.items():
             if path.stem == f"{stem}_{kind}_{options.model}":
-                tables[kind], *units = read_interventions(path)
-                aggregate.check_units(path, *units)
+                pieces = {piece.cluster: piece for piece in read_pieces(path, kind)}
+                aggregate.check_units(path, *next((piece.layer, piece.unit) for piece in pieces.values()))
+                tables[kind] = {word: (piece.log_odds_base, piece.log_odds) for word, piece in pieces.items()}
         words = dict.fromkeys(word for table in tables.values() for word in table)
         for word in words:
             reason = why_left_out(rated.get(word), options.definitional)

@@ -21,7 +21,7 @@ from mediation.mediators.neuron_sweeps import runs_and_edits
 from mediation.mediators.neurons import INTERVENTION_TYPES, NeuronEdits
 from mediation.mediators.sweeps import by_full_passes, heads_by_full_passes
 from mediation.model.attention import attention_weights
-from mediation.results.neuron_tables import read_interventions
+from mediation.results.neuron_tables import read_pieces
 from mediation.studies import engine
 from mediation.studies import neurons as neuron_study
 from mediation.studies import professions as professions_study
@@ -208,7 +208,7 @@ def test_estimated_probabilities_are_probabilities(run_script, toy_checkpoint, t
     assert run_script(f"{RUN} --method gradient --alpha 40", "-model", toy_checkpoint("llama"), "-out_dir", tmp_path)[0] == 0
     largest = 0
     for path in tmp_path.glob("results/*/*.csv"):
-        read_interventions(path)  # refuses what is no probability
+        list(read_pieces(path, "man_indirect"))  # refuses what is no probability
         table = pd.read_csv(path)
         largest = max(largest, (table["candidate1_prob"] + table["candidate2_prob"]).max())
     assert largest == pytest.approx(1)

@@ -23,7 +23,7 @@ from experiment import Model
 from mediation.errors import InputError
 from mediation.files import storage
 from mediation.files.storage import RunFolder
-from mediation.results.neuron_tables import read_interventions, read_probabilities
+from mediation.results.neuron_tables import read_pieces, read_probabilities
 from mediation.stimuli import professions
 from tests import fuzz
 from tests.conftest import COMMAND, PROJECT, tables
@@ -257,7 +257,7 @@ def test_damaged_tables_that_fuzzing_found(tmp_path, change, message):
     assert change(text) != text
     path.write_text(change(text))
     with pytest.raises(InputError, match=message) as error:
-        read_interventions(path)
+        list(read_pieces(path, "man_indirect"))
     assert len(str(error.value)) < 1300
 
 

@@ -42,10 +42,9 @@ def report_interventions_summary_by_head(
     """Print the k heads with the largest mean effect; returns {effect: table with layer, head, mean, standard deviation, share above 0}."""
     tables = {}
     for kind in effect_types:
-        effects = head_effects(results, kind)
-        layer, head = (index.ravel() for index in np.indices(effects.shape[1:]))
-        tables[kind] = _summary(effects.reshape(len(results), -1), {"layer": layer, "head": head}).head(k)
-        print(f"{kind} effect, strongest {len(tables[kind])} of {effects[0].size} heads, over {len(results)} examples",
+        heads = head_effects(results, kind)
+        tables[kind] = _summary(heads.effects, {"layer": heads.layer, "head": heads.unit}).head(k)
+        print(f"{kind} effect, strongest {len(tables[kind])} of {len(heads.layer)} heads, over {len(results)} examples",
               tables[kind].to_string(index=False, float_format="%.4f"), "", sep="\n")
     return tables
 
@@ -56,8 +55,8 @@ def report_interventions_summary_by_layer(
     """Print the layers by mean effect of overriding all their heads; returns {effect: table with layer, mean, standard deviation, share above 0}."""
     tables = {}
     for kind in effect_types:
-        effects = layer_effects(results, kind)
-        tables[kind] = _summary(effects, {"layer": np.arange(effects.shape[1])})
+        layers = layer_effects(results, kind)
+        tables[kind] = _summary(layers.effects, {"layer": layers.layer})
         print(f"{kind} effect by layer, over {len(results)} examples", tables[kind].to_string(index=False, float_format="%.4f"), "", sep="\n")
     return tables
 

@@ -2,15 +2,16 @@
 
 import json
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from jaxtyping import Float64
 
 from mediation.effects.odds import effect, log_odds
 from mediation.errors import InputError
+from mediation.results.tidy import Piece, Units, side_by_side
 from mediation.stimuli.prompts import PronounStimulus
 
 if TYPE_CHECKING:  # an Intervention holds tensors; reading a file needs none
@@ -92,25 +93,50 @@ def read_results(path: str | Path, examples: Sequence[PronounStimulus] | None = 
             raise InputError(f"{path}: key {key!r} is missing: {remedy}")
     shape = None
     for number, entry in enumerate(content["results"]):
-        if examples and isinstance(entry, dict) and isinstance(entry.get("example"), int) and entry["example"] < len(examples):
-            example = examples[entry["example"]]
-            entry |= dict(zip(STRINGS, (*(example.base_string.replace("{}", word) for word in example.substitutes), *example.candidates)))
         where = f"{path}: results[{number}]"
+        if examples and isinstance(entry, dict) and isinstance(entry.get("example"), int) \
+                and entry["example"] < len(examples):
+            example = examples[entry["example"]]
+            contexts = [example.base_string.replace("{}", word) for word in example.substitutes]
+            entry |= dict(zip(STRINGS, (*contexts, *example.candidates)))
         for key in (*STRINGS, *SCALARS, *(f"{kind}_effect_{level}" for kind in EFFECTS for level in ("head", "layer"))):
             if not isinstance(entry, dict) or key not in entry:
                 raise InputError(f"{where}: key {key!r} is missing: {remedy}")
         for key in SCALARS:
             if not isinstance(entry[key], (int, float)) or not np.isfinite(entry[key]):
                 raise InputError(f"{where}: {key} is not a number: {remedy}")
+        for key in (key for key in SCALARS if key.startswith("odds") and entry[key] <= 0):
+            raise InputError(f"{where}: {key} is not above 0: {remedy}")
         for kind in EFFECTS:
-            try:
-                heads, layers = (np.asarray(entry[f"{kind}_effect_{level}"], np.float64) for level in ("head", "layer"))
-            except (ValueError, TypeError):
-                raise InputError(f"{where}: {kind} effects are not a table of numbers: {remedy}") from None
-            shape = shape or heads.shape
-            if len(shape) != 2 or heads.shape != shape or layers.shape != shape[:1] or not (np.isfinite(heads).all() and np.isfinite(layers).all()):
-                raise InputError(f"{where}: {kind} effects are {list(heads.shape)} and {list(layers.shape)}, not layers x heads of finite numbers: {remedy}")
+            shape = _check_effects(where, entry, kind, shape, remedy)
     return content
+
+
+def _check_effects(where, entry, kind, shape, remedy):
+    """Shape [L, H] of an entry's effects; `shape`: of the entries before it, or None.
+
+    Raises:
+        InputError: they are not tables of numbers of one shape, or no odds ratios minus 1.
+    """
+    def numbers(key):
+        try:
+            return np.asarray(entry[key], np.float64)
+        except (ValueError, TypeError):
+            raise InputError(f"{where}: {key} is not a table of numbers: {remedy}") from None
+
+    heads, layers = (numbers(f"{kind}_effect_{level}") for level in ("head", "layer"))
+    shape = shape or heads.shape
+    if len(shape) != 2 or heads.shape != shape or layers.shape != shape[:1] \
+            or not (np.isfinite(heads).all() and np.isfinite(layers).all()):
+        raise InputError(f"{where}: {kind} effects are {list(heads.shape)} and {list(layers.shape)}, not layers x heads "
+                         f"of finite numbers: {remedy}")
+    if min(heads.min(initial=0), layers.min(initial=0), entry[f"{kind}_effect_model"]) < -1:
+        raise InputError(f"{where}: {kind} effects are below -1, which no odds ratio minus 1 is: {remedy}")
+    for key in (f"{kind}_{name}_head" for name in ("odds", "exact") if f"{kind}_{name}_head" in entry):
+        values = numbers(key)
+        if values.shape != shape or not (np.isfinite(values) & (values >= 0)).all():
+            raise InputError(f"{where}: {key} is not layers x heads of numbers from 0 on: {remedy}")
+    return shape
 
 
 def find_results(out_dir: str | Path, model: str | None = None) -> dict[Path, str]:
@@ -137,11 +163,50 @@ def find_results(out_dir: str | Path, model: str | None = None) -> dict[Path, st
     return found
 
 
-def head_effects(results: Iterable[Mapping[str, Any]], kind: str) -> Float64[np.ndarray, "N L H"]:
-    """Effects of all heads, of the entries `results`; kind "indirect" or "direct"."""
-    return np.array([entry[f"{kind}_effect_head"] for entry in results], np.float64)
+def read_pieces(path: str | Path, examples: Sequence[PronounStimulus] | None = None) -> Iterator[Piece]:
+    """Pieces of the tidy table from a JSON of the attention study, see `read_results`, example by example."""
+    content = read_results(path, examples)
+    yield from pieces_of(content["results"], content.get("method", "exact"))
 
 
-def layer_effects(results: Iterable[Mapping[str, Any]], kind: str) -> Float64[np.ndarray, "N L"]:
-    """Effects of all layers."""
-    return np.array([entry[f"{kind}_effect_layer"] for entry in results], np.float64)
+def pieces_of(
+    results: Sequence[Mapping[str, Any]], method: str = "exact", effect_types: Sequence[str] = EFFECTS,
+) -> Iterator[Piece]:
+    """Pieces of entries of `read_results`: heads, then layers and the whole model (layer "all"), of each effect.
+
+    A file has the odds of heads at most: what it lacks is computed from the effect and the odds of x.
+
+    `method`: the file's; layers and the whole model were run by every method.
+    """
+    for number, entry in enumerate(results):
+        base = float(np.log(entry["odds_base"]))
+        piece = partial(Piece, f"{entry['base_string1']} | {entry['base_string2']}",
+                        str(entry.get("example", number)), position="context", log_odds_base=base)
+        for kind in effect_types:
+            heads = np.asarray(entry[f"{kind}_effect_head"], np.float64)
+            layers = np.asarray([*entry[f"{kind}_effect_layer"], entry[f"{kind}_effect_model"]], np.float64)
+            layer, head = (index.ravel() for index in np.indices(heads.shape))
+            odds, exact = entry.get(f"{kind}_odds_head"), entry.get(f"{kind}_exact_head")
+            under_heads = _log_odds_of(heads, base) if odds is None else np.log(np.asarray(odds, np.float64))
+            estimated = "exact" if method == "exact" else "gradient"
+            yield piece(mediator="heads", kind=kind, layer=layer, unit=head, log_odds=under_heads.ravel(),
+                        method=estimated if exact is None else np.where(np.ravel(exact), "exact", estimated),
+                        stored=heads.ravel())
+            yield piece(mediator="layers", kind=kind, unit=None, log_odds=_log_odds_of(layers, base), stored=layers,
+                        layer=np.array([*range(len(layers) - 1), "all"], object))
+
+
+def _log_odds_of(effects, base):
+    """Log odds under interventions, from their effects and the base log odds."""
+    with np.errstate(divide="ignore"):  # an odds ratio that was rounded to 0
+        return base + np.log1p(effects)
+
+
+def head_effects(results: Sequence[Mapping[str, Any]], kind: str) -> Units:
+    """Effects of all heads in every example."""
+    return side_by_side(pieces_of(results, effect_types=[kind]), "heads", kind)
+
+
+def layer_effects(results: Sequence[Mapping[str, Any]], kind: str) -> Units:
+    """Effects of all attention layers in every example, the whole model left out."""
+    return side_by_side(pieces_of(results, effect_types=[kind]), "layers", kind).single_layers()

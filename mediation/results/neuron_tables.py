@@ -3,7 +3,9 @@
 import ast
 import re
 import sys
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -11,7 +13,8 @@ import pandas as pd
 from mediation.effects.odds import log_odds
 from mediation.errors import InputError
 from mediation.files.storage import RunFolder
-from mediation.results.tables import FORMATS, read_columns, table_columns
+from mediation.results.tables import FORMATS, check_columns, check_numbers, read_columns, table_columns
+from mediation.results.tidy import Piece
 from mediation.stimuli.templates import split_base_string
 
 BASE_COLUMNS = ["word", "base_string", "alt_string1", "alt_string2", "candidate1", "candidate2",
@@ -23,7 +26,9 @@ EFFECT_COLUMNS = ["neuron_", "layer_direct_mean", "neuron_direct_mean", "odds_ra
                   "odds_ratio_direct_mean", "odds_ratio_direct_std", "total_causal_effect_mean", "total_causal_effect_std"]
 CONTRAST_COLUMNS = ["neuron_", "layer", "neuron", "gender_contrast_mean", "gender_contrast_std", "prompts"]
 LAYER_COLUMNS = ["model", "share", "layer", "neurons", "odds_ratio_indirect_mean", "odds_ratio_indirect_std"]
-TYPES = ("man_direct", "man_indirect", "woman_direct", "woman_indirect", "man_minus_woman", "woman_minus_man", "no_intervention")
+INTERVENTIONS = ("man_direct", "man_indirect", "woman_direct", "woman_indirect", "man_minus_woman",
+                 "woman_minus_man")
+TYPES = (*INTERVENTIONS, "no_intervention")
 HALF_PRECISION = {"bfloat16": ".04", "float16": ".002"}  # median error of the effects of 200 neurons of SmolLM2-135M on log odds, half of which are below .003
 APART = {False: 1e-3, True: 1e-2}  # of one prompt's probabilities in two tables; in half precision (True) they depend on what is run together
 
@@ -117,33 +122,31 @@ def describe_methods(folder, model):
     return f"{model}: effects by " + "; ".join(f"method {method}, {texts[method]}" for method in sorted(methods)) + fast + " (docs/methods.md)"
 
 
-def read_table(path, columns, also_there=()):
-    """The named columns of a CSV or parquet file, chunk by chunk (an iterator of tables); probabilities as float64.
+def read_table(
+    path: str | Path, columns: Sequence[str], also_there: Sequence[str] = (),
+) -> Iterator[pd.DataFrame]:
+    """The named columns of a CSV or parquet file, chunk by chunk; probabilities as float64.
 
     `also_there`: columns that are not read but have to be there, or the table is not what it is taken for.
 
     Raises:
-        InputError: a file that is not what its ending says, a missing column, or a value that is not a number or not a probability.
+        InputError: a file that is not what its ending says, a missing column, or a value that is not a number or
+            not a probability.
     """
-    header = table_columns(path)
-    missing = [column for column in [*columns, *also_there] if column not in header]
-    if missing:
-        raise InputError(f"{path}: column {missing[0]!r} is missing: write the table again with run_profession_neuron_experiments.py")
-    for chunk in read_columns(path, columns):
+    remedy = "write the table again with run_profession_neuron_experiments.py"
+    check_columns(path, [*columns, *also_there], remedy)
+    largest, smallest = np.finfo(float).max, np.finfo(float).tiny
+    for chunk in read_columns(path, list(columns)):
         for column in columns:
             if column in ("word", "base_string") and chunk[column].isna().any():
-                raise InputError(f"{path}: row {chunk.index[chunk[column].isna()][0] + 1}, column {column!r} is empty: "
-                                 "write the table again with run_profession_neuron_experiments.py")
-            if "prob" in column or column in ("layer", "neuron", "log_odds"):
-                chunk[column] = pd.to_numeric(chunk[column], errors="coerce")
-                low, high = (np.finfo(float).tiny, 1) if "prob" in column else (0 if column != "log_odds" else -np.finfo(float).max, np.finfo(float).max)
-                good = chunk[column].between(low, high)
-                if column in ("layer", "neuron"):
-                    good &= (chunk[column] % 1 == 0) & (chunk[column] < 2**31)
-                bad = chunk.index[~good]
-                if len(bad):
-                    raise InputError(f"{path}: row {bad[0] + 1}, column {column!r} is not {'a probability above 0' if 'prob' in column else 'a number'}: "
-                                     "write the table again with run_profession_neuron_experiments.py")
+                row = chunk.index[chunk[column].isna()][0] + 1
+                raise InputError(f"{path}: row {row}, column {column!r} is empty: {remedy}")
+            if "prob" in column:
+                check_numbers(path, chunk, column, smallest, 1, remedy, "a probability above 0")
+            elif column == "log_odds":
+                check_numbers(path, chunk, column, -largest, largest, remedy)
+            elif column in ("layer", "neuron"):
+                check_numbers(path, chunk, column, 0, 2**31 - 1, remedy, whole=True)
         yield chunk
 
 
@@ -217,35 +220,67 @@ def _in_half_precision(folder, model):
     return any(made.get("model") == model and made.get("dtype") in HALF_PRECISION for made in settings)
 
 
-def read_interventions(path):
-    """A table of interventions on every neuron, by word.
+def read_pieces(path: str | Path, kind: str) -> Iterator[Piece]:
+    """Pieces of the tidy table from a table of interventions on every neuron, word by word.
 
-    Returns: ({word: (log odds of he over she without intervention, log odds [units] under each)}, layers
-    [units], neurons [units]), units sorted by layer and neuron, float64. The log odds without intervention
-    are those of the null prompt.
+    `kind`: the intervention type, which the file's name tells (`find_tables`). Units are sorted by layer and
+    neuron; log odds are of he over she.
 
     Raises:
         InputError: what `read_table` raises, or words that do not have the same neurons once each.
     """
-    intervened = ["log_odds"] if "log_odds" in table_columns(path) else ["candidate1_prob", "candidate2_prob"]
-    pieces = {}  # {word: [(base log odds, log odds [rows], layers and neurons [rows, 2]), ...]}
-    columns = ["word", *BASE_COLUMNS[4:8], *intervened, "layer", "neuron"]
-    for chunk in read_table(path, columns, NEURON_COLUMNS):
+    header = table_columns(path)
+    intervened = ["log_odds"] if "log_odds" in header else ["candidate1_prob", "candidate2_prob"]
+    method = [name for name in ("method",) if name in header]  # where not all neurons were run
+    parts: dict[str, list[pd.DataFrame]] = {}  # rows of each word; one file is a template: it fits into memory
+    first: dict[str, dict[str, Any]] = {}
+    for chunk in read_table(path, [*BASE_COLUMNS[:8], *intervened, "layer", "neuron", *method], NEURON_COLUMNS):
         chunk = he_first(path, chunk)
-        chunk["log_odds"] = chunk["log_odds"] if "log_odds" in chunk else log_odds(chunk["candidate1_prob"], chunk["candidate2_prob"])
+        if "log_odds" not in chunk:
+            chunk["log_odds"] = log_odds(chunk["candidate1_prob"], chunk["candidate2_prob"])
         for word, rows in chunk.groupby("word", sort=False, observed=True):
-            base = float(log_odds(rows["candidate1_base_prob"].iloc[0], rows["candidate2_base_prob"].iloc[0]))
-            pieces.setdefault(word, []).append((base, rows["log_odds"].to_numpy(), rows[["layer", "neuron"]].to_numpy(int)))
-    words, units = {}, None
-    for word, parts in pieces.items():
-        own = np.concatenate([units for _, _, units in parts])
+            first.setdefault(str(word), rows.iloc[0].to_dict())
+            parts.setdefault(str(word), []).append(rows[["layer", "neuron", "log_odds", *method]])
+    units = None
+    for word in list(parts):
+        rows = pd.concat(parts.pop(word)) if len(parts[word]) > 1 else parts.pop(word)[0]
+        own = rows[["layer", "neuron"]].to_numpy(int)
         order = np.lexsort((own[:, 1], own[:, 0]))
         own = own[order]
         units = own if units is None else units
-        if own.shape != units.shape or (own != units).any() or (np.diff(own, axis=0) == 0).all(axis=1).any():
-            raise InputError(f"{path}: {word!r} does not have the same neurons as the other words, once each: the table is incomplete, write it again")
-        words[word] = parts[0][0], np.concatenate([values for _, values, _ in parts])[order]
-    return words, units[:, 0], units[:, 1]
+        repeated = (np.diff(own, axis=0) == 0).all(axis=1).any()
+        if own.shape != units.shape or (own != units).any() or repeated:
+            raise InputError(f"{path}: {word!r} does not have the same neurons as the other words, once each: "
+                             "the table is incomplete, write it again")
+        base = log_odds(first[word]["candidate1_base_prob"], first[word]["candidate2_base_prob"])
+        yield Piece(comparison_name(first[word], kind), word, "neurons", "slot", kind, units[:, 0], units[:, 1],
+                    float(base), rows["log_odds"].to_numpy(float)[order], template=template_of(first[word]["base_string"]),
+                    method=rows["method"].to_numpy(object)[order] if method else "exact")
+
+
+def comparison_name(row: Mapping[str, Any], kind: str) -> str:
+    """Null prompt and the alternatives of an intervention type, of a row of a neuron table."""
+    alternatives = [row[f"alt_string{number}"] for number, gender in ((1, "man"), (2, "woman"))
+                    if gender in kind.split("_")]
+    return " | ".join(map(str, [row["base_string"], *alternatives]))
+
+
+def template_of(base_string: str) -> str:
+    """The study's template that a prompt is made from; "" for another."""
+    try:
+        return split_base_string(base_string)[0]
+    except InputError:
+        return ""
+
+
+def pieces_in(folder: str | Path, model: str, types: Sequence[str] = INTERVENTIONS) -> Iterator[Piece]:
+    """Pieces of all tables of a model in a folder, one table in memory at a time.
+
+    Raises:
+        InputError: what `find_tables` and `read_pieces` raise.
+    """
+    for path, kind in find_tables(folder, model, types).items():
+        yield from read_pieces(path, kind)
 
 
 def read_effects(path, columns=EFFECT_COLUMNS):

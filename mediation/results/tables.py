@@ -1,6 +1,6 @@
 """Tables of a study as CSV or parquet: written word by word and read by columns, so that memory does not grow with the rows."""
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -122,8 +122,10 @@ def table_columns(path: str | Path) -> list[str]:
         raise unreadable(path, error) from error
 
 
-def read_columns(path: str | Path, columns: list[str]) -> Iterator[pd.DataFrame]:
+def read_columns(path: str | Path, columns: list[str], texts: Sequence[str] = ()) -> Iterator[pd.DataFrame]:
     """The named columns of a table, chunk by chunk: an iterator of pandas tables with a row index that counts on.
+
+    `texts`: those of the columns that are words whatever they look like: "1", "null", "NA" and "".
 
     Raises:
         InputError: a file that cannot be read as what its ending says.
@@ -138,13 +140,45 @@ def read_columns(path: str | Path, columns: list[str]) -> Iterator[pd.DataFrame]
                     start += len(table)
                     yield table[columns]
         else:
-            with pd.read_csv(path, usecols=columns, chunksize=CHUNK) as chunks:
+            words = {"dtype": dict.fromkeys(texts, str), "keep_default_na": False} if texts else {}
+            with pd.read_csv(path, usecols=columns, chunksize=CHUNK, **words) as chunks:
                 for chunk in chunks:
                     if not isinstance(chunk.index, pd.RangeIndex):  # pandas takes what is too much for an index
                         raise ValueError("rows have more cells than there are columns")
                     yield chunk
     except Exception as error:  # a damaged file raises whatever its bytes happen to say
         raise unreadable(path, error) from error
+
+
+def check_numbers(
+    path: str | Path, chunk: pd.DataFrame, column: str, low: float, high: float, remedy: str, what: str = "a number",
+    whole: bool = False,
+) -> None:
+    """Make a column of a chunk numbers from `low` to `high`, in place.
+
+    Raises:
+        InputError: a cell is none; file, row and column are named, `what` it should be, and the remedy.
+    """
+    chunk[column] = pd.to_numeric(chunk[column], errors="coerce")
+    good = chunk[column].between(low, high)
+    if whole:
+        good &= chunk[column] % 1 == 0
+    bad = chunk.index[~good]
+    if len(bad):
+        raise InputError(f"{path}: row {bad[0] + 1}, column {column!r} is not {what}: {remedy}")
+
+
+def check_columns(path: str | Path, columns: Iterable[str], remedy: str) -> list[str]:
+    """Names of a table's columns, among them all of `columns`.
+
+    Raises:
+        InputError: one of them is missing, or the file is no table of its ending.
+    """
+    header = table_columns(path)
+    missing = [column for column in columns if column not in header]
+    if missing:
+        raise InputError(f"{path}: column {missing[0]!r} is missing: {remedy}")
+    return header
 
 
 def unreadable(path: str | Path, error: Exception) -> InputError:
