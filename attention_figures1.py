@@ -32,20 +32,21 @@ def main(options):
 
 def draw(results, label, figures):
     """The eight figures of one result file. `label`: its name without `attention_intervention_`, as in the figures' names."""
+    from mediation.effects.statistics import errors_of_units, means_of_units
     from mediation.reports import plots
     from mediation.results.attention_results import EFFECTS, head_effects, layer_effects
 
     title = f"{label.replace('_', ' ')}\n{len(results)} examples"
     of_heads = {kind: head_effects(results, kind) for kind in EFFECTS}
-    heads = {kind: units.grid(units.effects.mean(axis=0)) for kind, units in of_heads.items()}
+    heads = {kind: units.grid(means_of_units(units.effects)) for kind, units in of_heads.items()}
     layers = {kind: layer_effects(results, kind).effects for kind in EFFECTS}
-    plots.stacked_layer_bars(layers["indirect"].mean(axis=0), layers["direct"].mean(axis=0), title, figures / "stacked_bar_charts" / f"{label}.pdf")
+    means = {kind: means_of_units(effects) for kind, effects in layers.items()}
+    plots.stacked_layer_bars(means["indirect"], means["direct"], title, figures / "stacked_bar_charts" / f"{label}.pdf")
     for kind in EFFECTS:
-        mean, error = layers[kind].mean(axis=0), layers[kind].std(axis=0) / len(results) ** 0.5
         plots.head_heat_map(heads[kind], kind, title, figures / f"heat_maps_{kind}" / f"{label}.pdf")
-        plots.layer_bars(mean, error, kind, title, figures / f"layer_{kind}" / f"{label}.pdf")
-        plots.head_heat_map_with_bar(heads[kind], mean, kind, title, figures / f"heat_maps_with_bar_{kind}" / f"{label}.pdf")
-    plots.head_heat_map_with_bar(heads["indirect"], layers["indirect"].mean(axis=0), "indirect", title,
+        plots.layer_bars(means[kind], errors_of_units(layers[kind]), kind, title, figures / f"layer_{kind}" / f"{label}.pdf")
+        plots.head_heat_map_with_bar(heads[kind], means[kind], kind, title, figures / f"heat_maps_with_bar_{kind}" / f"{label}.pdf")
+    plots.head_heat_map_with_bar(heads["indirect"], means["indirect"], "indirect", title,
                                  figures / "heat_maps_with_bar_indirect_sorted" / f"{label}.pdf", sort=True)
 
 

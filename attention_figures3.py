@@ -20,6 +20,7 @@ from mediation.options import Parser, add_masking_approach, add_model_options, e
 
 def main(options):
     """Strongest heads, strongest examples, their attention."""
+    from mediation.effects.statistics import means_of_units
     from mediation.reports import plots
     from mediation.results.attention_results import head_effects, read_results
     from mediation.studies.attention import masking_suffix
@@ -34,7 +35,7 @@ def main(options):
         raise InputError(f"{path} is not there: run attention_intervention_winobias.py with these options first")
     results = read_results(path)["results"]
     heads = head_effects(results, "indirect")
-    means = heads.grid(heads.effects.mean(axis=0))
+    means = heads.grid(means_of_units(heads.effects))
     if means.shape != (model.num_layers, model.num_heads):
         raise InputError(f"{path} has {means.shape[0]} layers of {means.shape[1]} heads, the model {model.num_layers} of {model.num_heads}: name its own model")
     strongest_heads = [divmod(int(unit), model.num_heads) for unit in np.argsort(-means, axis=None)[: options.heads]]

@@ -10,7 +10,7 @@ from typing import Protocol, runtime_checkable
 
 import numpy as np
 import pandas as pd
-from jaxtyping import Bool, Float, Float64, Int
+from jaxtyping import Bool, Float, Float64, Int, Shaped
 from numpy.typing import ArrayLike
 from scipy import stats
 
@@ -207,6 +207,82 @@ class Moments:
     def deviation(self) -> Numbers:
         """Sample standard deviation (divided by n - 1); NaN for one array."""
         return np.sqrt(self._squares / (self.count - 1)) if self.count > 1 else np.full_like(self.mean, np.nan)
+
+
+def sample_deviation(values: Float[np.ndarray, "N ..."]) -> Numbers:
+    """Sample standard deviation over the first axis (divided by N - 1); NaN for one row."""
+    return values.std(axis=0, ddof=1) if len(values) > 1 else np.full_like(values[0], np.nan)
+
+
+def standard_error(deviation: ArrayLike, count: ArrayLike) -> Numbers:
+    """Standard error of a mean over `count` independent values, from their sample standard deviation."""
+    return np.asarray(deviation, np.float64) / np.sqrt(np.asarray(count, np.float64))
+
+
+def means_of_units(effects: Float64[np.ndarray, "N U"]) -> Float64[np.ndarray, "U"]:
+    """Mean effect of every unit over N comparisons."""
+    return effects.mean(axis=0)
+
+
+def errors_of_units(effects: Float64[np.ndarray, "N U"]) -> Float64[np.ndarray, "U"]:
+    """Standard error of the mean effect of every unit over N comparisons; NaN for one."""
+    return np.asarray(standard_error(sample_deviation(effects), len(effects)))
+
+
+def sum_of_means(effects: Float64[np.ndarray, "N U"]) -> float:
+    """Sum of the units' mean effects: above the effect of all at once where units do the same work."""
+    return float(means_of_units(effects).sum())
+
+
+def ranked_units(
+    effects: Float64[np.ndarray, "N U"], names: Mapping[str, Shaped[np.ndarray, "U"]],
+) -> pd.DataFrame:
+    """Units by their mean effect, largest first: the columns of `names`, which name them, then mean, standard
+    deviation, share above 0."""
+    table = pd.DataFrame({**names, "mean": means_of_units(effects), "standard deviation": sample_deviation(effects),
+                          "share above 0": (effects > 0).mean(axis=0)})
+    return table.sort_values("mean", ascending=False, ignore_index=True)
+
+
+def strongest_means(means: pd.DataFrame, column: str, share: float | None) -> Float64[np.ndarray, "L"]:
+    """Per layer, in order: the mean of `column` over the strongest part of its units, by size; with share None the
+    one unit's.
+
+    Args:
+        means: a row per unit, with a column layer; share: part of a layer's units, in (0, 1].
+    """
+    values = means.groupby("layer")[column]
+    if share is None:
+        return values.first().to_numpy(float)
+    return values.apply(lambda layer: layer.abs().nlargest(max(1, int(share * len(layer)))).mean()).to_numpy(float)
+
+
+def summary_of_groups(groups: pd.Series, effects: pd.Series) -> pd.DataFrame:
+    """Comparisons, mean of log odds ratios, median, mean and share above 0 of total effects: "all", then of each
+    group where there are several; the group without a name has no row of its own."""
+    of_groups = {"all": effects}
+    if groups.nunique() > 1:
+        of_groups |= {str(group): rows for group, rows in effects.groupby(groups, sort=False) if group}
+    return pd.DataFrame([{"group": group, "comparisons": len(rows), "mean of logs": np.log1p(rows).mean(),
+                          "median": rows.median(), "mean": rows.mean(), "share above 0": (rows > 0).mean()}
+                         for group, rows in of_groups.items()])
+
+
+def means_of_professions(table: pd.DataFrame, column: str) -> pd.DataFrame:
+    """Mean of a column of `prompt_effects` over the prompts of each word, with its rating."""
+    return table.groupby(["word", "bias", "definitional"], as_index=False)[column].mean()
+
+
+def over_orders(values: Sequence[Sequence[float]], k: int) -> pd.DataFrame:
+    """Mean, smallest and largest objective of random orders after 1 to k units, which are the index."""
+    table = pd.DataFrame(values).iloc[:, :k]
+    table.columns += 1
+    return pd.DataFrame({"mean": table.mean(), "smallest": table.min(), "largest": table.max()})
+
+
+def largest_and_median(deviations: pd.DataFrame) -> pd.DataFrame:
+    """Of every column."""
+    return pd.DataFrame({"largest": deviations.max(), "median": deviations.median()})
 
 
 class NeuronAggregate:

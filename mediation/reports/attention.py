@@ -4,9 +4,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pandas as pd
 
+from mediation.effects.statistics import ranked_units
 from mediation.results.attention_results import EFFECTS, head_effects, layer_effects, read_results
 
 
@@ -43,7 +43,7 @@ def report_interventions_summary_by_head(
     tables = {}
     for kind in effect_types:
         heads = head_effects(results, kind)
-        tables[kind] = _summary(heads.effects, {"layer": heads.layer, "head": heads.unit}).head(k)
+        tables[kind] = ranked_units(heads.effects, {"layer": heads.layer, "head": heads.unit}).head(k)
         print(f"{kind} effect, strongest {len(tables[kind])} of {len(heads.layer)} heads, over {len(results)} examples",
               tables[kind].to_string(index=False, float_format="%.4f"), "", sep="\n")
     return tables
@@ -56,12 +56,6 @@ def report_interventions_summary_by_layer(
     tables = {}
     for kind in effect_types:
         layers = layer_effects(results, kind)
-        tables[kind] = _summary(layers.effects, {"layer": layers.layer})
+        tables[kind] = ranked_units(layers.effects, {"layer": layers.layer})
         print(f"{kind} effect by layer, over {len(results)} examples", tables[kind].to_string(index=False, float_format="%.4f"), "", sep="\n")
     return tables
-
-
-def _summary(effects, names):
-    deviation = effects.std(axis=0, ddof=1) if len(effects) > 1 else np.full(effects.shape[1], np.nan)
-    table = pd.DataFrame({**names, "mean": effects.mean(axis=0), "standard deviation": deviation, "share above 0": (effects > 0).mean(axis=0)})
-    return table.sort_values("mean", ascending=False, ignore_index=True)

@@ -16,7 +16,13 @@ import seaborn as sns
 from jaxtyping import Float
 from matplotlib.ticker import MaxNLocator
 
-from mediation.effects.statistics import Correlation
+from mediation.effects.statistics import (
+    Correlation,
+    means_of_professions,
+    over_orders,
+    standard_error,
+    strongest_means,
+)
 from mediation.files.storage import whole_file
 
 COLUMN_WIDTH = 3.4  # inches
@@ -42,7 +48,7 @@ def profession_correlation(table: pd.DataFrame, correlation: Correlation, model:
 
     Returns: the path written.
     """
-    words = table.groupby(["word", "bias", "definitional"], as_index=False)["log_she_effect"].mean()
+    words = means_of_professions(table, "log_she_effect")
     with plt.rc_context(STYLE):
         figure, axes = plt.subplots(figsize=(COLUMN_WIDTH, 2.8))
         for definitional, colour, label in ((False, "C0", "profession (mean over templates)"), (True, "C1", "definitional word")):
@@ -253,9 +259,9 @@ def sparsity(
             values = found[name]["val"][:k]
             curve.plot(np.arange(1, len(values) + 1), values, marker="o", markersize=3, linewidth=1, color=f"C{index}", label=name)
         if "random order" in found:
-            values = np.array(found["random order"]["val"])[:, :k]
-            numbers = np.arange(1, values.shape[1] + 1)
-            curve.fill_between(numbers, values.min(axis=0), values.max(axis=0), color="0.6", alpha=0.4, linewidth=0, label=f"{len(values)} random orders")
+            orders = over_orders(found["random order"]["val"], k)
+            curve.fill_between(orders.index, orders["smallest"], orders["largest"], color="0.6", alpha=0.4, linewidth=0,
+                               label=f"{len(found['random order']['val'])} random orders")
         curve.axhline(all_units, color="0.3", linewidth=0.8, linestyle="--", label=f"all {shape[0] * shape[1]:,} {label}s")
         curve.xaxis.set_major_locator(MaxNLocator(integer=True))
         curve.set(xlabel=f"number of {label}s", ylabel="mean indirect effect\n(odds ratio − 1)", title=title)
@@ -294,8 +300,8 @@ def mediator(name: str, means: pd.DataFrame, model: str, folder: Path) -> list[P
         if name == "heads":
             paths.append(head_heat_map(whole.pivot(index="layer", columns="head", values=column).to_numpy(), kind, title, path))
         elif name != "neurons":
-            errors = whole[f"{kind}_effect_std"] / np.sqrt(whole["comparisons"])
-            paths.append(layer_bars(whole[column].to_numpy(), errors.to_numpy(), kind, title, path, MEDIATOR_LABELS[name]))
+            errors = standard_error(whole[f"{kind}_effect_std"], whole["comparisons"])
+            paths.append(layer_bars(whole[column].to_numpy(), errors, kind, title, path, MEDIATOR_LABELS[name]))
         elif kind == "indirect":
             paths.append(layer_profiles({"strongest 1% of each layer": _profile(name, whole)}, kind, title, path, MEDIATOR_LABELS[name]))
     if name in MEDIATOR_LABELS and 1 < len(groups) <= 12:
@@ -307,5 +313,4 @@ def mediator(name: str, means: pd.DataFrame, model: str, folder: Path) -> list[P
 
 def _profile(name, rows):
     """Mean log indirect effect of each layer; of its strongest 1% of neurons, by size, for neurons."""
-    values = rows.groupby("layer")["indirect_log_effect_mean"]
-    return (values.apply(lambda each: each.abs().nlargest(max(1, len(each) // 100)).mean()) if name == "neurons" else values.first()).to_numpy()
+    return strongest_means(rows, "indirect_log_effect_mean", 0.01 if name == "neurons" else None)

@@ -6,10 +6,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pandas as pd
 
-from mediation.effects.statistics import Correlation, Estimand, Screening, smallest_reaching
+from mediation.effects.statistics import (
+    Correlation,
+    Estimand,
+    Screening,
+    over_orders,
+    smallest_reaching,
+    summary_of_groups,
+)
 from mediation.stimuli.templates import TEMPLATES
 
 
@@ -175,10 +181,8 @@ def mediation(
              f"{_count(totals['id'].nunique(), 'stimulus', 'stimuli')}, {_count(len(totals), 'comparison')} of a null prompt with an alternative. "
              "Effects are odds ratios minus 1 of the second candidate over the first, relative to the null prompt; 0 is no effect.", "",
              "## Total effects", "", "| group | comparisons | mean of logs | median | mean | share above 0 |", "|" + 6 * " --- |"]
-    groups = {"all": totals} | {group: rows for group, rows in totals.groupby("group", sort=False) if group and totals["group"].nunique() > 1}
-    for group, rows in groups.items():
-        effects = rows["total_effect"]
-        lines += [f"| {group} | {len(rows)} | {np.log1p(effects).mean():.4g} | {effects.median():.4g} | {effects.mean():.4g} | {(effects > 0).mean():.2f} |"]
+    lines += [f"| {row['group']} | {row['comparisons']} | {row['mean of logs']:.4g} | {row['median']:.4g} | {row['mean']:.4g} "
+              f"| {row['share above 0']:.2f} |" for _, row in summary_of_groups(totals["group"], totals["total_effect"]).iterrows()]
     lines += ["", "Means of odds ratios are driven by few strong comparisons: see the mean of their logarithms and the median beside them."]
     for name, mediator in mediators.items():
         lines += _mediator(name, mediator)
@@ -225,9 +229,8 @@ def selection(found: Mapping[str, dict[str, Any]], k: int, label: str, all_units
     table = pd.DataFrame(index=pd.RangeIndex(1, k + 1, name=f"{label}s"))
     for name, content in found.items():
         if name == "random order":
-            values = pd.DataFrame(content["val"]).iloc[:, :k]
-            values.columns += 1
-            table["random, mean"], table["random, largest"] = values.mean(), values.max()
+            orders = over_orders(content["val"], k)
+            table["random, mean"], table["random, largest"] = orders["mean"], orders["largest"]
         else:
             numbers = pd.RangeIndex(1, len(content["val"]) + 1)
             table[name] = pd.Series(content["val"], numbers, float)
