@@ -3,8 +3,8 @@
     python attention_figures2.py -out_dir .
 
 Reads OUT_DIR/winobias_data/attention_intervention_{M}_filtered_dev.json of every model that is there (of masked ones, every approach). Draws
-OUT_DIR/results/attention_intervention/effects.pdf, and writes the numbers in it to effects.csv beside it: TE, NDE-all and NIE-all (all heads
-overridden at once), NIE-sum (the sum of the heads' own indirect effects; above NIE-all where heads do the same work).
+OUT_DIR/results/attention_intervention/effects.pdf, and writes the numbers in it to effects.csv beside it: TE, NDE-all and NIE-all (weights of
+all heads replaced at once), NIE-sum (the sum of the heads' own indirect effects; above NIE-all where heads do the same work).
 """
 
 import argparse

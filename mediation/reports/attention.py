@@ -52,7 +52,10 @@ def report_interventions_summary_by_head(
 def report_interventions_summary_by_layer(
     results: Sequence[dict[str, Any]], effect_types: Sequence[str] = EFFECTS,
 ) -> dict[str, pd.DataFrame]:
-    """Print the layers by mean effect of overriding all their heads; returns {effect: table with layer, mean, standard deviation, share above 0}."""
+    """Print the attention layers by their mean effect, the weights of all their heads replaced.
+
+    Returns: {effect: table with layer, mean, standard deviation, share above 0}.
+    """
     tables = {}
     for kind in effect_types:
         layers = layer_effects(results, kind)

@@ -16,6 +16,7 @@ from mediation.effects.statistics import (
     smallest_reaching,
     summary_of_groups,
 )
+from mediation.results.mediation_tables import unit_column
 from mediation.stimuli.templates import TEMPLATES
 
 
@@ -159,13 +160,14 @@ def how_sure(runs: Sequence[Mapping[str, Any]], swept: Sequence[Mapping[str, Any
 @dataclass(frozen=True)
 class Mediator:
     """What is known of one mediator: table of means, name of the whole table, its entry in the manifest and
-    its run's, its screening."""
+    its run's, its screening; the heading of its section, by default its name."""
 
     means: pd.DataFrame
     file: str
     entry: dict[str, Any]
     run: dict[str, Any]
     screening: Screening | None = None
+    title: str | None = None
 
 
 def mediation(
@@ -199,25 +201,38 @@ def mediation(
 def _mediator(name, mediator):
     """Lines of a report on one mediator."""
     whole = mediator.means[mediator.means["group"] == "all"]
-    unit = {"neurons": "neuron", "heads": "head"}.get(name)
-    lines = ["", f"## {'MLPs' if name == 'mlps' else name.capitalize()}", "", f"{_count(int(whole['comparisons'].iloc[0]), 'comparison')}. "
-             + ("The strongest by the size of the mean log indirect effect:" if unit else "By layer:"), "",
-             f"| {'layer-' + unit if unit else 'layer'} | indirect effect, mean of logs | mean | (std) | direct effect, mean of logs | mean | (std) |",
-             "|" + 7 * " --- |"]
+    unit = unit_column(mediator.means)
+    order = "The strongest by the size of the mean log indirect effect:" if unit else "By layer:"
+    lines = ["", f"## {mediator.title or _heading(name)}", "",
+             f"{_count(int(whole['comparisons'].iloc[0]), 'comparison')}. {order}", "",
+             f"| {'layer-' + unit if unit else 'layer'} | indirect effect, mean of logs | mean | (std) "
+             "| direct effect, mean of logs | mean | (std) |", "|" + 7 * " --- |"]
     ranked = whole["indirect_log_effect_mean"].abs().sort_values(ascending=False, kind="stable").index
     for _, row in (whole.loc[ranked[:10]] if unit else whole).iterrows():
-        effects = [f"{row[f'{kind}_log_effect_mean']:.4g} | {row[f'{kind}_effect_mean']:.4g} | ({row[f'{kind}_effect_std']:.2g})"
-                   for kind in ("indirect", "direct")]
+        effects = [f"{row[f'{kind}_log_effect_mean']:.4g} | {row[f'{kind}_effect_mean']:.4g} "
+                   f"| ({row[f'{kind}_effect_std']:.2g})" for kind in ("indirect", "direct")]
         lines += [f"| {row['layer']}{'-' + str(row[unit]) if unit else ''} | {' | '.join(effects)} |"]
-    lines += [f"\nleft out: {_count(number, 'comparison')}: {reason}" for reason, number in mediator.run["left_out"].get(name, {}).items()]
-    deviation, method = mediator.entry["largest_deviation_from_full_passes"], mediator.run["settings"]["method"]
-    if name == "layers":
+    lines += [f"\nleft out: {_count(number, 'comparison')}: {reason}"
+              for reason, number in mediator.run["left_out"].get(name, {}).items()]
+    deviation = mediator.entry["largest_deviation_from_full_passes"]
+    if (whole["layer"] == "all").any():
         lines += ["", "Every layer and the whole model were run."]
-    elif method == "gradient" and unit:
-        lines += ["", f"First-order estimates: those of a random sample differ from full passes by at most {deviation:.1e} in a log-probability."]
+    elif mediator.run["settings"]["method"] == "gradient" and unit:
+        lines += ["", "First-order estimates: those of a random sample differ from full passes by at most "
+                  f"{deviation:.1e} in a log-probability."]
     else:
-        lines += ["", f"Checked against full passes: a random sample differs by at most {deviation:.1e} in a log-probability."]
-    return lines + ([describe_screening(mediator.screening, [mediator.entry["screen"]])] if mediator.screening else [])
+        lines += ["", f"Checked against full passes: a random sample differs by at most {deviation:.1e} in a "
+                  "log-probability."]
+    if mediator.screening:
+        lines.append(describe_screening(mediator.screening, [mediator.entry["screen"]]))
+    return lines
+
+
+def _heading(name):
+    """A name as a heading: an abbreviation has no vowel, mlps are MLPs."""
+    if not set(name) & set("aeiouy"):
+        return name.removesuffix("s").upper() + "s" * name.endswith("s")
+    return name.capitalize()
 
 
 def selection(found: Mapping[str, dict[str, Any]], k: int, label: str, all_units: float) -> str:

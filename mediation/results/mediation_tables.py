@@ -164,6 +164,12 @@ def read_table(path: str | Path) -> pd.DataFrame:
                        dtype=dict.fromkeys(("id", "group", "layer"), str))
 
 
+def unit_column(means: pd.DataFrame) -> str | None:
+    """The column of a table of means that names a unit within its layer; None where a whole layer is one unit."""
+    after = list(means).index("layer") + 1
+    return None if means.columns[after].endswith("_mean") else str(means.columns[after])
+
+
 def screening_of(entry: Mapping[str, Any], top: int | None) -> Screening | None:
     """The Screening that a screened table's entry in the manifest supports; None for others."""
     if "screen" not in entry or top is None:
