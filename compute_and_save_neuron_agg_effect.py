@@ -27,15 +27,16 @@ def main(options):
     paths = find_tables(options.folder, options.model, TYPES)
     rated = professions.load()
     aggregate = statistics.NeuronAggregate()
-    left_out = {}
+    left_out: dict[str, list[str]] = {}
     stems = sorted({path.stem.removesuffix(f"_{kind}_{options.model}") for path, kind in paths.items()})
     for stem in tqdm(stems, desc="templates", unit=" templates"):
-        tables = {}
+        tables: dict[str, dict] = {}  # {type: {word: (log odds without, and with one intervention on each neuron)}}
         for path, kind in paths.items():
             if path.stem == f"{stem}_{kind}_{options.model}":
-                pieces = {piece.cluster: piece for piece in read_pieces(path, kind)}
-                aggregate.check_units(path, *next((piece.layer, piece.unit) for piece in pieces.values()))
-                tables[kind] = {word: (piece.log_odds_base, piece.log_odds) for word, piece in pieces.items()}
+                for piece in read_pieces(path, kind):
+                    assert piece.unit is not None
+                    aggregate.check_units(path, piece.layer, piece.unit)
+                    tables.setdefault(kind, {})[piece.cluster] = piece.log_odds_base, piece.log_odds
         words = dict.fromkeys(word for table in tables.values() for word in table)
         for word in words:
             reason = why_left_out(rated.get(word), options.definitional)
@@ -47,8 +48,8 @@ def main(options):
             else:
                 aggregate.add(rated[word], {kind: table[word] for kind, table in tables.items() if word in table})
 
-    for reason, words in left_out.items():
-        print(f"left out, {reason}: {', '.join(dict.fromkeys(words))}")
+    for reason, names in left_out.items():
+        print(f"left out, {reason}: {', '.join(dict.fromkeys(names))}")
     if not aggregate.prompts:
         raise InputError(f"{options.folder}: no profession of {options.model!r} is left to aggregate: run more professions or types, or see --definitional")
     print(f"{options.model}: {aggregate.prompts} prompts, {aggregate.female_biased} of female-biased professions, "

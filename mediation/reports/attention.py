@@ -11,7 +11,8 @@ from mediation.results.attention_results import EFFECTS, head_effects, layer_eff
 
 
 def report_study(path: str | Path) -> None:
-    """Print what a JSON says: counts, means, and the sum of indirect and direct beside the total, to show their interaction."""
+    """Print what a JSON says: counts, means, and the sum of indirect and direct beside the total, to show
+    their interaction."""
     content = read_results(path)
     results = content["results"]
     counts = {key: content[key] for key in ("num_examples_loaded", "num_examples_aligned", "threshold", "num_examples_analyzed") if key in content}
@@ -30,7 +31,8 @@ def report_study(path: str | Path) -> None:
 
 
 def report_intervention(entry: dict[str, Any]) -> None:
-    """Print one entry: contexts, candidates, total effect, and the model-level effects, whose sum is near the total but no identity."""
+    """Print one entry: contexts, candidates, total effect, and the model-level effects, whose sum is near the
+    total but no identity."""
     print(f"x : {entry['base_string1']}\nx': {entry['base_string2']}\nc1: {entry['candidate1']}\nc2: {entry['candidate2']}")
     print(f"total effect {entry['total_effect']:.4f}; indirect {entry['indirect_effect_model']:.4f} + direct {entry['direct_effect_model']:.4f} "
           f"= {entry['indirect_effect_model'] + entry['direct_effect_model']:.4f}")
@@ -39,11 +41,12 @@ def report_intervention(entry: dict[str, Any]) -> None:
 def report_interventions_summary_by_head(
     results: Sequence[dict[str, Any]], effect_types: Sequence[str] = EFFECTS, k: int = 10,
 ) -> dict[str, pd.DataFrame]:
-    """Print the k heads with the largest mean effect; returns {effect: table with layer, head, mean, standard deviation, share above 0}."""
+    """Print the k heads with the largest mean effect; returns {effect: table with layer, head, mean, standard
+    deviation, share above 0}."""
     tables = {}
     for kind in effect_types:
         heads = head_effects(results, kind)
-        tables[kind] = ranked_units(heads.effects, {"layer": heads.layer, "head": heads.unit}).head(k)
+        tables[kind] = ranked_units(heads.effects, heads.named("head")).head(k)
         print(f"{kind} effect, strongest {len(tables[kind])} of {len(heads.layer)} heads, over {len(results)} examples",
               tables[kind].to_string(index=False, float_format="%.4f"), "", sep="\n")
     return tables
@@ -59,6 +62,6 @@ def report_interventions_summary_by_layer(
     tables = {}
     for kind in effect_types:
         layers = layer_effects(results, kind)
-        tables[kind] = ranked_units(layers.effects, {"layer": layers.layer})
+        tables[kind] = ranked_units(layers.effects, layers.named())
         print(f"{kind} effect by layer, over {len(results)} examples", tables[kind].to_string(index=False, float_format="%.4f"), "", sep="\n")
     return tables

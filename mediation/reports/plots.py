@@ -67,7 +67,8 @@ def profession_correlation(table: pd.DataFrame, correlation: Correlation, model:
 
 
 def layer_effect(layers: pd.DataFrame, model: str, path: Path) -> Path:
-    """Indirect effect of one model's strongest neurons in each layer: a line a share, its band one standard deviation over prompts.
+    """Indirect effect of one model's strongest neurons in each layer: a line a share, its band one standard
+    deviation over prompts.
 
     `layers`: table with layer, share, odds_ratio_indirect_mean, odds_ratio_indirect_std.
     """
@@ -124,7 +125,8 @@ COLOURS = {"indirect": "C0", "direct": "C1"}
 def _heat(axes, effects, kind):
     """One cell a head, layers upward as they are run.
 
-    Colours are centred on 0 = no effect. Direct effects of single heads all lie near the total effect: theirs span what there is.
+    Colours are centred on 0 = no effect. Direct effects of single heads all lie near the total effect: theirs
+    span what there is.
     """
     largest = np.abs(effects).max() or 1.0
     colours = {"cmap": "RdBu_r", "vmin": -largest, "vmax": largest} if kind == "indirect" else {"cmap": "viridis"}
@@ -159,8 +161,8 @@ def head_heat_map_with_bar(
     effects: Float[np.ndarray, "L H"], layer_effects: Float[np.ndarray, "L"], kind: str, title: str,
     path: Path, sort: bool = False,
 ) -> Path:
-    """The same, beside it a bar per layer: the mean effect of replacing the weights of all its heads; with `sort` heads in
-    the order of their effect."""
+    """The same, beside it a bar per layer: the mean effect of replacing the weights of all its heads; with
+    `sort` heads in the order of their effect."""
     with plt.rc_context(STYLE):
         figure, (axes, bars) = plt.subplots(1, 2, figsize=(1.5 * COLUMN_WIDTH, _height(len(effects))), width_ratios=(3, 1))
         _heat(axes, -np.sort(-effects, axis=1) if sort else effects, kind)
@@ -209,7 +211,8 @@ def stacked_layer_bars(
 
 
 def effects_of_models(table: pd.DataFrame, path: Path) -> Path:
-    """Total, direct and indirect effect of several models side by side. `table`: index model, columns what the legend says."""
+    """Total, direct and indirect effect of several models side by side. `table`: index model, columns what
+    the legend says."""
     with plt.rc_context(STYLE):
         figure, axes = plt.subplots(figsize=(max(COLUMN_WIDTH, 0.9 * len(table)), 2.9))
         width = 0.8 / len(table.columns)
@@ -255,7 +258,8 @@ def sparsity(
     """Effect against number of units, and where the greedy (else the top-k) units sit.
 
     Args:
-        found: as in `report.selection`; shape: (layers, units of a layer); all_units: effect of all units together, a line.
+        found: as in `report.selection`; shape: (layers, units of a layer); all_units: effect of all units
+            together, a line.
     """
     with plt.rc_context(STYLE):
         figure, (curve, where) = plt.subplots(1, 2, figsize=(2 * COLUMN_WIDTH, 2.7), width_ratios=(3, 2))
@@ -293,9 +297,9 @@ def mediator(
     Heads have a map of layers and heads; other units a line of each layer's strongest 1%; whole layers bars.
 
     Args:
-        name: as it stands in file names; means: table with group, layer, the column that names a unit, and for
-            both effects {effect}_effect_mean, _std, and the same of log effects; label: of the layers' axis, by
-            default as the columns tell it.
+        name: as it stands in file names; means: table with group, layer, the column that names a unit, and
+            for both effects {effect}_effect_mean, _std, and the same of log effects; label: of the layers'
+            axis, by default as the columns tell it.
     """
     label, unit = label or _layers_label(means), unit_column(means)
     means = means[means["layer"] != "all"].assign(layer=lambda table: table["layer"].astype(int))

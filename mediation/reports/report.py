@@ -1,4 +1,5 @@
-"""What the analysis scripts print, as text: tables that a researcher reads, each number with its formula and filter."""
+"""What the analysis scripts print, as text: tables that a researcher reads, each number with its formula and
+filter."""
 
 import textwrap
 from collections.abc import Mapping, Sequence
@@ -51,7 +52,8 @@ def describe_correlations(correlations: Sequence[Correlation]) -> str:
 
 
 def estimand_table(estimands: Sequence[Estimand]) -> pd.DataFrame:
-    """The same numbers, unrounded, as a table to be written: name, value, median, low, high, prompts, formula, filter."""
+    """The same numbers, unrounded, as a table to be written: name, value, median, low, high, prompts,
+    formula, filter."""
     return pd.DataFrame([{"name": e.name.strip(), "value": e.value, "median": e.median, "low": e.interval[0], "high": e.interval[1],
                           "prompts": e.prompts, "formula": e.formula, "filter": e.filter} for e in estimands])
 
@@ -79,14 +81,17 @@ def neuron_study(
     correlation: Correlation, effects: pd.DataFrame, contrasts: pd.DataFrame | None, layers: pd.DataFrame,
     files: Sequence[str | Path], method: str = "",
 ) -> str:
-    """The report of a neuron study in Markdown: what was asked, what was found, how sure it is, what was left out.
+    """The report of a neuron study in Markdown: what was asked, what was found, how sure it is, what was left
+    out.
 
     Args:
         runs: the runs of the model in the folder's manifest.
         probabilities: table of `utils.read_probabilities`; estimands, correlation: of `statistics`.
-        effects, contrasts: tables of `statistics.NeuronAggregate`; layers: table of `neuron_layer_effect.csv` for this model.
+        effects, contrasts: tables of `statistics.NeuronAggregate`; layers: table of `neuron_layer_effect.csv`
+        for this model.
         files: paths to name at the end.
-        method: what to say of a method that estimates (`utils.describe_methods`); empty where every number is exact.
+        method: what to say of a method that estimates (`utils.describe_methods`); empty where every number is
+            exact.
     """
     swept = [entry | {"words": run["settings"]["professions"]} for run in runs for entry in run["files"].values() if "sweep_seconds" in entry]
     units, interventions = len(effects), sum(entry["rows"] for entry in swept)
@@ -174,7 +179,8 @@ def mediation(
     model: str, stimuli: str | Path, totals: pd.DataFrame, mediators: Mapping[str, Mediator],
     figures: Sequence[Path],
 ) -> str:
-    """The report of mediate.py, Markdown: total effects by group, the strongest units of every mediator, how sure it is, where everything is.
+    """The report of mediate.py, Markdown: total effects by group, the strongest units of every mediator, how
+    sure it is, where everything is.
 
     Args:
         stimuli: the file; totals: table of total effects; mediators: by name; figures: paths.
@@ -239,7 +245,8 @@ def selection(found: Mapping[str, dict[str, Any]], k: int, label: str, all_units
     """Effect against number of units, as a table, and what it says.
 
     Args:
-        found: {"top-k" | "greedy" | "random order": {"val", label: [(layer, unit)]}} of `selection.run`; all_units: effect of all units together.
+        found: {"top-k" | "greedy" | "random order": {"val", label: [(layer, unit)]}} of `selection.run`;
+            all_units: effect of all units together.
     """
     table = pd.DataFrame(index=pd.RangeIndex(1, k + 1, name=f"{label}s"))
     for name, content in found.items():

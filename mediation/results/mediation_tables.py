@@ -24,9 +24,10 @@ REMEDY = "this is no table of mediate.py, write it again"
 
 @dataclass(frozen=True)
 class Row:
-    """Numbers of one comparison: `columns` that every table has of it, its `group`, the null prompt's log odds `base`.
+    """Numbers of one comparison.
 
-    `probabilities`: by effect, of both candidates; `exact`: by effect, which units were run, where not all were.
+    `columns`: that every table has of it; `base`: log odds of the null prompt; `probabilities`: by effect, of
+    both candidates; `exact`: by effect, which units were run, where not all were.
     """
 
     columns: Mapping[str, Any]
@@ -42,8 +43,8 @@ def write_effects(
 ) -> tuple[int, pd.DataFrame]:
     """The table of one mediator, comparison by comparison.
 
-    Effects are relative to the null prompt's odds in the very run that the interventions start from: without an
-    intervention exactly 0.
+    Effects are relative to the null prompt's odds in the very run that the interventions start from: without
+    an intervention exactly 0.
 
     Args:
         units: by column, which name them; groups: those that have means of their own.
@@ -51,7 +52,8 @@ def write_effects(
     Returns: (number of rows, table of means: of all comparisons, and by group).
     """
     groups = dict.fromkeys(["", *groups])
-    moments = {group: {f"{kind}{scale}": Moments() for kind in EFFECTS for scale in SCALES} for group in groups}
+    moments = {group: {f"{kind}{scale}": Moments() for kind in EFFECTS for scale in SCALES}
+               for group in groups}
     count = 0
     with table_writer(path) as append:
         for row in rows:
@@ -63,7 +65,8 @@ def write_effects(
                 for group in {"", row.group}:
                     moments[group][f"{kind}_effect"].add(columns[f"{kind}_effect"])
                     moments[group][f"{kind}_log_effect"].add(log_odds(c2, c1) - row.base)
-            columns |= {f"{kind}_method": np.where(exact, "exact", "gradient") for kind, exact in row.exact.items()}
+            columns |= {f"{kind}_method": np.where(exact, "exact", "gradient")
+                        for kind, exact in row.exact.items()}
             count = append(columns)
     tables = []
     for group in groups:
@@ -77,23 +80,23 @@ def write_effects(
 def read_pieces(path: str | Path, mediator: str, position: str = "") -> Iterator[Piece]:
     """Pieces of the tidy table from the table of one mediator, comparison by comparison.
 
-    The file has effects, and no log odds of the null prompt: these follow from the unit whose effect is nearest
-    to 0. A unit without any effect gives them exactly.
+    The file has effects, and no log odds of the null prompt: these follow from the unit whose effect is
+    nearest to 0. A unit without any effect gives them exactly.
 
     Args:
         mediator: what the table is of; position: where in the prompt it was replaced.
 
     Raises:
-        InputError: a file that is no such table; a cell that is not a number or a probability; comparisons that
-            do not have the same units, or whose rows do not stand together.
+        InputError: a file that is no such table; a cell that is not a number or a probability; comparisons
+            that do not have the same units, or whose rows do not stand together.
     """
     written = [name for kind in EFFECTS
                for name in (f"candidate1_{kind}_prob", f"candidate2_{kind}_prob", f"{kind}_effect")]
     header = check_columns(path, [*COMPARISON, "layer", *written], REMEDY)
-    names = header[header.index("layer") + 1:header.index(written[0])]  # of a unit within its layer: one or none
+    names = header[header.index("layer") + 1:header.index(written[0])]
     if len(names) > 1:
-        raise InputError(f"{path}: columns {', '.join(names)} stand between layer and {written[0]}, at most one "
-                         f"names a unit: {REMEDY}")
+        raise InputError(f"{path}: columns {', '.join(names)} stand between layer and {written[0]}, at most "
+                         f"one names a unit: {REMEDY}")
     methods = [f"{kind}_method" for kind in EFFECTS if f"{kind}_method" in header]
     units, comparisons = None, set()
     for (stimulus, group, alternative), rows in _comparisons(path, [*names, *written], methods):
@@ -103,22 +106,22 @@ def read_pieces(path: str | Path, mediator: str, position: str = "") -> Iterator
         own = rows[["layer", *names]].reset_index(drop=True)
         units = own if units is None else units
         if not own.equals(units) or (own is units and own.duplicated().any()):
-            raise InputError(f"{path}: {stimulus!r}, {alternative!r} does not have the same units as the others, once "
-                             f"each: {REMEDY}")
+            raise InputError(f"{path}: {stimulus!r}, {alternative!r} does not have the same units as the "
+                             f"others, once each: {REMEDY}")
         under = {kind: np.asarray(log_odds(rows[f"candidate2_{kind}_prob"], rows[f"candidate1_{kind}_prob"]))
                  for kind in EFFECTS}
         stored = {kind: rows[f"{kind}_effect"].to_numpy(float) for kind in EFFECTS}
         base = _base_log_odds(np.concatenate(list(under.values())), np.concatenate(list(stored.values())))
         for kind in EFFECTS:
-            yield Piece(f"{stimulus} | {alternative}", stimulus, mediator, position, kind, _layers(rows["layer"]),
-                        rows[names[0]].to_numpy(int) if names else None, base, under[kind], group=group,
-                        method=rows[f"{kind}_method"].to_numpy(object) if f"{kind}_method" in methods else "exact",
-                        stored=stored[kind])
+            method = rows[f"{kind}_method"].to_numpy(object) if f"{kind}_method" in methods else "exact"
+            yield Piece(f"{stimulus} | {alternative}", stimulus, mediator, position, kind,
+                        _layers(rows["layer"]), rows[names[0]].to_numpy(int) if names else None, base,
+                        under[kind], group=group, method=method, stored=stored[kind])
 
 
 def _comparisons(path, numbers, methods):
-    """((id, group, alternative), its rows) one after the other; at most a chunk of the file and one comparison's
-    rows are in memory."""
+    """((id, group, alternative), its rows) one after the other; at most a chunk of the file and one
+    comparison's rows are in memory."""
     texts, rest = [*COMPARISON, "layer", *methods], None
     for chunk in read_columns(path, [*texts, *numbers], texts):
         chunk["layer"] = chunk["layer"].astype(str)
@@ -131,7 +134,8 @@ def _comparisons(path, numbers, methods):
                 check_numbers(path, chunk, column, 0, 2**31 - 1, REMEDY, whole=True)
         bad = chunk.index[~((chunk["layer"] == "all") | chunk["layer"].str.fullmatch("[0-9]{1,9}"))]
         if len(bad):
-            raise InputError(f"{path}: row {bad[0] + 1}, column 'layer' is neither a number nor 'all': {REMEDY}")
+            raise InputError(f"{path}: row {bad[0] + 1}, column 'layer' is neither a number nor 'all': "
+                             f"{REMEDY}")
         rows = chunk if rest is None else pd.concat([rest, chunk])
         keys = rows[list(COMPARISON)].astype(str).to_numpy()
         starts = np.flatnonzero(np.r_[True, (keys[1:] != keys[:-1]).any(axis=1)])
@@ -165,7 +169,7 @@ def read_table(path: str | Path) -> pd.DataFrame:
 
 
 def unit_column(means: pd.DataFrame) -> str | None:
-    """The column of a table of means that names a unit within its layer; None where a whole layer is one unit."""
+    """The column of a table of means that names a unit within its layer; None: a whole layer is one unit."""
     after = list(means).index("layer") + 1
     return None if means.columns[after].endswith("_mean") else str(means.columns[after])
 

@@ -1,8 +1,8 @@
 """One tidy table beside the formats of 2020: a row per comparison, mediator, unit and effect.
 
-A *comparison* is a null prompt with one alternative. The readers of the formats (`neuron_tables.read_pieces`,
-`attention_results.read_pieces`, `mediation_tables.read_pieces`) yield `Piece`s, one comparison and effect at a
-time: the whole profession study has 185 million rows. `tidy_table` puts together what fits into memory.
+A *comparison* is a null prompt with one alternative. The formats' readers (`read_pieces` of `neuron_tables`,
+`attention_results` and `mediation_tables`) yield `Piece`s, one comparison and effect at a time: the whole
+profession study has 185 million rows. `tidy_table` puts together what fits into memory.
 
 >>> tidy_table(read_pieces("attention_intervention_gpt2_filtered_dev.json")).groupby(["effect", "layer"])
 
@@ -71,14 +71,16 @@ def tidy_table(pieces: Iterable[Piece]) -> pd.DataFrame:
     """The rows of all pieces in one table; texts are categories, which take a byte or two per row."""
     pieces = list(pieces)
     lengths = [len(piece.log_odds) for piece in pieces]
-    columns: dict[str, Any] = {name: _category([getattr(piece, name) for piece in pieces], lengths) for name in
-                               ("comparison", "cluster", "group", "template", "mediator", "position", "method")}
+    texts = ("comparison", "cluster", "group", "template", "mediator", "position", "method")
+    columns: dict[str, Any] = {name: _category([getattr(piece, name) for piece in pieces], lengths)
+                               for name in texts}
     columns["effect"] = _category([piece.kind for piece in pieces], lengths)
     columns["layer"] = _joined([piece.layer for piece in pieces], object)
     if all(piece.layer.dtype != object for piece in pieces):
         columns["layer"] = columns["layer"].astype(int)
     without = np.repeat([piece.unit is None for piece in pieces], lengths).astype(bool)
-    units = [np.zeros(length, int) if piece.unit is None else piece.unit for piece, length in zip(pieces, lengths)]
+    units = [np.zeros(length, int) if piece.unit is None else piece.unit
+             for piece, length in zip(pieces, lengths)]
     columns["unit"] = pd.arrays.IntegerArray(_joined(units, np.int64), without)
     columns["log_odds_base"] = np.repeat(np.array([piece.log_odds_base for piece in pieces], float), lengths)
     columns["log_odds"] = _joined([piece.log_odds for piece in pieces], float)
@@ -105,6 +107,10 @@ class Units:
     effects: Float64[np.ndarray, "N U"]
     layer: Shaped[np.ndarray, "U"]
     unit: Int[np.ndarray, "U"] | None
+
+    def named(self, unit: str = "unit") -> dict[str, Shaped[np.ndarray, "U"]]:
+        """Columns that name the units: layer, and where a layer has several, one that is called `unit`."""
+        return {"layer": self.layer} | ({} if self.unit is None else {unit: self.unit})
 
     def single_layers(self) -> "Units":
         """Without the unit that is all layers at once."""
