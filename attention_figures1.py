@@ -11,7 +11,6 @@ Effects are means over examples; the layouts follow the model's numbers of atten
 
 import argparse
 from pathlib import Path
-from typing import Any
 
 from mediation.files.storage import check_writable
 from mediation.options import MODEL_SPELLINGS, Parser, exit_on_bad_input
@@ -34,22 +33,24 @@ def main(options: argparse.Namespace) -> None:
 
 def draw(results: list[dict[str, Any]], label: str, figures: Path) -> None:
     """The eight figures of one result file. `label`: as in the figures' names, see `find_results`."""
+    from mediation.effects.statistics import errors_of_units, means_of_units
     from mediation.reports import plots
     from mediation.results.attention_results import EFFECTS, head_effects, layer_effects
 
     title = f"{label.replace('_', ' ')}\n{len(results)} examples"
-    heads = {kind: head_effects(results, kind).mean(axis=0) for kind in EFFECTS}
-    layers = {kind: layer_effects(results, kind) for kind in EFFECTS}
+    of_heads = {kind: head_effects(results, kind) for kind in EFFECTS}
+    heads = {kind: units.grid(means_of_units(units.effects)) for kind, units in of_heads.items()}
+    layers = {kind: layer_effects(results, kind).effects for kind in EFFECTS}
+    means = {kind: means_of_units(effects) for kind, effects in layers.items()}
     name = f"{label}.pdf"
-    plots.stacked_layer_bars(layers["indirect"].mean(axis=0), layers["direct"].mean(axis=0), title,
-                             figures / "stacked_bar_charts" / name)
+    plots.stacked_layer_bars(means["indirect"], means["direct"], title, figures / "stacked_bar_charts" / name)
     for kind in EFFECTS:
-        mean, error = layers[kind].mean(axis=0), layers[kind].std(axis=0) / len(results) ** 0.5
+        errors = errors_of_units(layers[kind])
         plots.head_heat_map(heads[kind], kind, title, figures / f"heat_maps_{kind}" / name)
-        plots.layer_bars(mean, error, kind, title, figures / f"layer_{kind}" / name)
-        plots.head_heat_map_with_bar(heads[kind], mean, kind, title,
+        plots.layer_bars(means[kind], errors, kind, title, figures / f"layer_{kind}" / name)
+        plots.head_heat_map_with_bar(heads[kind], means[kind], kind, title,
                                      figures / f"heat_maps_with_bar_{kind}" / name)
-    plots.head_heat_map_with_bar(heads["indirect"], layers["indirect"].mean(axis=0), "indirect", title,
+    plots.head_heat_map_with_bar(heads["indirect"], means["indirect"], "indirect", title,
                                  figures / "heat_maps_with_bar_indirect_sorted" / name, sort=True)
 
 

@@ -21,6 +21,7 @@ def main(options: argparse.Namespace) -> None:
     """Files to a table, the table to a figure."""
     import pandas as pd
 
+    from mediation.effects.statistics import sum_of_means
     from mediation.reports import plots
     from mediation.results.attention_results import find_results, head_effects, read_results
 
@@ -37,7 +38,7 @@ def main(options: argparse.Namespace) -> None:
         rows[match[1] + (f" ({match[2]})" if match[2] else "")] = {
             "TE": content["mean_total_effect"], "NDE-all": content["mean_model_direct_effect"],
             "NIE-all": content["mean_model_indirect_effect"],
-            "NIE-sum": head_effects(content["results"], "indirect").mean(axis=0).sum()}
+            "NIE-sum": sum_of_means(head_effects(content["results"], "indirect").effects)}
     table = pd.DataFrame.from_dict(rows, orient="index")
     print(table.to_string(float_format="%.4f"))
     folder = Path(options.out_dir) / "results" / "attention_intervention"

@@ -32,6 +32,7 @@ if TYPE_CHECKING:
 
 def main(options: argparse.Namespace) -> None:
     """Strongest heads, strongest examples, their attention."""
+    from mediation.effects.statistics import means_of_units
     from mediation.reports import plots
     from mediation.results.attention_results import head_effects, read_results
     from mediation.studies.attention import masking_suffix
@@ -47,11 +48,13 @@ def main(options: argparse.Namespace) -> None:
         raise InputError(f"{path} is not there: run attention_intervention_winobias.py with these options "
                          "first")
     results = read_results(path)["results"]
-    means = head_effects(results, "indirect").mean(axis=0)  # [L, H]
+    heads = head_effects(results, "indirect")
+    means = heads.grid(means_of_units(heads.effects))
     if means.shape != (model.num_layers, model.num_heads):
         raise InputError(f"{path} has {means.shape[0]} layers of {means.shape[1]} heads, the model "
                          f"{model.num_layers} of {model.num_heads}: name its own model")
-    heads = [divmod(int(unit), model.num_heads) for unit in np.argsort(-means, axis=None)[: options.heads]]
+    order = np.argsort(-means, axis=None)[: options.heads]
+    strongest_heads = [divmod(int(unit), model.num_heads) for unit in order]
     strongest = sorted(results, key=lambda entry: -entry["indirect_effect_model"])[: options.examples]
     folder = out_dir / "results" / "attention_intervention" / "qualitative"
     for rank, entry in enumerate(strongest, start=1):
@@ -59,7 +62,7 @@ def main(options: argparse.Namespace) -> None:
         title = (f"{entry['base_string1']} ... c1: {entry['candidate1']} c2: {entry['candidate2']} "
                  f"(indirect effect {entry['indirect_effect_model']:.2f})")
         shown = {f"head {layer}-{head}\n(mean {means[layer, head]:.3f})": attention[:, layer, head]
-                 for layer, head in heads}
+                 for layer, head in strongest_heads}
         figure = folder / f"winobias_{label}_{rank}.pdf"
         print("wrote", plots.attention_on_context(tokens, shown, title, figure))
 

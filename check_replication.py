@@ -80,14 +80,13 @@ def report(
         table: one row per example that was recomputed, columns of `compare`.
         ours, theirs: keys of the examples that this software and the file analyse.
     """
-    import pandas as pd
+    from mediation.effects.statistics import largest_and_median
 
     print(f"{path}: {len(theirs)} examples, {len(table)} recomputed with {model.name}\n")
     print("largest deviation in each example (probabilities relative, effects absolute)")
     print(table.to_string(float_format="%.1e"), "\n")
     deviations = table.drop(columns="context")
-    summary = pd.DataFrame({"largest": deviations.max(), "median": deviations.median()})
-    print(summary.to_string(float_format="%.1e"), "\n")
+    print(largest_and_median(deviations).to_string(float_format="%.1e"), "\n")
     for title, keys in (("in the file", [key for key in theirs if key not in ours]),
                         ("in ours", [key for key in ours if key not in theirs])):
         print(f"examples only {title}: {len(keys)}", *(f"  {' | '.join(key[::2])}" for key in keys), sep="\n")

@@ -24,7 +24,7 @@ def main(options: argparse.Namespace) -> None:
     from tqdm import tqdm
 
     from mediation.options import output_folder
-    from mediation.results.neuron_tables import describe_methods, find_tables, read_interventions
+    from mediation.results.neuron_tables import describe_methods, find_tables, read_pieces
 
     out_dir = output_folder(options)
     paths = find_tables(options.folder, options.model, TYPES)
@@ -33,11 +33,13 @@ def main(options: argparse.Namespace) -> None:
     left_out: dict[str, list[str]] = {}
     stems = sorted({path.stem.removesuffix(f"_{kind}_{options.model}") for path, kind in paths.items()})
     for stem in tqdm(stems, desc="templates", unit=" templates"):
-        tables, units = {}, None
+        tables: dict[str, dict] = {}  # {type: {word: (log odds without, and with one intervention on each neuron)}}
         for path, kind in paths.items():
             if path.stem == f"{stem}_{kind}_{options.model}":
-                tables[kind], *units = read_interventions(path)
-                aggregate.check_units(path, *units)
+                for piece in read_pieces(path, kind):
+                    assert piece.unit is not None
+                    aggregate.check_units(path, piece.layer, piece.unit)
+                    tables.setdefault(kind, {})[piece.cluster] = piece.log_odds_base, piece.log_odds
         words = dict.fromkeys(word for table in tables.values() for word in table)
         for word in words:
             reason = why_left_out(rated.get(word), options.definitional)

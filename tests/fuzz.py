@@ -27,7 +27,7 @@ import run_profession_neuron_experiments
 from mediation.errors import InputError
 from mediation.files.storage import RunFolder, read_pickle, write_pickle
 from mediation.results.attention_results import read_results
-from mediation.results.neuron_tables import NEURON_COLUMNS, read_effects, read_interventions, read_probabilities
+from mediation.results.neuron_tables import NEURON_COLUMNS, read_effects, read_pieces, read_probabilities
 from mediation.stimuli import professions, stimulus_files, winobias, winogender
 
 STRANGE = [b"", b"nan", b"NaN", b"inf", b"-1", b"1e999", b"99999999999999999999999", b"null", b"{}", b"[]", b"\"", b",", b"\t", b"\n", b"\r\n", b"[", b"]",
@@ -127,8 +127,9 @@ def readers(folder):
     return {"winobias": (bias, lambda: winobias.load("dev", bias.parent)), "winogender": (gender, lambda: winogender.load("bls", gender.parent)),
             "winogender statistics": (statistics, lambda: winogender.load("bergsma", gender.parent)),
             "professions": (ratings, lambda: professions.load(ratings)),
-            "attention results": (result, lambda: read_results(result)), "neuron table": (neurons, lambda: read_interventions(neurons)),
-            "probabilities": (neurons, lambda: read_probabilities(neurons.parent, "m")), "parquet": (parquet, lambda: read_interventions(parquet)),
+            "attention results": (result, lambda: read_results(result)), "neuron table": (neurons, lambda: list(read_pieces(neurons, "man_indirect"))),
+            "probabilities": (neurons, lambda: read_probabilities(neurons.parent, "m")),
+            "parquet": (parquet, lambda: list(read_pieces(parquet, "man_indirect"))),
             "effects": (effects, lambda: read_effects(effects, ["neuron_", "odds_ratio_indirect_mean"])), "pickle": (pickle, lambda: read_pickle(pickle)),
             "manifest": (manifest, lambda: read_manifest(manifest.parent)), "shard": (shard, load_shard),
             "stimuli": (lines, lambda: stimulus_files.read(lines)), "stimuli csv": (cells, lambda: stimulus_files.read(cells)),

@@ -1,6 +1,8 @@
-"""From tables of probabilities to the figures that are cited: estimands, correlations, aggregates over prompts.
+"""From probabilities and effects to the figures that are cited: estimands, correlations, aggregates, errors.
 
-Every estimand carries its formula and its filter: the 2020 study and its scripts average different things under one name.
+Every estimand carries its formula and its filter: the 2020 study and its scripts average different things
+under one name. Every standard deviation is a sample's (divided by n - 1), as the columns `*_std` of 2020's
+aggregates.
 """
 
 from collections.abc import Mapping, Sequence
@@ -10,7 +12,7 @@ from typing import Protocol, runtime_checkable
 
 import numpy as np
 import pandas as pd
-from jaxtyping import Bool, Float, Float64, Int
+from jaxtyping import Bool, Float, Float64, Int, Shaped
 from numpy.typing import ArrayLike
 from scipy import stats
 
@@ -36,7 +38,8 @@ class RatedWord(Protocol):
 
 @dataclass(frozen=True)
 class Estimand:
-    """One cited number: what it is, how it is computed, over which prompts; `interval` is a 95% bootstrap over professions."""
+    """One cited number, how it is computed, over which prompts; `interval`: 95%, bootstrap over
+    professions."""
 
     name: str
     formula: str
@@ -73,15 +76,17 @@ def prompt_effects(
         probabilities: table of `utils.read_probabilities`; candidate 1 is "he", candidate 2 "she".
         professions: by their words.
 
-    Returns: (table, words without a rating, left out). Added columns: definitional, bias, log_odds (he over she, null prompt),
-    log_he_effect (log odds ratio he/she of man's prompt over the null), log_she_effect (she/he of woman's over the null),
-    he_effect, she_effect (their exponentials minus 1: total effects, Vig et al. 2020, equation 1).
+    Returns: (table, words without a rating, left out). Added columns: definitional, bias, log_odds (he over
+    she, null prompt), log_he_effect (log odds ratio he/she of man's prompt over the null), log_she_effect
+    (she/he of woman's over the null), he_effect, she_effect (their exponentials minus 1: total effects, Vig
+    et al. 2020, equation 1).
     """
     table = probabilities[probabilities["word"].isin(professions)].copy()
     unrated = sorted(set(probabilities["word"]) - set(professions))
     table["definitional"] = [professions[word].is_definitional for word in table["word"]]
     table["bias"] = [professions[word].bias for word in table["word"]]
-    null, man, woman = (log_odds(table[f"candidate1_{prompt}_prob"], table[f"candidate2_{prompt}_prob"]) for prompt in ("base", "alt1", "alt2"))
+    null, man, woman = (log_odds(table[f"candidate1_{prompt}_prob"], table[f"candidate2_{prompt}_prob"])
+                        for prompt in ("base", "alt1", "alt2"))
     table["log_odds"] = null
     table["log_he_effect"], table["log_she_effect"] = man - null, null - woman
     table["he_effect"], table["she_effect"] = effect(man, null), effect(-woman, -null)
@@ -90,7 +95,8 @@ def prompt_effects(
 
 def estimand(name: str, formula: str, filter_text: str, prompts: pd.DataFrame, effects: ArrayLike,
              by_template: bool = False, seed: int = 0) -> Estimand:
-    """Mean of `effects` over the rows of `prompts`: pooled, or the mean of the templates' means. NaN over no prompts."""
+    """Mean of `effects` over the rows of `prompts`: pooled, or of the templates' means. NaN over no
+    prompts."""
     effects = np.asarray(effects, np.float64)
     if not len(prompts):
         return Estimand(name, formula, filter_text, np.nan, np.nan, (np.nan, np.nan), 0)
@@ -101,38 +107,55 @@ def estimand(name: str, formula: str, filter_text: str, prompts: pd.DataFrame, e
     np.add.at(sums, (templates, words), effects)
     np.add.at(counts, (templates, words), 1)
     # professions are drawn with replacement: the prompts of one profession are not independent
-    drawn = np.random.default_rng(seed).multinomial(shape[1], np.full(shape[1], 1 / shape[1]), RESAMPLES)  # [resamples, words]
+    generator, chances = np.random.default_rng(seed), np.full(shape[1], 1 / shape[1])
+    draws = generator.multinomial(shape[1], chances, RESAMPLES)  # [resamples, words]
     with np.errstate(invalid="ignore"):
-        resampled = np.nanmean((drawn @ sums.T) / (drawn @ counts.T), axis=1)
+        resampled = np.nanmean((draws @ sums.T) / (draws @ counts.T), axis=1)
     low, high = np.nanpercentile(resampled, [2.5, 97.5]) if shape[1] > 1 else (np.nan, np.nan)
     mean = float((sums.sum(1) / counts.sum(1)).mean())
     return Estimand(name, formula, filter_text, mean, float(np.median(effects)), (low, high), len(prompts))
 
 
 def total_effects(table: pd.DataFrame) -> list[Estimand]:
-    """The estimands of `compute_neuron_total_effect.py`, the paper's first. Argument: table of `prompt_effects`."""
+    """The estimands of `compute_neuron_total_effect.py`, the paper's first, of a table of
+    `prompt_effects`."""
     generic = table[~table["definitional"]]
-    likely = generic[(generic["candidate1_base_prob"] > LEAST_PROBABILITY) & (generic["candidate2_base_prob"] > LEAST_PROBABILITY)]
+    likely = generic[_both_likely(generic)]
     female, male = likely[likely["bias"] < 0], likely[likely["bias"] > 0]
     both = pd.concat([female, male])
     paper = "no definitional words, p(he) and p(she) > .01"
+    preferred = np.where(generic["log_odds"] > 0, generic["he_effect"], generic["she_effect"])
     return [
-        estimand("total effect", "female-biased: odds(he) man/null - 1; male-biased: odds(she) woman/null - 1; mean", paper,
+        estimand("total effect",
+                 "female-biased: odds(he) man/null - 1; male-biased: odds(she) woman/null - 1; mean", paper,
                  both, [*female["he_effect"], *male["she_effect"]]),
-        estimand("  of female-biased professions", "odds(he) man/null - 1; mean", f"{paper}, bias < 0", female, female["he_effect"]),
-        estimand("  of male-biased professions", "odds(she) woman/null - 1; mean", f"{paper}, bias > 0", male, male["she_effect"]),
-        estimand("2020 script's total effect", "null odds(he) > 1: odds(he) man/null - 1; else odds(she) woman/null - 1; mean of templates' means",
-                 "no definitional words", generic, np.where(generic["log_odds"] > 0, generic["he_effect"], generic["she_effect"]), True),
-        estimand("  male (he) effect", "odds(he) man/null - 1; mean of templates' means", "no definitional words", generic, generic["he_effect"], True),
-        estimand("  female (she) effect", "odds(she) woman/null - 1; mean of templates' means", "no definitional words", generic, generic["she_effect"], True),
+        estimand("  of female-biased professions", "odds(he) man/null - 1; mean", f"{paper}, bias < 0",
+                 female, female["he_effect"]),
+        estimand("  of male-biased professions", "odds(she) woman/null - 1; mean", f"{paper}, bias > 0",
+                 male, male["she_effect"]),
+        estimand("2020 script's total effect",
+                 "null odds(he) > 1: odds(he) man/null - 1; else odds(she) woman/null - 1; "
+                 "mean of templates' means",
+                 "no definitional words", generic, preferred, True),
+        estimand("  male (he) effect", "odds(he) man/null - 1; mean of templates' means",
+                 "no definitional words", generic, generic["he_effect"], True),
+        estimand("  female (she) effect", "odds(she) woman/null - 1; mean of templates' means",
+                 "no definitional words", generic, generic["she_effect"], True),
     ]
+
+
+def _both_likely(table):
+    """The paper's filter, on the null prompt."""
+    first, second = table["candidate1_base_prob"], table["candidate2_base_prob"]
+    return (first > LEAST_PROBABILITY) & (second > LEAST_PROBABILITY)
 
 
 def bias_correlations(table: pd.DataFrame) -> list[Correlation]:
     """Correlations of a profession's bias with its log total effects. Argument: table of `prompt_effects`."""
     generic = table[~table["definitional"]]
+    filters = ("all prompts", table), ("no definitional words", generic)
     return [_correlation(f"bias with log {gender} effect", text, prompts, f"log_{gender}_effect")
-            for gender in ("she", "he") for text, prompts in (("all prompts", table), ("no definitional words", generic))]
+            for gender in ("she", "he") for text, prompts in filters]
 
 
 def _correlation(name, filter_text, prompts, column):
@@ -150,29 +173,35 @@ def _pearson(x, y):
 
 
 def split_total_effects(table: pd.DataFrame) -> list[Estimand]:
-    """The estimands of `compute_neuron_split_total_effect.py`: total effects by what the model prefers and by the stereotype.
+    """The estimands of `compute_neuron_split_total_effect.py`: total effects by what the model prefers and by
+    the stereotype.
 
     Definitional words left out, both candidates above 0.01 on the null prompt.
     """
-    kept = table[~table["definitional"] & (table["candidate1_base_prob"] > LEAST_PROBABILITY) & (table["candidate2_base_prob"] > LEAST_PROBABILITY)]
-    splits = {"model": (kept[kept["log_odds"] < 0], kept[kept["log_odds"] > 0], "null odds(he) below 1", "null odds(he) above 1"),
-              "stereotype": (kept[kept["bias"] < 0], kept[kept["bias"] > 0], "bias < 0", "bias > 0")}
-    found = []
+    prompts = table[~table["definitional"] & _both_likely(table)]
+    splits = {"model": (prompts[prompts["log_odds"] < 0], prompts[prompts["log_odds"] > 0],
+                        "null odds(he) below 1", "null odds(he) above 1"),
+              "stereotype": (prompts[prompts["bias"] < 0], prompts[prompts["bias"] > 0],
+                             "bias < 0", "bias > 0")}
+    estimands = []
     for by, (female, male, female_filter, male_filter) in splits.items():
         both, effects = pd.concat([female, male]), [*female["he_effect"], *male["she_effect"]]
-        found += [estimand(f"female professions by {by} -> man", "odds(he) man/null - 1; mean", female_filter, female, female["he_effect"]),
-                  estimand(f"male professions by {by} -> woman", "odds(she) woman/null - 1; mean", male_filter, male, male["she_effect"]),
-                  estimand(f"both by {by}", "mean over the prompts of both", "the two together", both, effects)]
-    return found
+        estimands += [
+            estimand(f"female professions by {by} -> man", "odds(he) man/null - 1; mean", female_filter,
+                     female, female["he_effect"]),
+            estimand(f"male professions by {by} -> woman", "odds(she) woman/null - 1; mean", male_filter,
+                     male, male["she_effect"]),
+            estimand(f"both by {by}", "mean over the prompts of both", "the two together", both, effects)]
+    return estimands
 
 
 def strong_examples(odds_ratios: ArrayLike, quantile: float) -> tuple[list[int], int, float]:
-    """The model-filtered examples: those whose odds ratio r = y(x') / y(x) lies above a quantile of all r above 1.
+    """The model-filtered examples: their odds ratio r = y(x') / y(x) lies above a quantile of all r above 1.
 
     Args:
         odds_ratios: of N examples; quantile: in [0, 1), 0.25 in the study.
 
-    Returns: (indices kept, number of examples with r > 1, threshold).
+    Returns: (indices of these, number of examples with r > 1, threshold).
 
     Raises:
         InputError: no example with r > 1.
@@ -180,16 +209,18 @@ def strong_examples(odds_ratios: ArrayLike, quantile: float) -> tuple[list[int],
     odds_ratios = np.asarray(odds_ratios, np.float64)
     aligned = odds_ratios[odds_ratios > 1]
     if not len(aligned):
-        raise InputError("no example has an odds ratio above 1 in this model, filtering leaves nothing: use --do-filter False")
+        raise InputError("no example has an odds ratio above 1 in this model, filtering leaves nothing: "
+                         "use --do-filter False")
     threshold = float(np.quantile(aligned, quantile))
-    kept = np.flatnonzero(odds_ratios > threshold)
-    if not len(kept):
-        raise InputError(f"no example has an odds ratio above the threshold {threshold:.6f}: use more examples or --do-filter False")
-    return kept.tolist(), len(aligned), threshold
+    strong = np.flatnonzero(odds_ratios > threshold)
+    if not len(strong):
+        raise InputError(f"no example has an odds ratio above the threshold {threshold:.6f}: use more examples "
+                         "or --do-filter False")
+    return strong.tolist(), len(aligned), threshold
 
 
 class Moments:
-    """Mean and sample standard deviation of arrays that come one by one, without keeping them (Welford 1962)."""
+    """Mean and sample standard deviation of arrays that come one by one and are not stored (Welford 1962)."""
 
     def __init__(self) -> None:
         self.count = 0
@@ -206,14 +237,94 @@ class Moments:
     @property
     def deviation(self) -> Numbers:
         """Sample standard deviation (divided by n - 1); NaN for one array."""
-        return np.sqrt(self._squares / (self.count - 1)) if self.count > 1 else np.full_like(self.mean, np.nan)
+        if self.count < 2:
+            return np.full_like(self.mean, np.nan)
+        return np.sqrt(self._squares / (self.count - 1))
+
+
+def sample_deviation(values: Float[np.ndarray, "N ..."]) -> Numbers:
+    """Sample standard deviation over the first axis (divided by N - 1); NaN for one row."""
+    return values.std(axis=0, ddof=1) if len(values) > 1 else np.full_like(values[0], np.nan)
+
+
+def standard_error(deviation: ArrayLike, count: ArrayLike) -> Float64[np.ndarray, "..."]:
+    """Standard error of a mean over `count` independent values, from their sample standard deviation."""
+    return np.asarray(np.asarray(deviation, np.float64) / np.sqrt(np.asarray(count, np.float64)))
+
+
+def means_of_units(effects: Float64[np.ndarray, "N U"]) -> Float64[np.ndarray, "U"]:
+    """Mean effect of every unit over N comparisons."""
+    return effects.mean(axis=0)
+
+
+def errors_of_units(effects: Float64[np.ndarray, "N U"]) -> Float64[np.ndarray, "U"]:
+    """Standard error of the mean effect of every unit over N comparisons; NaN for one."""
+    return standard_error(sample_deviation(effects), len(effects))
+
+
+def sum_of_means(effects: Float64[np.ndarray, "N U"]) -> float:
+    """Sum of the units' mean effects: above the effect of all at once where units do the same work."""
+    return float(means_of_units(effects).sum())
+
+
+def ranked_units(
+    effects: Float64[np.ndarray, "N U"], names: Mapping[str, Shaped[np.ndarray, "U"]],
+) -> pd.DataFrame:
+    """Units by their mean effect, largest first: the columns of `names`, which name them, then mean, standard
+    deviation, share above 0."""
+    table = pd.DataFrame({**names, "mean": means_of_units(effects),
+                          "standard deviation": sample_deviation(effects),
+                          "share above 0": (effects > 0).mean(axis=0)})
+    return table.sort_values("mean", ascending=False, ignore_index=True)
+
+
+def strongest_means(means: pd.DataFrame, column: str, share: float | None) -> Float64[np.ndarray, "L"]:
+    """Per layer, in order: the mean size of `column` over the strongest part of its units; with share None
+    the value of its one unit.
+
+    Args:
+        means: a row per unit, with a column layer; share: part of a layer's units, in (0, 1].
+    """
+    values = means.groupby("layer")[column]
+    if share is None:
+        return values.first().to_numpy(float)
+    strongest = values.apply(lambda layer: layer.abs().nlargest(max(1, int(share * len(layer)))).mean())
+    return strongest.to_numpy(float)
+
+
+def summary_of_groups(groups: pd.Series, effects: pd.Series) -> pd.DataFrame:
+    """Comparisons, mean of log odds ratios, median, mean and share above 0 of total effects: "all", then of
+    each group where there are several; the group without a name has no row of its own."""
+    of_groups = {"all": effects}
+    if groups.nunique() > 1:
+        of_groups |= {str(group): rows for group, rows in effects.groupby(groups, sort=False) if group}
+    return pd.DataFrame([{"group": group, "comparisons": len(rows), "mean of logs": np.log1p(rows).mean(),
+                          "median": rows.median(), "mean": rows.mean(), "share above 0": (rows > 0).mean()}
+                         for group, rows in of_groups.items()])
+
+
+def means_of_professions(table: pd.DataFrame, column: str) -> pd.DataFrame:
+    """Mean of a column of `prompt_effects` over the prompts of each word, with its rating."""
+    return table.groupby(["word", "bias", "definitional"], as_index=False)[column].mean()
+
+
+def over_orders(values: Sequence[Sequence[float]], k: int) -> pd.DataFrame:
+    """Mean, smallest and largest objective of random orders after 1 to k units, which are the index."""
+    table = pd.DataFrame(values).iloc[:, :k]
+    table.columns += 1
+    return pd.DataFrame({"mean": table.mean(), "smallest": table.min(), "largest": table.max()})
+
+
+def largest_and_median(deviations: pd.DataFrame) -> pd.DataFrame:
+    """Of every column."""
+    return pd.DataFrame({"largest": deviations.max(), "median": deviations.median()})
 
 
 class NeuronAggregate:
-    """Effects of every neuron over prompts, one prompt after the other; memory does not grow with their number.
+    """Effects of every neuron over prompts, one prompt after the other; memory does not grow with them.
 
-    Odds ratios are oriented to the anti-stereotypical gender: female-biased professions (bias < 0) he/she under the man
-    interventions, all others she/he under the woman interventions.
+    Odds ratios are oriented to the anti-stereotypical gender: female-biased professions (bias < 0) he/she
+    under the man interventions, all others she/he under the woman interventions.
     """
 
     def __init__(self) -> None:
@@ -252,20 +363,25 @@ class NeuronAggregate:
             moments.add(ratios[-1])
         self.total.add(ratios[0] + ratios[1] - 1)
         if "man_indirect" in log_odds_of and "woman_indirect" in log_odds_of:
-            self.contrast.add(gender_contrast(log_odds_of["man_indirect"][1], log_odds_of["woman_indirect"][1]))
+            under_man, under_woman = (log_odds_of[f"{gender}_indirect"][1] for gender in ("man", "woman"))
+            self.contrast.add(gender_contrast(under_man, under_woman))
         self.prompts += 1
         self.female_biased += profession.bias < 0
 
     def effects(self) -> pd.DataFrame:
-        """The table of `{M}_neuron_effects.csv`: odds ratios (1 = no effect), sample standard deviations over prompts."""
-        table = pd.DataFrame({"neuron_": self._names(), "layer_direct_mean": self.layers.astype(float), "neuron_direct_mean": self.neurons.astype(float)})
-        for name, moments in (("odds_ratio_indirect", self.indirect), ("odds_ratio_direct", self.direct), ("total_causal_effect", self.total)):
+        """The table of `{M}_neuron_effects.csv`: odds ratios (1 = no effect), sample deviations over
+        prompts."""
+        table = pd.DataFrame({"neuron_": self._names(), "layer_direct_mean": self.layers.astype(float),
+                              "neuron_direct_mean": self.neurons.astype(float)})
+        for name, moments in (("odds_ratio_indirect", self.indirect), ("odds_ratio_direct", self.direct),
+                              ("total_causal_effect", self.total)):
             table[f"{name}_mean"], table[f"{name}_std"] = moments.mean, moments.deviation
         return table.sort_values("neuron_", ignore_index=True)
 
     def gender_contrasts(self) -> pd.DataFrame:
-        """Half the difference of a neuron's log indirect effects under man and under woman (log odds he over she), over prompts."""
-        return pd.DataFrame({"neuron_": self._names(), "layer": self.layers, "neuron": self.neurons, "gender_contrast_mean": self.contrast.mean,
+        """Half the difference of a neuron's log indirect effects under man and under woman, over prompts."""
+        return pd.DataFrame({"neuron_": self._names(), "layer": self.layers, "neuron": self.neurons,
+                             "gender_contrast_mean": self.contrast.mean,
                              "gender_contrast_std": self.contrast.deviation, "prompts": self.contrast.count})
 
     def _names(self):
@@ -279,25 +395,28 @@ def top_of_layer(effects: pd.DataFrame, share: float) -> pd.DataFrame:
         effects: table of `{M}_neuron_effects.csv`.
         share: part of a layer's neurons, in (0, 1]; at least one neuron is taken, rounding down.
 
-    Returns: table with layer, neurons (how many), and means of odds_ratio_indirect_mean and odds_ratio_indirect_std over them.
+    Returns: table with layer, neurons (how many), and means of odds_ratio_indirect_mean and
+        odds_ratio_indirect_std over them.
     """
     rows = []
     for layer, neurons in effects.groupby("layer_direct_mean"):
         top = neurons.nlargest(max(1, int(share * len(neurons))), "odds_ratio_indirect_mean")
-        rows.append({"layer": int(layer), "neurons": len(top), "odds_ratio_indirect_mean": top["odds_ratio_indirect_mean"].mean(),
+        rows.append({"layer": int(layer), "neurons": len(top),
+                     "odds_ratio_indirect_mean": top["odds_ratio_indirect_mean"].mean(),
                      "odds_ratio_indirect_std": top["odds_ratio_indirect_std"].mean()})
     return pd.DataFrame(rows)
 
 
 def strongest_in_any(strength: Float[np.ndarray, "N U"], count: int) -> Int[np.ndarray, " chosen"]:
-    """Units to be run exactly for several prompts at once: the prompts' strongest in turn, each prompt's best first.
+    """Units to be run for several prompts at once: the prompts' strongest in turn, each prompt's best first.
 
     Args:
         strength: what the units are ranked by, of N prompts; -inf for a unit that is not to be chosen.
 
     Returns: at most `count` different units, in the order in which they were chosen.
     """
-    ranked = np.argsort(-strength, axis=1, kind="stable").T.ravel()  # best of every prompt, second of every prompt, ...
+    # best of every prompt, second of every prompt, ...
+    ranked = np.argsort(-strength, axis=1, kind="stable").T.ravel()
     units, first = np.unique(ranked, return_index=True)
     chosen = units[np.argsort(first)][:count]
     return chosen[np.isfinite(strength[:, chosen]).any(axis=0)]
@@ -307,33 +426,35 @@ def screened_units(
     strength: Float[np.ndarray, "N U"], silent: Bool[np.ndarray, "U"], always: int, count: int, sampled: int,
     rng: np.random.Generator,
 ) -> tuple[Int[np.ndarray, " chosen"], Int[np.ndarray, " drawn"], int]:
-    """Which units of several prompts screening runs exactly.
+    """Which units of several prompts screening runs.
 
     Args:
         strength: what the units are ranked by, of N prompts; silent: units without effect as they are.
-        always: the first so many units are run whatever their strength (word embedding and first block); count: units run in all, these
-            included; sampled: others, drawn by `rng`.
+        always: the first so many units are run whatever their strength (word embedding and first block);
+            count: units run in all, these included; sampled: others, drawn by `rng`.
 
     Returns: chosen units (sorted), drawn units (sorted), number of units left out.
     """
     candidates = np.flatnonzero(~silent)[always:]
-    picked = candidates[strongest_in_any(strength[:, candidates], max(0, count - always))]
-    rest = np.setdiff1d(candidates, picked)
-    drawn = np.sort(rng.choice(rest, min(sampled, len(rest)), replace=False))
-    return np.concatenate([np.arange(always), np.sort(picked)]), drawn, len(rest)
+    strongest = candidates[strongest_in_any(strength[:, candidates], max(0, count - always))]
+    rest = np.setdiff1d(candidates, strongest)
+    sample = np.sort(rng.choice(rest, min(sampled, len(rest)), replace=False))
+    return np.concatenate([np.arange(always), np.sort(strongest)]), sample, len(rest)
 
 
 def upper_share(found: int, drawn: int, confidence: float = 0.95) -> float:
-    """Clopper and Pearson's (1934) one-sided upper bound on a share of which `found` of `drawn` random members are known; 1 where none was drawn."""
+    """Clopper and Pearson's (1934) one-sided upper bound on a share: `found` of `drawn` random members belong
+    to it; 1 where none was drawn."""
     return float(stats.beta.ppf(confidence, found + 1, drawn - found)) if found < drawn else 1.0
 
 
 @dataclass(frozen=True)
 class Screening:
-    """How sure a screening is of its strongest units, from units drawn at random among those that it left out, and run exactly.
+    """How sure a screening is of its strongest units, from units drawn at random among those that it left
+    out, and run.
 
-    `drawn`: units drawn; `missed`: those that belong to the exact top of one of their prompts; `rest`: units left out a prompt;
-    `top`: size of the top.
+    `drawn`: units drawn; `missed`: those that belong to the exact top of one of their prompts; `rest`: units
+    left out per prompt; `top`: size of the top.
     """
 
     drawn: int
@@ -343,12 +464,14 @@ class Screening:
 
     @property
     def missed_a_prompt(self) -> float:
-        """Units of the exact top that were left out, mean over prompts: at most that many, with 95% confidence."""
+        """Units of the exact top that were left out, mean over prompts: at most so many, with 95%
+        confidence."""
         return upper_share(self.missed, self.drawn) * self.rest
 
     @property
     def recall(self) -> float:
-        """Share of the exact top that was found, mean over prompts: at least that much, with 95% confidence; 0 is no statement."""
+        """Share of the exact top that was found, mean over prompts: at least that much, with 95% confidence;
+        0 is no statement."""
         return max(0.0, 1 - self.missed_a_prompt / self.top)
 
 
@@ -356,7 +479,8 @@ def misses(
     effects: Float[np.ndarray, "U"], chosen: Int[np.ndarray, " chosen"], drawn: Int[np.ndarray, " drawn"],
     top: int,
 ) -> Bool[np.ndarray, " drawn"]:
-    """Which of the drawn units belong to a prompt's exact top: as strong as the weakest of the `top` strongest that were chosen, or stronger.
+    """Which of the drawn units belong to a prompt's exact top: as strong as the weakest of the `top`
+    strongest that were chosen, or stronger.
 
     The true top's weakest is at least as strong as that one, so no miss goes uncounted.
 
@@ -370,7 +494,8 @@ def misses(
 
 
 def agreement(estimates: ArrayLike, exact: ArrayLike) -> dict[str, float | None]:
-    """{"pearson", "spearman", "largest_difference"} of estimated and exact effects, arrays of one shape; None for a correlation of constants."""
+    """"pearson", "spearman", "largest_difference" of estimated and exact effects, arrays of one shape; None
+    for a correlation of constants."""
     estimates, exact = np.ravel(estimates), np.ravel(exact)
     varied = len(exact) > 1 and np.ptp(exact) > 0 and np.ptp(estimates) > 0
     return {"pearson": float(stats.pearsonr(estimates, exact).statistic) if varied else None,
@@ -379,5 +504,8 @@ def agreement(estimates: ArrayLike, exact: ArrayLike) -> dict[str, float | None]
 
 
 def smallest_reaching(values: Sequence[float], level: float) -> int | None:
-    """The least number of units whose objective reaches `level`; None when none does. `values`: after 1, 2, ... units."""
+    """The least number of units whose objective reaches `level`, None when none does.
+
+    `values`: after 1, 2, ... units.
+    """
     return next((number for number, value in enumerate(values, start=1) if value >= level), None)

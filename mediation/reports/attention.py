@@ -4,14 +4,15 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pandas as pd
 
+from mediation.effects.statistics import ranked_units
 from mediation.results.attention_results import EFFECTS, head_effects, layer_effects, read_results
 
 
 def report_study(path: str | Path) -> None:
-    """Print what a JSON says: counts, means, and the sum of indirect and direct beside the total, to show their interaction."""
+    """Print what a JSON says: counts, means, and the sum of indirect and direct beside the total, to show
+    their interaction."""
     content = read_results(path)
     results = content["results"]
     counts = {key: content[key] for key in ("num_examples_loaded", "num_examples_aligned", "threshold", "num_examples_analyzed") if key in content}
@@ -30,7 +31,8 @@ def report_study(path: str | Path) -> None:
 
 
 def report_intervention(entry: dict[str, Any]) -> None:
-    """Print one entry: contexts, candidates, total effect, and the model-level effects, whose sum is near the total but no identity."""
+    """Print one entry: contexts, candidates, total effect, and the model-level effects, whose sum is near the
+    total but no identity."""
     print(f"x : {entry['base_string1']}\nx': {entry['base_string2']}\nc1: {entry['candidate1']}\nc2: {entry['candidate2']}")
     print(f"total effect {entry['total_effect']:.4f}; indirect {entry['indirect_effect_model']:.4f} + direct {entry['direct_effect_model']:.4f} "
           f"= {entry['indirect_effect_model'] + entry['direct_effect_model']:.4f}")
@@ -39,13 +41,13 @@ def report_intervention(entry: dict[str, Any]) -> None:
 def report_interventions_summary_by_head(
     results: Sequence[dict[str, Any]], effect_types: Sequence[str] = EFFECTS, k: int = 10,
 ) -> dict[str, pd.DataFrame]:
-    """Print the k heads with the largest mean effect; returns {effect: table with layer, head, mean, standard deviation, share above 0}."""
+    """Print the k heads with the largest mean effect; returns {effect: table with layer, head, mean, standard
+    deviation, share above 0}."""
     tables = {}
     for kind in effect_types:
-        effects = head_effects(results, kind)
-        layer, head = (index.ravel() for index in np.indices(effects.shape[1:]))
-        tables[kind] = _summary(effects.reshape(len(results), -1), {"layer": layer, "head": head}).head(k)
-        print(f"{kind} effect, strongest {len(tables[kind])} of {effects[0].size} heads, over {len(results)} examples",
+        heads = head_effects(results, kind)
+        tables[kind] = ranked_units(heads.effects, heads.named("head")).head(k)
+        print(f"{kind} effect, strongest {len(tables[kind])} of {len(heads.layer)} heads, over {len(results)} examples",
               tables[kind].to_string(index=False, float_format="%.4f"), "", sep="\n")
     return tables
 
@@ -53,16 +55,13 @@ def report_interventions_summary_by_head(
 def report_interventions_summary_by_layer(
     results: Sequence[dict[str, Any]], effect_types: Sequence[str] = EFFECTS,
 ) -> dict[str, pd.DataFrame]:
-    """Print the layers by mean effect of overriding all their heads; returns {effect: table with layer, mean, standard deviation, share above 0}."""
+    """Print the attention layers by their mean effect, the weights of all their heads replaced.
+
+    Returns: {effect: table with layer, mean, standard deviation, share above 0}.
+    """
     tables = {}
     for kind in effect_types:
-        effects = layer_effects(results, kind)
-        tables[kind] = _summary(effects, {"layer": np.arange(effects.shape[1])})
+        layers = layer_effects(results, kind)
+        tables[kind] = ranked_units(layers.effects, layers.named())
         print(f"{kind} effect by layer, over {len(results)} examples", tables[kind].to_string(index=False, float_format="%.4f"), "", sep="\n")
     return tables
-
-
-def _summary(effects, names):
-    deviation = effects.std(axis=0, ddof=1) if len(effects) > 1 else np.full(effects.shape[1], np.nan)
-    table = pd.DataFrame({**names, "mean": effects.mean(axis=0), "standard deviation": deviation, "share above 0": (effects > 0).mean(axis=0)})
-    return table.sort_values("mean", ascending=False, ignore_index=True)

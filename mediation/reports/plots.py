@@ -16,10 +16,18 @@ import seaborn as sns
 from jaxtyping import Float
 from matplotlib.ticker import MaxNLocator
 
-from mediation.effects.statistics import Correlation
+from mediation.effects.statistics import (
+    Correlation,
+    means_of_professions,
+    over_orders,
+    standard_error,
+    strongest_means,
+)
 from mediation.files.storage import whole_file
+from mediation.results.mediation_tables import unit_column
 
 COLUMN_WIDTH = 3.4  # inches
+ALL_HEADS = "attention layer (weights of all its heads replaced)"
 STYLE: dict[Any, Any] = {
     "font.size": 8, "axes.labelsize": 8, "axes.titlesize": 8, "xtick.labelsize": 7, "ytick.labelsize": 7,
     "legend.fontsize": 7, "pdf.fonttype": 42, "axes.spines.top": False, "axes.spines.right": False,
@@ -42,7 +50,7 @@ def profession_correlation(table: pd.DataFrame, correlation: Correlation, model:
 
     Returns: the path written.
     """
-    words = table.groupby(["word", "bias", "definitional"], as_index=False)["log_she_effect"].mean()
+    words = means_of_professions(table, "log_she_effect")
     with plt.rc_context(STYLE):
         figure, axes = plt.subplots(figsize=(COLUMN_WIDTH, 2.8))
         for definitional, colour, label in ((False, "C0", "profession (mean over templates)"), (True, "C1", "definitional word")):
@@ -59,7 +67,8 @@ def profession_correlation(table: pd.DataFrame, correlation: Correlation, model:
 
 
 def layer_effect(layers: pd.DataFrame, model: str, path: Path) -> Path:
-    """Indirect effect of one model's strongest neurons in each layer: a line a share, its band one standard deviation over prompts.
+    """Indirect effect of one model's strongest neurons in each layer: a line a share, its band one standard
+    deviation over prompts.
 
     `layers`: table with layer, share, odds_ratio_indirect_mean, odds_ratio_indirect_std.
     """
@@ -116,7 +125,8 @@ COLOURS = {"indirect": "C0", "direct": "C1"}
 def _heat(axes, effects, kind):
     """One cell a head, layers upward as they are run.
 
-    Colours are centred on 0 = no effect. Direct effects of single heads all lie near the total effect: theirs span what there is.
+    Colours are centred on 0 = no effect. Direct effects of single heads all lie near the total effect: theirs
+    span what there is.
     """
     largest = np.abs(effects).max() or 1.0
     colours = {"cmap": "RdBu_r", "vmin": -largest, "vmax": largest} if kind == "indirect" else {"cmap": "viridis"}
@@ -124,7 +134,7 @@ def _heat(axes, effects, kind):
     axes.invert_yaxis()
     _thin_ticks(axes.xaxis, effects.shape[1])
     _thin_ticks(axes.yaxis, effects.shape[0])
-    axes.set(xlabel="head", ylabel="layer")
+    axes.set(xlabel="head", ylabel="attention layer")
     axes.tick_params(labelrotation=0, length=2)
 
 
@@ -151,15 +161,15 @@ def head_heat_map_with_bar(
     effects: Float[np.ndarray, "L H"], layer_effects: Float[np.ndarray, "L"], kind: str, title: str,
     path: Path, sort: bool = False,
 ) -> Path:
-    """The same, beside it a bar per layer: the mean effect of overriding all its heads; with `sort` heads in
-    the order of their effect."""
+    """The same, beside it a bar per layer: the mean effect of replacing the weights of all its heads; with
+    `sort` heads in the order of their effect."""
     with plt.rc_context(STYLE):
         figure, (axes, bars) = plt.subplots(1, 2, figsize=(1.5 * COLUMN_WIDTH, _height(len(effects))), width_ratios=(3, 1))
         _heat(axes, -np.sort(-effects, axis=1) if sort else effects, kind)
         if sort:
             axes.set_xlabel("heads, sorted in each layer")
         bars.barh(np.arange(len(layer_effects)) + 0.5, layer_effects, height=0.8, color=COLOURS[kind])
-        bars.set(ylim=axes.get_ylim(), yticks=[], xlabel="all heads\nof the layer")
+        bars.set(ylim=axes.get_ylim(), yticks=[], xlabel="all heads of\nthe attention layer")
         bars.axvline(0, color="0.4", linewidth=0.6)
         bars.xaxis.set_major_locator(MaxNLocator(3))
         figure.suptitle(title, fontsize=8)
@@ -168,10 +178,12 @@ def head_heat_map_with_bar(
 
 def layer_bars(
     effects: Float[np.ndarray, "L"], deviations: Float[np.ndarray, "L"], kind: str, title: str, path: Path,
-    label: str = "layer (all its heads overridden)",
+    label: str = ALL_HEADS,
 ) -> Path:
-    """Mean effect of overriding all heads of a layer, with the standard error over examples. `label`: of its
-    axis."""
+    """Mean effect of replacing the weights of all heads of a layer, with its standard error over examples.
+
+    `label`: of the axis of layers.
+    """
     with plt.rc_context(STYLE):
         figure, axes = plt.subplots(figsize=(COLUMN_WIDTH, 2.3))
         axes.bar(np.arange(len(effects)), effects, yerr=deviations, color=COLOURS[kind], error_kw={"linewidth": 0.7, "ecolor": "0.3"})
@@ -193,13 +205,14 @@ def stacked_layer_bars(
         axes.bar(layers, direct, bottom=np.where(np.sign(indirect) == np.sign(direct), indirect, 0), color=COLOURS["direct"], label="direct")
         axes.axhline(0, color="0.4", linewidth=0.6)
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-        axes.set(xlabel="layer (all its heads overridden)", ylabel="natural effects, stacked", title=title)
+        axes.set(xlabel=ALL_HEADS, ylabel="natural effects, stacked", title=title)
         figure.legend(loc="outside lower center", ncols=2, frameon=False)
         return _save(figure, path)
 
 
 def effects_of_models(table: pd.DataFrame, path: Path) -> Path:
-    """Total, direct and indirect effect of several models side by side. `table`: index model, columns what the legend says."""
+    """Total, direct and indirect effect of several models side by side. `table`: index model, columns what
+    the legend says."""
     with plt.rc_context(STYLE):
         figure, axes = plt.subplots(figsize=(max(COLUMN_WIDTH, 0.9 * len(table)), 2.9))
         width = 0.8 / len(table.columns)
@@ -245,7 +258,8 @@ def sparsity(
     """Effect against number of units, and where the greedy (else the top-k) units sit.
 
     Args:
-        found: as in `report.selection`; shape: (layers, units of a layer); all_units: effect of all units together, a line.
+        found: as in `report.selection`; shape: (layers, units of a layer); all_units: effect of all units
+            together, a line.
     """
     with plt.rc_context(STYLE):
         figure, (curve, where) = plt.subplots(1, 2, figsize=(2 * COLUMN_WIDTH, 2.7), width_ratios=(3, 2))
@@ -253,9 +267,9 @@ def sparsity(
             values = found[name]["val"][:k]
             curve.plot(np.arange(1, len(values) + 1), values, marker="o", markersize=3, linewidth=1, color=f"C{index}", label=name)
         if "random order" in found:
-            values = np.array(found["random order"]["val"])[:, :k]
-            numbers = np.arange(1, values.shape[1] + 1)
-            curve.fill_between(numbers, values.min(axis=0), values.max(axis=0), color="0.6", alpha=0.4, linewidth=0, label=f"{len(values)} random orders")
+            orders = over_orders(found["random order"]["val"], k)
+            curve.fill_between(orders.index, orders["smallest"], orders["largest"], color="0.6", alpha=0.4, linewidth=0,
+                               label=f"{len(found['random order']['val'])} random orders")
         curve.axhline(all_units, color="0.3", linewidth=0.8, linestyle="--", label=f"all {shape[0] * shape[1]:,} {label}s")
         curve.xaxis.set_major_locator(MaxNLocator(integer=True))
         curve.set(xlabel=f"number of {label}s", ylabel="mean indirect effect\n(odds ratio − 1)", title=title)
@@ -268,44 +282,52 @@ def sparsity(
                 where.annotate(str(number), (unit, layer), xytext=(3, 3), textcoords="offset points", fontsize=6)
             where.set(title=f"{shown}, in the order of choice")
         lowest = int(pairs[:, 0].min()) if shown and shape[0] == 1 else 0
-        where.set(xlabel=label, ylabel="layer", xlim=(-0.5, shape[1] - 0.5), ylim=(lowest - 0.5, lowest + shape[0] - 0.5))
+        where.set(xlabel=label, ylabel="attention layer" if label == "head" else "layer", xlim=(-0.5, shape[1] - 0.5), ylim=(lowest - 0.5, lowest + shape[0] - 0.5))
         where.xaxis.set_major_locator(MaxNLocator(6, integer=True))
         where.yaxis.set_major_locator(MaxNLocator(6, integer=True))
         figure.legend(loc="outside lower center", ncols=4, frameon=False)
         return _save(figure, path)
 
 
-MEDIATOR_LABELS = {"neurons": "layer (0 = word embedding), one neuron changed", "mlps": "layer (0 = word embedding), all neurons at the slot",
-                   "layers": "layer (all its heads overridden)"}
-
-
-def mediator(name: str, means: pd.DataFrame, model: str, folder: Path) -> list[Path]:
+def mediator(
+    name: str, means: pd.DataFrame, model: str, folder: Path, label: str | None = None,
+) -> list[Path]:
     """Figures of one mediator from its table of means; returns the paths written.
 
+    Heads have a map of layers and heads; other units a line of each layer's strongest 1%; whole layers bars.
+
     Args:
-        name: neurons, mlps, heads or layers; means: table with group, layer, and for both effects {effect}_effect_mean, _std, and the same of log effects.
+        name: as it stands in file names; means: table with group, layer, the column that names a unit, and
+            for both effects {effect}_effect_mean, _std, and the same of log effects; label: of the layers'
+            axis, by default as the columns tell it.
     """
+    label, unit = label or _layers_label(means), unit_column(means)
     means = means[means["layer"] != "all"].assign(layer=lambda table: table["layer"].astype(int))
     whole, groups = means[means["group"] == "all"], [group for group in means["group"].unique() if group != "all"]
+    share, text = (None, "") if unit is None else (0.01, "strongest 1% of each layer")
     paths = []
     for kind in ("indirect", "direct"):
         column, path = f"{kind}_effect_mean", folder / f"{name}_{kind}_{model}.pdf"
         title = f"{model}, {whole['comparisons'].iloc[0]} comparisons"
-        if name == "heads":
-            paths.append(head_heat_map(whole.pivot(index="layer", columns="head", values=column).to_numpy(), kind, title, path))
-        elif name != "neurons":
-            errors = whole[f"{kind}_effect_std"] / np.sqrt(whole["comparisons"])
-            paths.append(layer_bars(whole[column].to_numpy(), errors.to_numpy(), kind, title, path, MEDIATOR_LABELS[name]))
+        if unit == "head":
+            effects = whole.pivot(index="layer", columns=unit, values=column).to_numpy()
+            paths.append(head_heat_map(effects, kind, title, path))
+        elif unit is None:
+            errors = standard_error(whole[f"{kind}_effect_std"], whole["comparisons"])
+            paths.append(layer_bars(whole[column].to_numpy(), errors, kind, title, path, label))
         elif kind == "indirect":
-            paths.append(layer_profiles({"strongest 1% of each layer": _profile(name, whole)}, kind, title, path, MEDIATOR_LABELS[name]))
-    if name in MEDIATOR_LABELS and 1 < len(groups) <= 12:
-        profiles = {group: _profile(name, means[means["group"] == group]) for group in groups}
-        title = f"{model}, by group" + (": strongest 1% of each layer" if name == "neurons" else "")
-        paths.append(layer_profiles(profiles, "indirect", title, folder / f"{name}_by_group_{model}.pdf", MEDIATOR_LABELS[name]))
+            profiles = {text: strongest_means(whole, "indirect_log_effect_mean", share)}
+            paths.append(layer_profiles(profiles, kind, title, path, label))
+    if unit != "head" and 1 < len(groups) <= 12:
+        profiles = {group: strongest_means(means[means["group"] == group], "indirect_log_effect_mean", share)
+                    for group in groups}
+        title = f"{model}, by group" + (f": {text}" if text else "")
+        paths.append(layer_profiles(profiles, "indirect", title, folder / f"{name}_by_group_{model}.pdf", label))
     return paths
 
 
-def _profile(name, rows):
-    """Mean log indirect effect of each layer; of its strongest 1% of neurons, by size, for neurons."""
-    values = rows.groupby("layer")["indirect_log_effect_mean"]
-    return (values.apply(lambda each: each.abs().nlargest(max(1, len(each) // 100)).mean()) if name == "neurons" else values.first()).to_numpy()
+def _layers_label(means):
+    """Of an axis of layers: a table that has all layers at once is of attention."""
+    if unit := unit_column(means):
+        return f"layer (0 = word embedding), one {unit} replaced"
+    return ALL_HEADS if (means["layer"] == "all").any() else "layer (0 = word embedding), all neurons at the slot"

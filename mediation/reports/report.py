@@ -1,4 +1,5 @@
-"""What the analysis scripts print, as text: tables that a researcher reads, each number with its formula and filter."""
+"""What the analysis scripts print, as text: tables that a researcher reads, each number with its formula and
+filter."""
 
 import textwrap
 from collections.abc import Mapping, Sequence
@@ -6,10 +7,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pandas as pd
 
-from mediation.effects.statistics import Correlation, Estimand, Screening, smallest_reaching
+from mediation.effects.statistics import (
+    Correlation,
+    Estimand,
+    Screening,
+    over_orders,
+    smallest_reaching,
+    summary_of_groups,
+)
+from mediation.results.mediation_tables import unit_column
 from mediation.stimuli.templates import TEMPLATES
 
 
@@ -44,7 +52,8 @@ def describe_correlations(correlations: Sequence[Correlation]) -> str:
 
 
 def estimand_table(estimands: Sequence[Estimand]) -> pd.DataFrame:
-    """The same numbers, unrounded, as a table to be written: name, value, median, low, high, prompts, formula, filter."""
+    """The same numbers, unrounded, as a table to be written: name, value, median, low, high, prompts,
+    formula, filter."""
     return pd.DataFrame([{"name": e.name.strip(), "value": e.value, "median": e.median, "low": e.interval[0], "high": e.interval[1],
                           "prompts": e.prompts, "formula": e.formula, "filter": e.filter} for e in estimands])
 
@@ -72,14 +81,17 @@ def neuron_study(
     correlation: Correlation, effects: pd.DataFrame, contrasts: pd.DataFrame | None, layers: pd.DataFrame,
     files: Sequence[str | Path], method: str = "",
 ) -> str:
-    """The report of a neuron study in Markdown: what was asked, what was found, how sure it is, what was left out.
+    """The report of a neuron study in Markdown: what was asked, what was found, how sure it is, what was left
+    out.
 
     Args:
         runs: the runs of the model in the folder's manifest.
         probabilities: table of `utils.read_probabilities`; estimands, correlation: of `statistics`.
-        effects, contrasts: tables of `statistics.NeuronAggregate`; layers: table of `neuron_layer_effect.csv` for this model.
+        effects, contrasts: tables of `statistics.NeuronAggregate`; layers: table of `neuron_layer_effect.csv`
+        for this model.
         files: paths to name at the end.
-        method: what to say of a method that estimates (`utils.describe_methods`); empty where every number is exact.
+        method: what to say of a method that estimates (`utils.describe_methods`); empty where every number is
+            exact.
     """
     swept = [entry | {"words": run["settings"]["professions"]} for run in runs for entry in run["files"].values() if "sweep_seconds" in entry]
     units, interventions = len(effects), sum(entry["rows"] for entry in swept)
@@ -153,20 +165,22 @@ def how_sure(runs: Sequence[Mapping[str, Any]], swept: Sequence[Mapping[str, Any
 @dataclass(frozen=True)
 class Mediator:
     """What is known of one mediator: table of means, name of the whole table, its entry in the manifest and
-    its run's, its screening."""
+    its run's, its screening; the heading of its section, by default its name."""
 
     means: pd.DataFrame
     file: str
     entry: dict[str, Any]
     run: dict[str, Any]
     screening: Screening | None = None
+    title: str | None = None
 
 
 def mediation(
     model: str, stimuli: str | Path, totals: pd.DataFrame, mediators: Mapping[str, Mediator],
     figures: Sequence[Path],
 ) -> str:
-    """The report of mediate.py, Markdown: total effects by group, the strongest units of every mediator, how sure it is, where everything is.
+    """The report of mediate.py, Markdown: total effects by group, the strongest units of every mediator, how
+    sure it is, where everything is.
 
     Args:
         stimuli: the file; totals: table of total effects; mediators: by name; figures: paths.
@@ -175,10 +189,8 @@ def mediation(
              f"{_count(totals['id'].nunique(), 'stimulus', 'stimuli')}, {_count(len(totals), 'comparison')} of a null prompt with an alternative. "
              "Effects are odds ratios minus 1 of the second candidate over the first, relative to the null prompt; 0 is no effect.", "",
              "## Total effects", "", "| group | comparisons | mean of logs | median | mean | share above 0 |", "|" + 6 * " --- |"]
-    groups = {"all": totals} | {group: rows for group, rows in totals.groupby("group", sort=False) if group and totals["group"].nunique() > 1}
-    for group, rows in groups.items():
-        effects = rows["total_effect"]
-        lines += [f"| {group} | {len(rows)} | {np.log1p(effects).mean():.4g} | {effects.median():.4g} | {effects.mean():.4g} | {(effects > 0).mean():.2f} |"]
+    lines += [f"| {row['group']} | {row['comparisons']} | {row['mean of logs']:.4g} | {row['median']:.4g} | {row['mean']:.4g} "
+              f"| {row['share above 0']:.2f} |" for _, row in summary_of_groups(totals["group"], totals["total_effect"]).iterrows()]
     lines += ["", "Means of odds ratios are driven by few strong comparisons: see the mean of their logarithms and the median beside them."]
     for name, mediator in mediators.items():
         lines += _mediator(name, mediator)
@@ -195,39 +207,52 @@ def mediation(
 def _mediator(name, mediator):
     """Lines of a report on one mediator."""
     whole = mediator.means[mediator.means["group"] == "all"]
-    unit = {"neurons": "neuron", "heads": "head"}.get(name)
-    lines = ["", f"## {'MLPs' if name == 'mlps' else name.capitalize()}", "", f"{_count(int(whole['comparisons'].iloc[0]), 'comparison')}. "
-             + ("The strongest by the size of the mean log indirect effect:" if unit else "By layer:"), "",
-             f"| {'layer-' + unit if unit else 'layer'} | indirect effect, mean of logs | mean | (std) | direct effect, mean of logs | mean | (std) |",
-             "|" + 7 * " --- |"]
+    unit = unit_column(mediator.means)
+    order = "The strongest by the size of the mean log indirect effect:" if unit else "By layer:"
+    lines = ["", f"## {mediator.title or _heading(name)}", "",
+             f"{_count(int(whole['comparisons'].iloc[0]), 'comparison')}. {order}", "",
+             f"| {'layer-' + unit if unit else 'layer'} | indirect effect, mean of logs | mean | (std) "
+             "| direct effect, mean of logs | mean | (std) |", "|" + 7 * " --- |"]
     ranked = whole["indirect_log_effect_mean"].abs().sort_values(ascending=False, kind="stable").index
     for _, row in (whole.loc[ranked[:10]] if unit else whole).iterrows():
-        effects = [f"{row[f'{kind}_log_effect_mean']:.4g} | {row[f'{kind}_effect_mean']:.4g} | ({row[f'{kind}_effect_std']:.2g})"
-                   for kind in ("indirect", "direct")]
+        effects = [f"{row[f'{kind}_log_effect_mean']:.4g} | {row[f'{kind}_effect_mean']:.4g} "
+                   f"| ({row[f'{kind}_effect_std']:.2g})" for kind in ("indirect", "direct")]
         lines += [f"| {row['layer']}{'-' + str(row[unit]) if unit else ''} | {' | '.join(effects)} |"]
-    lines += [f"\nleft out: {_count(number, 'comparison')}: {reason}" for reason, number in mediator.run["left_out"].get(name, {}).items()]
-    deviation, method = mediator.entry["largest_deviation_from_full_passes"], mediator.run["settings"]["method"]
-    if name == "layers":
+    lines += [f"\nleft out: {_count(number, 'comparison')}: {reason}"
+              for reason, number in mediator.run["left_out"].get(name, {}).items()]
+    deviation = mediator.entry["largest_deviation_from_full_passes"]
+    if (whole["layer"] == "all").any():
         lines += ["", "Every layer and the whole model were run."]
-    elif method == "gradient" and unit:
-        lines += ["", f"First-order estimates: those of a random sample differ from full passes by at most {deviation:.1e} in a log-probability."]
+    elif mediator.run["settings"]["method"] == "gradient" and unit:
+        lines += ["", "First-order estimates: those of a random sample differ from full passes by at most "
+                  f"{deviation:.1e} in a log-probability."]
     else:
-        lines += ["", f"Checked against full passes: a random sample differs by at most {deviation:.1e} in a log-probability."]
-    return lines + ([describe_screening(mediator.screening, [mediator.entry["screen"]])] if mediator.screening else [])
+        lines += ["", f"Checked against full passes: a random sample differs by at most {deviation:.1e} in a "
+                  "log-probability."]
+    if mediator.screening:
+        lines.append(describe_screening(mediator.screening, [mediator.entry["screen"]]))
+    return lines
+
+
+def _heading(name):
+    """A name as a heading: an abbreviation has no vowel, mlps are MLPs."""
+    if not set(name) & set("aeiouy"):
+        return name.removesuffix("s").upper() + "s" * name.endswith("s")
+    return name.capitalize()
 
 
 def selection(found: Mapping[str, dict[str, Any]], k: int, label: str, all_units: float) -> str:
     """Effect against number of units, as a table, and what it says.
 
     Args:
-        found: {"top-k" | "greedy" | "random order": {"val", label: [(layer, unit)]}} of `selection.run`; all_units: effect of all units together.
+        found: {"top-k" | "greedy" | "random order": {"val", label: [(layer, unit)]}} of `selection.run`;
+            all_units: effect of all units together.
     """
     table = pd.DataFrame(index=pd.RangeIndex(1, k + 1, name=f"{label}s"))
     for name, content in found.items():
         if name == "random order":
-            values = pd.DataFrame(content["val"]).iloc[:, :k]
-            values.columns += 1
-            table["random, mean"], table["random, largest"] = values.mean(), values.max()
+            orders = over_orders(content["val"], k)
+            table["random, mean"], table["random, largest"] = orders["mean"], orders["largest"]
         else:
             numbers = pd.RangeIndex(1, len(content["val"]) + 1)
             table[name] = pd.Series(content["val"], numbers, float)

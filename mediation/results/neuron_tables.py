@@ -1,9 +1,11 @@
-"""Neuron tables as the study of 2020 has them: their columns, made from results and read back, CSV or parquet."""
+"""Neuron tables as the study of 2020 has them, CSV or parquet: columns made from results, and read back."""
 
 import ast
 import re
 import sys
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
@@ -11,43 +13,61 @@ import pandas as pd
 from mediation.effects.odds import log_odds
 from mediation.errors import InputError
 from mediation.files.storage import RunFolder
-from mediation.results.tables import FORMATS, read_columns, table_columns
+from mediation.results.tables import FORMATS, check_columns, check_numbers, read_columns, table_columns
+from mediation.results.tidy import Piece
 from mediation.stimuli.templates import split_base_string
 
+if TYPE_CHECKING:  # an Intervention holds tensors; reading a file needs none
+    import mediation.stimuli.interventions
+
 BASE_COLUMNS = ["word", "base_string", "alt_string1", "alt_string2", "candidate1", "candidate2",
-                "candidate1_base_prob", "candidate2_base_prob", "candidate1_alt1_prob", "candidate2_alt1_prob",
-                "candidate1_alt2_prob", "candidate2_alt2_prob"]
+                "candidate1_base_prob", "candidate2_base_prob", "candidate1_alt1_prob",
+                "candidate2_alt1_prob", "candidate1_alt2_prob", "candidate2_alt2_prob"]
 NEURON_COLUMNS = [*BASE_COLUMNS, "candidate1_prob", "candidate2_prob", "layer", "neuron"]
 PROBABILITIES = BASE_COLUMNS[6:]  # without intervention, on the null, man's and woman's prompt
-EFFECT_COLUMNS = ["neuron_", "layer_direct_mean", "neuron_direct_mean", "odds_ratio_indirect_mean", "odds_ratio_indirect_std",
-                  "odds_ratio_direct_mean", "odds_ratio_direct_std", "total_causal_effect_mean", "total_causal_effect_std"]
+EFFECT_COLUMNS = ["neuron_", "layer_direct_mean", "neuron_direct_mean", "odds_ratio_indirect_mean",
+                  "odds_ratio_indirect_std", "odds_ratio_direct_mean", "odds_ratio_direct_std",
+                  "total_causal_effect_mean", "total_causal_effect_std"]
 CONTRAST_COLUMNS = ["neuron_", "layer", "neuron", "gender_contrast_mean", "gender_contrast_std", "prompts"]
 LAYER_COLUMNS = ["model", "share", "layer", "neurons", "odds_ratio_indirect_mean", "odds_ratio_indirect_std"]
-TYPES = ("man_direct", "man_indirect", "woman_direct", "woman_indirect", "man_minus_woman", "woman_minus_man", "no_intervention")
-HALF_PRECISION = {"bfloat16": ".04", "float16": ".002"}  # median error of the effects of 200 neurons of SmolLM2-135M on log odds, half of which are below .003
-APART = {False: 1e-3, True: 1e-2}  # of one prompt's probabilities in two tables; in half precision (True) they depend on what is run together
+INTERVENTIONS = ("man_direct", "man_indirect", "woman_direct", "woman_indirect", "man_minus_woman",
+                 "woman_minus_man")
+TYPES = (*INTERVENTIONS, "no_intervention")
+# median error of the effects of 200 neurons of SmolLM2-135M on log odds, half of which are below .003
+HALF_PRECISION = {"bfloat16": ".04", "float16": ".002"}
+# largest relative difference of one prompt's probabilities in two tables; in half precision (True) they depend
+# on what is run together
+TOLERANCE = {False: 1e-3, True: 1e-2}
 
 
-def base_columns(word, intervention, probabilities):
-    """The first twelve columns of a neuron table as a dictionary: who was asked what, and the six probabilities without intervention."""
-    values = [word, *intervention.base_strings[:3], *(str(tokens) for tokens in intervention.candidates[:2]), *probabilities]
-    return dict(zip(BASE_COLUMNS, values))
+def base_columns(
+    word: str, intervention: "mediation.stimuli.interventions.Intervention", probabilities: Iterable[float],
+) -> dict[str, Any]:
+    """The first twelve columns of a neuron table: prompts, candidates, the six probabilities without
+    intervention."""
+    candidates = (str(tokens) for tokens in intervention.candidates[:2])
+    return dict(zip(BASE_COLUMNS, [word, *intervention.base_strings[:3], *candidates, *probabilities]))
 
 
-def convert_results_to_pd(interventions, intervention_results, layer_fixed=None, neuron_fixed=None):
-    """Results of `Model.neuron_intervention_experiment` as a table, one row a (word, layer, neuron), columns as in the contract.
+def convert_results_to_pd(
+    interventions: Mapping[str, "mediation.stimuli.interventions.Intervention"],
+    intervention_results: Mapping[str, Sequence[Any]], layer_fixed: Any = None, neuron_fixed: Any = None,
+) -> pd.DataFrame:
+    """Results of `Model.neuron_intervention_experiment` as a table, a row per word, layer and neuron.
 
     Args:
-        interventions: {word: Intervention}.
-        intervention_results: {word: the eight values of `neuron_intervention_single_experiment`}.
-        layer_fixed: for results of one layer or one set: what is written in the column `layer` (None: rows of the result, from 0).
+        interventions, intervention_results: by word; the results are the eight values of
+            `neuron_intervention_single_experiment`.
+        layer_fixed: for results of one layer or one set: what is written in the column `layer` (None: rows of
+            the result, from 0).
         neuron_fixed: for results of one set: what is written in the column `neuron`.
     """
     tables = []
-    for word, (*probabilities, candidate1, candidate2) in intervention_results.items():
-        candidate1, candidate2 = (np.atleast_2d(np.asarray(values, dtype=np.float64)) for values in (candidate1, candidate2))
+    for word, (*probabilities, one, other) in intervention_results.items():
+        candidate1, candidate2 = (np.atleast_2d(np.asarray(each, dtype=np.float64)) for each in (one, other))
         layer, neuron = (index.ravel() for index in np.indices(candidate1.shape))
-        table = pd.DataFrame({"candidate1_prob": candidate1.ravel(), "candidate2_prob": candidate2.ravel(), "layer": layer, "neuron": neuron})
+        table = pd.DataFrame({"candidate1_prob": candidate1.ravel(), "candidate2_prob": candidate2.ravel(),
+                              "layer": layer, "neuron": neuron})
         if layer_fixed is not None:
             table["layer"] = [layer_fixed] * len(table)
         if neuron_fixed is not None:
@@ -56,8 +76,9 @@ def convert_results_to_pd(interventions, intervention_results, layer_fixed=None,
     return pd.concat(tables, ignore_index=True)[NEURON_COLUMNS]
 
 
-def runs_in(folder):
-    """The runs of a folder's manifest; none, said on standard error, where the file is of other software: it holds no analysis up."""
+def runs_in(folder: str | Path) -> list[dict[str, Any]]:
+    """The runs of a folder's manifest; none, said on standard error, where the file is of other software: no
+    analysis is stopped by it."""
     try:
         return RunFolder(folder).read()["runs"]
     except InputError as error:
@@ -65,8 +86,9 @@ def runs_in(folder):
         return []
 
 
-def find_tables(folder, model, types=TYPES):
-    """{path: type} of the neuron tables (CSV or parquet) of one model in a folder, sorted by name; never empty.
+def find_tables(folder: str | Path, model: str, types: Sequence[str] = TYPES) -> dict[Path, str]:
+    """{path: type} of the neuron tables (CSV or parquet) of one model in a folder, sorted by name; never
+    empty.
 
     Raises:
         InputError: no such folder, no such table in it (the message names the models that are there), one in
@@ -76,21 +98,24 @@ def find_tables(folder, model, types=TYPES):
     if not folder.is_dir():
         raise InputError(f"{folder} is not a folder: name the one that holds the neuron tables")
     names = sorted(path.name for ending in FORMATS for path in folder.glob(f"*.{ending}"))
-    found = {folder / name: kind for name in names for kind in types for ending in FORMATS if name.endswith(f"_{kind}_{model}.{ending}")}
-    twice = [path for path in found if path.suffix == ".csv" and path.with_suffix(".parquet") in found]
+    tables = {folder / name: kind for name in names for kind in types for ending in FORMATS
+              if name.endswith(f"_{kind}_{model}.{ending}")}
+    twice = [path for path in tables if path.suffix == ".csv" and path.with_suffix(".parquet") in tables]
     if twice:
         raise InputError(f"{twice[0]} is there as parquet too: move one of them away")
-    if not found:
-        models = {match[1] for name in names if (match := re.search(rf"_(?:{'|'.join(TYPES)})_(.+)\.(?:{'|'.join(FORMATS)})$", name))}
-        raise InputError(f"{folder} holds no tables of model {model!r} ({', '.join(types)}): "
-                         + (f"models there: {', '.join(sorted(models))}" if models else "run run_profession_neuron_experiments.py first, or name its folder"))
-    check_made_alike(folder, found)
-    return found
+    if not tables:
+        pattern = rf"_(?:{'|'.join(TYPES)})_(.+)\.(?:{'|'.join(FORMATS)})$"
+        models = {match[1] for name in names if (match := re.search(pattern, name))}
+        remedy = (f"models there: {', '.join(sorted(models))}" if models
+                  else "run run_profession_neuron_experiments.py first, or name its folder")
+        raise InputError(f"{folder} holds no tables of model {model!r} ({', '.join(types)}): {remedy}")
+    check_made_alike(folder, tables)
+    return tables
 
 
-def check_made_alike(folder, tables):
-    """Raises InputError where tables {path: type} have other weights or alphas, by the manifest."""
-    first = {}
+def check_made_alike(folder: Path, tables: Mapping[Path, str]) -> None:
+    """Raises InputError where tables (path: type) have other weights or alphas, by the manifest."""
+    first: dict[str, tuple[str, Any]] = {}
     for run in runs_in(folder):
         for name in (name for name in run["files"] if folder / name in tables):
             settings = run["settings"]
@@ -105,49 +130,51 @@ def check_made_alike(folder, tables):
                                      f"({value} and {before}): keep them in separate folders")
 
 
-def describe_methods(folder, model):
-    """A line on what made the neuron tables of a model, by the manifest of their folder; empty where every number is exact or none tells."""
-    swept = [run["settings"] for run in runs_in(folder)
-             if run["settings"].get("model") == model and any("sweep_seconds" in entry for entry in run["files"].values())]
-    methods = {settings.get("method", "exact") for settings in swept}
-    fast = "; precision fast: most interventions in bfloat16 on the difference to the base run" if any("precision" in settings for settings in swept) else ""
-    texts = {"exact": "every neuron run", "gradient": "first-order estimates", "screen": "the strongest neurons run, the others first-order estimates"}
+def describe_methods(folder: str | Path, model: str) -> str:
+    """A line on how the neuron tables of a model were made, by the manifest of their folder; empty where
+    every neuron was run or no manifest tells."""
+    sweeps = [run["settings"] for run in runs_in(folder) if run["settings"].get("model") == model
+              and any("sweep_seconds" in entry for entry in run["files"].values())]
+    methods = {settings.get("method", "exact") for settings in sweeps}
+    fast = "; precision fast: most interventions in bfloat16 on the difference to the base run"
+    fast = fast if any("precision" in settings for settings in sweeps) else ""
+    texts = {"exact": "every neuron run", "gradient": "first-order estimates",
+             "screen": "the strongest neurons run, the others first-order estimates"}
     if methods <= {"exact"} and not fast:
         return ""
-    return f"{model}: effects by " + "; ".join(f"method {method}, {texts[method]}" for method in sorted(methods)) + fast + " (docs/methods.md)"
+    described = "; ".join(f"method {method}, {texts[method]}" for method in sorted(methods))
+    return f"{model}: effects by {described}{fast} (docs/methods.md)"
 
 
-def read_table(path, columns, also_there=()):
-    """The named columns of a CSV or parquet file, chunk by chunk (an iterator of tables); probabilities as float64.
+def read_table(
+    path: str | Path, columns: Sequence[str], also_there: Sequence[str] = (),
+) -> Iterator[pd.DataFrame]:
+    """The named columns of a CSV or parquet file, chunk by chunk; probabilities as float64.
 
     `also_there`: columns that are not read but have to be there, or the table is not what it is taken for.
 
     Raises:
-        InputError: a file that is not what its ending says, a missing column, or a value that is not a number or not a probability.
+        InputError: a file that is not what its ending says, a missing column, or a value that is not a
+            number or not a probability.
     """
-    header = table_columns(path)
-    missing = [column for column in [*columns, *also_there] if column not in header]
-    if missing:
-        raise InputError(f"{path}: column {missing[0]!r} is missing: write the table again with run_profession_neuron_experiments.py")
-    for chunk in read_columns(path, columns):
+    remedy = "write the table again with run_profession_neuron_experiments.py"
+    check_columns(path, [*columns, *also_there], remedy)
+    largest, smallest = np.finfo(float).max, np.finfo(float).tiny
+    for chunk in read_columns(path, list(columns)):
         for column in columns:
             if column in ("word", "base_string") and chunk[column].isna().any():
-                raise InputError(f"{path}: row {chunk.index[chunk[column].isna()][0] + 1}, column {column!r} is empty: "
-                                 "write the table again with run_profession_neuron_experiments.py")
-            if "prob" in column or column in ("layer", "neuron", "log_odds"):
-                chunk[column] = pd.to_numeric(chunk[column], errors="coerce")
-                low, high = (np.finfo(float).tiny, 1) if "prob" in column else (0 if column != "log_odds" else -np.finfo(float).max, np.finfo(float).max)
-                good = chunk[column].between(low, high)
-                if column in ("layer", "neuron"):
-                    good &= (chunk[column] % 1 == 0) & (chunk[column] < 2**31)
-                bad = chunk.index[~good]
-                if len(bad):
-                    raise InputError(f"{path}: row {bad[0] + 1}, column {column!r} is not {'a probability above 0' if 'prob' in column else 'a number'}: "
-                                     "write the table again with run_profession_neuron_experiments.py")
+                row = chunk.index[chunk[column].isna()][0] + 1
+                raise InputError(f"{path}: row {row}, column {column!r} is empty: {remedy}")
+            if "prob" in column:
+                check_numbers(path, chunk, column, smallest, 1, remedy, "a probability above 0")
+            elif column == "log_odds":
+                check_numbers(path, chunk, column, -largest, largest, remedy)
+            elif column in ("layer", "neuron"):
+                check_numbers(path, chunk, column, 0, 2**31 - 1, remedy, whole=True)
         yield chunk
 
 
-def candidate_word(tokens):
+def candidate_word(tokens: Any) -> str:
     """The word of a candidate's printed tokens: "['Ġhe']" -> "he"; a text that is no such list as it is."""
     try:
         return "".join(ast.literal_eval(tokens)).replace("Ġ", " ").replace("▁", " ").strip()
@@ -155,7 +182,7 @@ def candidate_word(tokens):
         return str(tokens)
 
 
-def he_first(path, table):
+def he_first(path: str | Path, table: pd.DataFrame) -> pd.DataFrame:
     """The rows of a neuron table with "he" as candidate 1 and "she" as candidate 2, whichever was which.
 
     A table without columns of candidates is taken to be so already, as 2020's published probabilities are.
@@ -182,8 +209,10 @@ def he_first(path, table):
     return table.drop(columns=names)
 
 
-def read_probabilities(folder, model):
-    """Probabilities without intervention, a row a prompt: word, template and the PROBABILITIES, "he" first.
+def read_probabilities(folder: str | Path, model: str) -> pd.DataFrame:
+    """Probabilities without intervention, a row per prompt: word, template and the PROBABILITIES, "he" first.
+
+    Log odds alone are not enough here: the paper leaves out prompts whose candidates are improbable.
 
     Args:
         folder: a results folder (all tables of the model are united), or one CSV that has these columns.
@@ -192,19 +221,20 @@ def read_probabilities(folder, model):
         InputError: what `find_tables` and `read_table` raise, or tables that contradict each other.
     """
     columns = ["base_string", *PROBABILITIES]
-    paths = [folder] if Path(folder).is_file() else find_tables(folder, model)
+    paths = [Path(folder)] if Path(folder).is_file() else list(find_tables(folder, model))
     named = {path: [name for name in BASE_COLUMNS[4:6] if name in table_columns(path)] for path in paths}
     rows = pd.concat([he_first(path, chunk.drop_duplicates()) for path in paths
                       for chunk in read_table(path, [*columns, *named[path]])]).drop_duplicates()
     if rows.empty:
-        raise InputError(f"{folder}: the tables have no rows: write them again with run_profession_neuron_experiments.py")
+        raise InputError(f"{folder}: the tables have no rows: write them again with "
+                         "run_profession_neuron_experiments.py")
     spread = rows.groupby("base_string")[PROBABILITIES].agg(["min", "max"])
-    factor = 1 + APART[_in_half_precision(Path(next(iter(paths))).parent, model)]
+    factor = 1 + TOLERANCE[_in_half_precision(paths[0].parent, model)]
     for column in PROBABILITIES:
-        apart = spread.index[spread[column, "max"] > spread[column, "min"] * factor]
-        if len(apart):
-            raise InputError(f"{folder}: tables disagree on {column} of {apart[0]!r}: they come from different models or settings, "
-                             "keep them in separate folders")
+        prompts = spread.index[spread[column, "max"] > spread[column, "min"] * factor]
+        if len(prompts):
+            raise InputError(f"{folder}: tables disagree on {column} of {prompts[0]!r}: they come from "
+                             "different models or settings, keep them in separate folders")
     rows = rows.drop_duplicates("base_string").reset_index(drop=True)
     rows[["template", "word"]] = [split_base_string(base_string) for base_string in rows["base_string"]]
     rows["word"] = rows["word"].str.replace(" ", "_")  # as the ratings write words of several parts
@@ -212,56 +242,95 @@ def read_probabilities(folder, model):
 
 
 def _in_half_precision(folder, model):
-    """True when the folder's manifest says that a model's tables were made in half precision; a manifest of other software says nothing."""
+    """True when the folder's manifest says that a model's tables were made in half precision; a manifest of
+    other software says nothing."""
     settings = [run["settings"] for run in runs_in(folder)]
     return any(made.get("model") == model and made.get("dtype") in HALF_PRECISION for made in settings)
 
 
-def read_interventions(path):
-    """A table of interventions on every neuron, by word.
+def read_pieces(path: str | Path, kind: str) -> Iterator[Piece]:
+    """Pieces of the tidy table from a table of interventions on every neuron, word by word.
 
-    Returns: ({word: (log odds of he over she without intervention, log odds [units] under each)}, layers
-    [units], neurons [units]), units sorted by layer and neuron, float64. The log odds without intervention
-    are those of the null prompt.
+    `kind`: the intervention type, which the file's name tells (`find_tables`). Units are sorted by layer and
+    neuron; log odds are of he over she.
 
     Raises:
         InputError: what `read_table` raises, or words that do not have the same neurons once each.
     """
-    intervened = ["log_odds"] if "log_odds" in table_columns(path) else ["candidate1_prob", "candidate2_prob"]
-    pieces = {}  # {word: [(base log odds, log odds [rows], layers and neurons [rows, 2]), ...]}
-    columns = ["word", *BASE_COLUMNS[4:8], *intervened, "layer", "neuron"]
+    header = table_columns(path)
+    intervened = ["log_odds"] if "log_odds" in header else ["candidate1_prob", "candidate2_prob"]
+    method = [name for name in ("method",) if name in header]  # where not all neurons were run
+    parts: dict[str, list[pd.DataFrame]] = {}  # rows of each word; one template fits into memory
+    first: dict[str, dict[str, Any]] = {}
+    columns = [*BASE_COLUMNS[:8], *intervened, "layer", "neuron", *method]
     for chunk in read_table(path, columns, NEURON_COLUMNS):
         chunk = he_first(path, chunk)
-        chunk["log_odds"] = chunk["log_odds"] if "log_odds" in chunk else log_odds(chunk["candidate1_prob"], chunk["candidate2_prob"])
+        if "log_odds" not in chunk:
+            chunk["log_odds"] = log_odds(chunk["candidate1_prob"], chunk["candidate2_prob"])
         for word, rows in chunk.groupby("word", sort=False, observed=True):
-            base = float(log_odds(rows["candidate1_base_prob"].iloc[0], rows["candidate2_base_prob"].iloc[0]))
-            pieces.setdefault(word, []).append((base, rows["log_odds"].to_numpy(), rows[["layer", "neuron"]].to_numpy(int)))
-    words, units = {}, None
-    for word, parts in pieces.items():
-        own = np.concatenate([units for _, _, units in parts])
+            first.setdefault(str(word), rows.iloc[0].to_dict())
+            parts.setdefault(str(word), []).append(rows[["layer", "neuron", "log_odds", *method]])
+    units = None
+    for word in list(parts):
+        rows = pd.concat(parts.pop(word)) if len(parts[word]) > 1 else parts.pop(word)[0]
+        own = rows[["layer", "neuron"]].to_numpy(int)
         order = np.lexsort((own[:, 1], own[:, 0]))
         own = own[order]
         units = own if units is None else units
-        if own.shape != units.shape or (own != units).any() or (np.diff(own, axis=0) == 0).all(axis=1).any():
-            raise InputError(f"{path}: {word!r} does not have the same neurons as the other words, once each: the table is incomplete, write it again")
-        words[word] = parts[0][0], np.concatenate([values for _, values, _ in parts])[order]
-    return words, units[:, 0], units[:, 1]
+        repeated = (np.diff(own, axis=0) == 0).all(axis=1).any()
+        if own.shape != units.shape or (own != units).any() or repeated:
+            raise InputError(f"{path}: {word!r} does not have the same neurons as the other words, once "
+                             "each: the table is incomplete, write it again")
+        base = log_odds(first[word]["candidate1_base_prob"], first[word]["candidate2_base_prob"])
+        yield Piece(comparison_name(first[word], kind), word, "neurons", "slot", kind,
+                    units[:, 0], units[:, 1], float(base), rows["log_odds"].to_numpy(float)[order],
+                    template=template_of(first[word]["base_string"]),
+                    method=rows["method"].to_numpy(object)[order] if method else "exact")
 
 
-def read_effects(path, columns=EFFECT_COLUMNS):
-    """A table written by an analysis script, such as `{M}_neuron_effects.csv`, with at least the named columns.
+def comparison_name(row: Mapping[str, Any], kind: str) -> str:
+    """Null prompt and the alternatives of an intervention type, of a row of a neuron table."""
+    alternatives = [row[f"alt_string{number}"] for number, gender in ((1, "man"), (2, "woman"))
+                    if gender in kind.split("_")]
+    return " | ".join(map(str, [row["base_string"], *alternatives]))
+
+
+def template_of(base_string: str) -> str:
+    """The study's template that a prompt is made from; "" for another."""
+    try:
+        return split_base_string(base_string)[0]
+    except InputError:
+        return ""
+
+
+def pieces_in(folder: str | Path, model: str, types: Sequence[str] = INTERVENTIONS) -> Iterator[Piece]:
+    """Pieces of all tables of a model in a folder, one table in memory at a time.
+
+    Raises:
+        InputError: what `find_tables` and `read_pieces` raise.
+    """
+    for path, kind in find_tables(folder, model, types).items():
+        yield from read_pieces(path, kind)
+
+
+def read_effects(path: str | Path, columns: Sequence[str] = EFFECT_COLUMNS) -> pd.DataFrame:
+    """A table written by an analysis script, such as `{M}_neuron_effects.csv`, with the named columns or
+    more.
 
     Raises:
         InputError: a file that is not a CSV, a missing column, no rows, or a mean that is not a number.
     """
-    remedy = "write the table again with compute_and_save_neuron_agg_effect.py and compute_neuron_effect_per_layer.py"
+    remedy = ("write the table again with compute_and_save_neuron_agg_effect.py and "
+              "compute_neuron_effect_per_layer.py")
     try:
         table = pd.read_csv(path)
     except (pd.errors.ParserError, pd.errors.EmptyDataError, UnicodeDecodeError, OSError) as error:
-        raise InputError(f"{path} cannot be read as a CSV ({str(error).splitlines()[0]}): {remedy}") from error
+        message = f"{path} cannot be read as a CSV ({str(error).splitlines()[0]}): {remedy}"
+        raise InputError(message) from error
     for column in columns:
         if column not in table:
             raise InputError(f"{path}: column {column!r} is missing: {remedy}")
-        if table.empty or (column.endswith("mean") and not np.isfinite(pd.to_numeric(table[column], errors="coerce")).all()):
+        numbers = pd.to_numeric(table[column], errors="coerce")
+        if table.empty or (column.endswith("mean") and not np.isfinite(numbers).all()):
             raise InputError(f"{path}: column {column!r} holds what is not a number: {remedy}")
     return table

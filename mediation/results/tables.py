@@ -1,6 +1,7 @@
-"""Tables of a study as CSV or parquet: written word by word and read by columns, so that memory does not grow with the rows."""
+"""Tables of a study as CSV or parquet: written word by word and read by columns, so that memory does not grow
+with the rows."""
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -19,13 +20,14 @@ CHUNK = 500_000  # rows read at once
 
 
 def check_one_format(folder: str | Path, names: Iterable[str]) -> None:
-    """Raises InputError where one of these tables is there in another format: a folder that has a table twice cannot be analysed."""
+    """Raises InputError where one of these tables is there in another format: a folder that has a table twice
+    cannot be analysed."""
     for path in (Path(folder) / name for name in names):
         for ending in FORMATS:
             other = path.with_suffix(f".{ending}")
             if other != path and other.exists() and not path.exists():
-                raise InputError(f"{other} is there already: use --format {ending}, or choose another -out_dir and convert its tables "
-                                 "with convert_tables.py when they are finished")
+                raise InputError(f"{other} is there already: use --format {ending}, or choose another "
+                                 "-out_dir and convert its tables with convert_tables.py when they are finished")
 
 
 class _CsvRows:
@@ -38,12 +40,14 @@ class _CsvRows:
     def write(self, table):
         """Append the rows of a pyarrow table."""
         index = pa.array(np.arange(self.rows, self.rows + len(table)))
-        plain = [column.combine_chunks().dictionary_decode() if pa.types.is_dictionary(column.type) else column for column in table.columns]
+        plain = [column.combine_chunks().dictionary_decode() if pa.types.is_dictionary(column.type) else column
+                 for column in table.columns]
         whole = pa.table([index, *plain], names=["", *table.column_names])
-        for quoting in ("none", "needed"):  # the second quotes every text, and is only taken where a text needs it
+        for quoting in ("none", "needed"):  # the second quotes every text: only taken where a text needs it
             try:
                 rows = pa.BufferOutputStream()
-                pa.csv.write_csv(whole, rows, pa.csv.WriteOptions(include_header=False, quoting_style=quoting))
+                options = pa.csv.WriteOptions(include_header=False, quoting_style=quoting)
+                pa.csv.write_csv(whole, rows, options)
                 break
             except pa.ArrowInvalid:
                 if quoting == "needed":
@@ -74,10 +78,11 @@ class _ParquetRows:
 
 @contextmanager
 def table_writer(path: str | Path) -> Iterator[Callable[[Mapping[str, Any]], int]]:
-    """Function that appends rows to a new table, whole or not there at the end; the format is the path's ending.
+    """Function that appends rows to a new table, whole or not there at the end; the format is the path's
+    ending.
 
     >>> with table_writer("effects.parquet") as append:
-    ...     append({"word": "nurse", "layer": layers, "candidate1_prob": probabilities})      # a text stands in every row
+    ...     append({"word": "nurse", "layer": layers, "candidate1_prob": probabilities})  # nurse in every row
 
     The function returns the number of rows written so far.
     """
@@ -117,13 +122,18 @@ def table_columns(path: str | Path) -> list[str]:
         InputError: a file that is no table of its ending.
     """
     try:
-        return pa.parquet.read_schema(path).names if Path(path).suffix == ".parquet" else list(pd.read_csv(path, nrows=0).columns)
+        if Path(path).suffix == ".parquet":
+            return pa.parquet.read_schema(path).names
+        return list(pd.read_csv(path, nrows=0).columns)
     except Exception as error:  # a damaged file raises whatever its bytes happen to say
         raise unreadable(path, error) from error
 
 
-def read_columns(path: str | Path, columns: list[str]) -> Iterator[pd.DataFrame]:
-    """The named columns of a table, chunk by chunk: an iterator of pandas tables with a row index that counts on.
+def read_columns(path: str | Path, columns: list[str], texts: Sequence[str] = ()) -> Iterator[pd.DataFrame]:
+    """The named columns of a table, chunk by chunk: an iterator of pandas tables with a row index that counts
+    on.
+
+    `texts`: those of the columns that are words whatever they look like: "1", "null", "NA" and "".
 
     Raises:
         InputError: a file that cannot be read as what its ending says.
@@ -138,19 +148,53 @@ def read_columns(path: str | Path, columns: list[str]) -> Iterator[pd.DataFrame]
                     start += len(table)
                     yield table[columns]
         else:
-            with pd.read_csv(path, usecols=columns, chunksize=CHUNK) as chunks:
+            words = {"dtype": dict.fromkeys(texts, str), "keep_default_na": False} if texts else {}
+            with pd.read_csv(path, usecols=columns, chunksize=CHUNK, **words) as chunks:
                 for chunk in chunks:
-                    if not isinstance(chunk.index, pd.RangeIndex):  # pandas takes what is too much for an index
+                    # pandas takes what is too much for an index
+                    if not isinstance(chunk.index, pd.RangeIndex):
                         raise ValueError("rows have more cells than there are columns")
                     yield chunk
     except Exception as error:  # a damaged file raises whatever its bytes happen to say
         raise unreadable(path, error) from error
 
 
+def check_numbers(
+    path: str | Path, chunk: pd.DataFrame, column: str, low: float, high: float, remedy: str,
+    what: str = "a number", whole: bool = False,
+) -> None:
+    """Make a column of a chunk numbers from `low` to `high`, in place.
+
+    Raises:
+        InputError: a cell is none; file, row and column are named, `what` it should be, and the remedy.
+    """
+    chunk[column] = pd.to_numeric(chunk[column], errors="coerce")
+    good = chunk[column].between(low, high)
+    if whole:
+        good &= chunk[column] % 1 == 0
+    bad = chunk.index[~good]
+    if len(bad):
+        raise InputError(f"{path}: row {bad[0] + 1}, column {column!r} is not {what}: {remedy}")
+
+
+def check_columns(path: str | Path, columns: Iterable[str], remedy: str) -> list[str]:
+    """Names of a table's columns, among them all of `columns`.
+
+    Raises:
+        InputError: one of them is missing, or the file is no table of its ending.
+    """
+    header = table_columns(path)
+    missing = [column for column in columns if column not in header]
+    if missing:
+        raise InputError(f"{path}: column {missing[0]!r} is missing: {remedy}")
+    return header
+
+
 def unreadable(path: str | Path, error: Exception) -> InputError:
     """InputError for a table that is damaged."""
-    return InputError(f"{path} cannot be read as a {'parquet file' if Path(path).suffix == '.parquet' else 'CSV'} "
-                      f"({str(error).splitlines()[0] if str(error) else type(error).__name__}): write it again")
+    kind = "parquet file" if Path(path).suffix == ".parquet" else "CSV"
+    reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+    return InputError(f"{path} cannot be read as a {kind} ({reason}): write it again")
 
 
 def convert(source: str | Path, target: str | Path) -> int:

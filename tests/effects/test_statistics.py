@@ -135,3 +135,63 @@ def test_filter():
     assert (kept, aligned) == ([3, 4, 5], 4) and threshold == pytest.approx(1.175)
     with pytest.raises(InputError, match="--do-filter False"):
         strong_examples([0.5, 1.0], 0.25)
+
+
+# what reports and figures show
+
+
+def test_deviations_and_errors_are_of_samples():
+    """Divided by n - 1 everywhere: NumPy's default is n."""
+    effects = np.array([[1.0, 2.0], [3.0, 2.0], [8.0, 2.0]])
+    np.testing.assert_allclose(statistics.sample_deviation(effects), [np.sqrt((9 + 1 + 16) / 2), 0])
+    np.testing.assert_allclose(statistics.errors_of_units(effects), [np.sqrt(13 / 3), 0])
+    np.testing.assert_allclose(statistics.errors_of_units(effects)[0], stats.sem(effects[:, 0]))
+    np.testing.assert_allclose(statistics.standard_error([6.0, 1.0], [9, 4]), [2, .5])
+    assert np.isnan(statistics.errors_of_units(effects[:1])).all()
+
+
+def test_means_of_units_and_their_sum():
+    effects = np.array([[1.0, -2.0], [3.0, 0.0]])
+    assert statistics.means_of_units(effects).tolist() == [2, -1] and statistics.sum_of_means(effects) == 1
+
+
+def test_units_are_ranked_by_their_mean():
+    effects = np.array([[1.0, -2.0, 5.0], [3.0, 0.0, 5.0]])
+    table = statistics.ranked_units(effects, {"layer": np.array([0, 0, 1]), "head": np.array([0, 1, 0])})
+    assert list(table) == ["layer", "head", "mean", "standard deviation", "share above 0"]
+    assert table["mean"].tolist() == [5, 2, -1] and table["share above 0"].tolist() == [1, 1, 0]
+    assert table["layer"].tolist() == [1, 0, 0] and table["standard deviation"][1] == pytest.approx(np.sqrt(2))
+
+
+def test_the_strongest_part_of_each_layer_is_by_size():
+    means = pd.DataFrame({"layer": [0] * 4 + [1] * 4, "effect": [1, -9, 3, 0, 2, 2, 2, -2.0]})
+    assert statistics.strongest_means(means, "effect", .5).tolist() == [6, 2]
+    assert statistics.strongest_means(means, "effect", .01).tolist() == [9, 2]  # one unit at the least
+    assert statistics.strongest_means(means, "effect", None).tolist() == [1, 2]
+
+
+def test_groups_have_rows_of_their_own_where_there_are_several():
+    effects = pd.Series([1.0, 3.0, -.5])
+    table = statistics.summary_of_groups(pd.Series(["a", "a", "b"]), effects).set_index("group")
+    assert list(table.index) == ["all", "a", "b"] and table.loc["a", "comparisons"] == 2
+    assert table.loc["a", "mean of logs"] == pytest.approx((np.log(2) + np.log(4)) / 2)
+    assert table.loc["all", "median"] == 1 and table.loc["all", "mean"] == pytest.approx(3.5 / 3)
+    assert table.loc["all", "share above 0"] == pytest.approx(2 / 3)
+    assert list(statistics.summary_of_groups(pd.Series(["a"] * 3), effects)["group"]) == ["all"]
+    assert list(statistics.summary_of_groups(pd.Series(["", "a", ""]), effects)["group"]) == ["all", "a"]
+
+
+def test_a_profession_counts_with_the_mean_over_its_prompts():
+    table = pd.DataFrame({"word": ["a", "b", "a"], "bias": [1.0, 2, 1], "definitional": False, "effect": [1.0, 5, 2]})
+    assert statistics.means_of_professions(table, "effect")["effect"].tolist() == [1.5, 5]
+
+
+def test_random_orders_after_each_number_of_units():
+    table = statistics.over_orders([[1.0, 2.0, 9.0], [3.0, 2.0, 9.0]], 2)
+    assert table.index.tolist() == [1, 2] and table["mean"].tolist() == [2, 2]
+    assert table["smallest"].tolist() == [1, 2] and table["largest"].tolist() == [3, 2]
+
+
+def test_largest_and_median_of_deviations():
+    table = statistics.largest_and_median(pd.DataFrame({"total": [1.0, 2.0, 9.0]}))
+    assert table.loc["total"].tolist() == [9, 2]

@@ -9,7 +9,7 @@ import pandas as pd
 import pytest
 
 from mediation.mediators.neurons import INTERVENTION_TYPES
-from mediation.results.neuron_tables import read_interventions
+from mediation.results.neuron_tables import read_pieces
 from mediation.studies import estimated_trees, trees
 from mediation.studies.heads import Heads
 from tests.helpers import assert_refused, contents
@@ -98,7 +98,7 @@ def test_estimated_probabilities_are_probabilities(run_script, toy_checkpoint, t
     assert run_script(f"{RUN} --method gradient --alpha 40", "-model", toy_checkpoint("llama"), "-out_dir", tmp_path)[0] == 0
     largest = 0
     for path in tmp_path.glob("results/*/*.csv"):
-        read_interventions(path)  # refuses what is no probability
+        list(read_pieces(path, "man_indirect"))  # refuses what is no probability
         table = pd.read_csv(path)
         largest = max(largest, (table["candidate1_prob"] + table["candidate2_prob"]).max())
     assert largest == pytest.approx(1)

@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from mediation.results.neuron_tables import read_interventions, read_probabilities
+from mediation.results.neuron_tables import read_pieces, read_probabilities
 from tests.helpers import assert_refused, contents
 
 SCRIPTS = ("run_profession_neuron_experiments.py", "compute_neuron_total_effect.py", "compute_neuron_split_total_effect.py",
@@ -80,10 +80,10 @@ def test_total_effects_need_no_intervention(run_script, finished, toy_checkpoint
 def test_full_passes_give_the_same_tables(run_script, finished, toy_checkpoint, tmp_path):
     assert run_script(RUN, "-model", toy_checkpoint("gpt2"), "-out_dir", tmp_path, "--full_passes", "--intervention_types", "woman_direct")[0] == 0
     (path,) = tmp_path.glob("results/*/The_X_said_that_woman_direct_toy-gpt2.csv")
-    for word, (base, log_odds) in read_interventions(path)[0].items():
-        expected_base, expected = read_interventions(finished / path.name)[0][word]
-        assert base == pytest.approx(expected_base, abs=1e-5)
-        np.testing.assert_allclose(log_odds, expected, atol=1e-4)
+    for piece, expected in zip(read_pieces(path, "woman_direct"), read_pieces(finished / path.name, "woman_direct"), strict=True):
+        assert piece.comparison == expected.comparison
+        assert piece.log_odds_base == pytest.approx(expected.log_odds_base, abs=1e-5)
+        np.testing.assert_allclose(piece.log_odds, expected.log_odds, atol=1e-4)
 
 
 def test_random_weights_have_their_own_folder_and_name(run_script, toy_checkpoint, tmp_path):
@@ -173,10 +173,10 @@ def test_a_run_with_exchanged_candidates_reads_the_same(run_script, finished, to
                                 "--odds_only")
     assert code == 0, error
     (path,) = tmp_path.glob("results/*/The_X_said_that_man_indirect_toy-gpt2.csv")
-    for word, (base, log_odds) in read_interventions(path)[0].items():
-        expected_base, expected = read_interventions(finished / path.name)[0][word]
-        assert base == pytest.approx(expected_base, abs=1e-5)
-        np.testing.assert_allclose(log_odds, expected, atol=1e-4)
+    for piece, expected in zip(read_pieces(path, "man_indirect"), read_pieces(finished / path.name, "man_indirect"), strict=True):
+        assert piece.comparison == expected.comparison
+        assert piece.log_odds_base == pytest.approx(expected.log_odds_base, abs=1e-5)
+        np.testing.assert_allclose(piece.log_odds, expected.log_odds, atol=1e-4)
 
 
 @pytest.mark.parametrize("script", [*ANALYSES, "make_report.py"])
