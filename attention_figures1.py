@@ -11,6 +11,7 @@ Effects are means over examples; the layouts follow the model's numbers of atten
 
 import argparse
 from pathlib import Path
+from typing import Any
 
 from mediation.files.storage import check_writable
 from mediation.options import MODEL_SPELLINGS, Parser, exit_on_bad_input
