@@ -34,7 +34,8 @@ def report_study(path: str | Path) -> None:
               "--do-filter False beside it")
     total, indirect, direct = (content[key] for key in MEANS)
     print(f"total effect {total:.6f}; model-level indirect {indirect:.6f} + direct {direct:.6f} = "
-          f"{indirect + direct:.6f} ({100 * (indirect + direct) / total:.1f}% of the total: the two are no exact parts of it)\n")
+          f"{indirect + direct:.6f} ({100 * (indirect + direct) / total:.1f}% of the total: the two are no "
+          f"exact parts of it)\n")
     report_interventions_summary_by_head(results)
     report_interventions_summary_by_layer(results)
     print("wrote", path)
@@ -58,8 +59,8 @@ def report_interventions_summary_by_head(
     for kind in effect_types:
         heads = head_effects(results, kind)
         tables[kind] = ranked_units(heads.effects, heads.named("head")).head(k)
-        print(f"{kind} effect, strongest {len(tables[kind])} of {len(heads.layer)} heads, over {len(results)} "
-              "examples",
+        print(f"{kind} effect, strongest {len(tables[kind])} of {len(heads.layer)} heads, "
+              f"over {len(results)} examples",
               tables[kind].to_string(index=False, float_format="%.4f"), "", sep="\n")
     return tables
 

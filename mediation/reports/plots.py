@@ -81,8 +81,8 @@ def layer_effect(layers: pd.DataFrame, model: str, path: Path) -> Path:
             mean, deviation = rows["odds_ratio_indirect_mean"] - 1, rows["odds_ratio_indirect_std"]
             axes.plot(rows["layer"], mean, marker="o", markersize=2.5, linewidth=1, color=f"C{index}",
                       label=f"strongest {100 * share:g}% of each layer")
-            axes.fill_between(rows["layer"], mean - deviation, mean + deviation, color=f"C{index}", alpha=0.15,
-                              linewidth=0)
+            axes.fill_between(rows["layer"], mean - deviation, mean + deviation, color=f"C{index}",
+                              alpha=0.15, linewidth=0)
         axes.set_title(f"{model}\n(band: one standard deviation over prompts)")
         return _finish_layer_axes(figure, axes, path)
 
@@ -93,7 +93,8 @@ def layer_effects(layers: pd.DataFrame, path: Path) -> Path:
         figure, axes = plt.subplots(figsize=(COLUMN_WIDTH, 2.5))
         for index, (model, rows) in enumerate(layers.groupby("model", sort=False)):
             axes.plot(rows["layer"], rows["odds_ratio_indirect_mean"] - 1, marker="o", markersize=2.5,
-                      linewidth=1, color=f"C{index % 10}", linestyle="--" if model.endswith("_random") else "-",
+                      linewidth=1, color=f"C{index % 10}",
+                      linestyle="--" if model.endswith("_random") else "-",
                       label=model.replace("_random", " (random weights)"))
         axes.set_title(f"strongest {100 * layers['share'].iloc[0]:g}% of each layer's neurons")
         return _finish_layer_axes(figure, axes, path)
