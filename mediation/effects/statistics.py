@@ -214,8 +214,8 @@ def strong_examples(odds_ratios: ArrayLike, quantile: float) -> tuple[list[int],
     threshold = float(np.quantile(aligned, quantile))
     strong = np.flatnonzero(odds_ratios > threshold)
     if not len(strong):
-        raise InputError(f"no example has an odds ratio above the threshold {threshold:.6f}: use more examples "
-                         "or --do-filter False")
+        raise InputError(f"no example has an odds ratio above the threshold {threshold:.6f}: use more "
+                         "examples or --do-filter False")
     return strong.tolist(), len(aligned), threshold
 
 

@@ -7,7 +7,14 @@ from typing import Any
 import pandas as pd
 
 from mediation.effects.statistics import ranked_units
-from mediation.results.attention_results import EFFECTS, head_effects, layer_effects, read_results
+from mediation.results.attention_results import (
+    EFFECTS,
+    MEANS,
+    STRINGS,
+    head_effects,
+    layer_effects,
+    read_results,
+)
 
 
 def report_study(path: str | Path) -> None:
@@ -15,16 +22,20 @@ def report_study(path: str | Path) -> None:
     their interaction."""
     content = read_results(path)
     results = content["results"]
-    counts = {key: content[key] for key in ("num_examples_loaded", "num_examples_aligned", "threshold", "num_examples_analyzed") if key in content}
+    counts = ("num_examples_loaded", "num_examples_aligned", "threshold", "num_examples_analyzed")
     if "method" in content:
-        print(f"method {content['method']}: heads {'by first-order estimates' if content['method'] == 'gradient' else 'ranked by gradient, the strongest run'}"
-              "; layers and the whole model were run")
-    print(", ".join(f"{key.removeprefix('num_').replace('_', ' ')} {value:.6g}" for key, value in counts.items()))
+        estimated = content["method"] == "gradient"
+        heads = "by first-order estimates" if estimated else "ranked by gradient, the strongest run"
+        print(f"method {content['method']}: heads {heads}; layers and the whole model were run")
+    print(", ".join(f"{key.removeprefix('num_').replace('_', ' ')} {content[key]:.6g}"
+                    for key in counts if key in content))
     if content["do_filter"]:
-        print("filtered by the odds ratio that the total effect is made of, which raises it: see --do-filter False beside it")
-    total, indirect, direct = (content[key] for key in ("mean_total_effect", "mean_model_indirect_effect", "mean_model_direct_effect"))
-    print(f"total effect {total:.6f}; model-level indirect {indirect:.6f} + direct {direct:.6f} = {indirect + direct:.6f} "
-          f"({100 * (indirect + direct) / total:.1f}% of the total: the two are no exact parts of it)\n")
+        print("filtered by the odds ratio that the total effect is made of, which raises it: see "
+              "--do-filter False beside it")
+    total, indirect, direct = (content[key] for key in MEANS)
+    print(f"total effect {total:.6f}; model-level indirect {indirect:.6f} + direct {direct:.6f} = "
+          f"{indirect + direct:.6f} ({100 * (indirect + direct) / total:.1f}% of the total: the two are no "
+          f"exact parts of it)\n")
     report_interventions_summary_by_head(results)
     report_interventions_summary_by_layer(results)
     print("wrote", path)
@@ -33,9 +44,10 @@ def report_study(path: str | Path) -> None:
 def report_intervention(entry: dict[str, Any]) -> None:
     """Print one entry: contexts, candidates, total effect, and the model-level effects, whose sum is near the
     total but no identity."""
-    print(f"x : {entry['base_string1']}\nx': {entry['base_string2']}\nc1: {entry['candidate1']}\nc2: {entry['candidate2']}")
-    print(f"total effect {entry['total_effect']:.4f}; indirect {entry['indirect_effect_model']:.4f} + direct {entry['direct_effect_model']:.4f} "
-          f"= {entry['indirect_effect_model'] + entry['direct_effect_model']:.4f}")
+    print(*(f"{name}: {entry[key]}" for name, key in zip(("x ", "x'", "c1", "c2"), STRINGS)), sep="\n")
+    indirect, direct = (entry[f"{kind}_effect_model"] for kind in EFFECTS)
+    print(f"total effect {entry['total_effect']:.4f}; indirect {indirect:.4f} + direct {direct:.4f} "
+          f"= {indirect + direct:.4f}")
 
 
 def report_interventions_summary_by_head(
@@ -47,7 +59,8 @@ def report_interventions_summary_by_head(
     for kind in effect_types:
         heads = head_effects(results, kind)
         tables[kind] = ranked_units(heads.effects, heads.named("head")).head(k)
-        print(f"{kind} effect, strongest {len(tables[kind])} of {len(heads.layer)} heads, over {len(results)} examples",
+        print(f"{kind} effect, strongest {len(tables[kind])} of {len(heads.layer)} heads, "
+              f"over {len(results)} examples",
               tables[kind].to_string(index=False, float_format="%.4f"), "", sep="\n")
     return tables
 
@@ -63,5 +76,6 @@ def report_interventions_summary_by_layer(
     for kind in effect_types:
         layers = layer_effects(results, kind)
         tables[kind] = ranked_units(layers.effects, layers.named())
-        print(f"{kind} effect by layer, over {len(results)} examples", tables[kind].to_string(index=False, float_format="%.4f"), "", sep="\n")
+        print(f"{kind} effect by layer, over {len(results)} examples",
+              tables[kind].to_string(index=False, float_format="%.4f"), "", sep="\n")
     return tables

@@ -53,10 +53,13 @@ def profession_correlation(table: pd.DataFrame, correlation: Correlation, model:
     words = means_of_professions(table, "log_she_effect")
     with plt.rc_context(STYLE):
         figure, axes = plt.subplots(figsize=(COLUMN_WIDTH, 2.8))
-        for definitional, colour, label in ((False, "C0", "profession (mean over templates)"), (True, "C1", "definitional word")):
+        for definitional, colour, label in ((False, "C0", "profession (mean over templates)"),
+                                            (True, "C1", "definitional word")):
             dots = words[words["definitional"] == definitional]
-            axes.scatter(dots["bias"], dots["log_she_effect"], s=8, color=colour, alpha=0.6, linewidth=0, label=label)
-        sns.regplot(data=table, x="bias", y="log_she_effect", scatter=False, ci=None, color="0.3", line_kws={"linewidth": 1}, ax=axes)
+            axes.scatter(dots["bias"], dots["log_she_effect"], s=8, color=colour, alpha=0.6, linewidth=0,
+                         label=label)
+        sns.regplot(data=table, x="bias", y="log_she_effect", scatter=False, ci=None, color="0.3",
+                    line_kws={"linewidth": 1}, ax=axes)
         axes.set(xlabel="bias: definitional + stereotypical rating\n(negative = female, positive = male)",
                  ylabel="log total effect toward “she”\n(log odds ratio, woman over profession)",
                  title=f"{model}\nr = {correlation.r:.3f} over {correlation.prompts:,} prompts,\n"
@@ -67,7 +70,7 @@ def profession_correlation(table: pd.DataFrame, correlation: Correlation, model:
 
 
 def layer_effect(layers: pd.DataFrame, model: str, path: Path) -> Path:
-    """Indirect effect of one model's strongest neurons in each layer: a line a share, its band one standard
+    """Indirect effect of one model's strongest neurons in each layer: a line per share, its band one standard
     deviation over prompts.
 
     `layers`: table with layer, share, odds_ratio_indirect_mean, odds_ratio_indirect_std.
@@ -76,19 +79,23 @@ def layer_effect(layers: pd.DataFrame, model: str, path: Path) -> Path:
         figure, axes = plt.subplots(figsize=(COLUMN_WIDTH, 2.5))
         for index, (share, rows) in enumerate(layers.groupby("share")):
             mean, deviation = rows["odds_ratio_indirect_mean"] - 1, rows["odds_ratio_indirect_std"]
-            axes.plot(rows["layer"], mean, marker="o", markersize=2.5, linewidth=1, color=f"C{index}", label=f"strongest {100 * share:g}% of each layer")
-            axes.fill_between(rows["layer"], mean - deviation, mean + deviation, color=f"C{index}", alpha=0.15, linewidth=0)
+            axes.plot(rows["layer"], mean, marker="o", markersize=2.5, linewidth=1, color=f"C{index}",
+                      label=f"strongest {100 * share:g}% of each layer")
+            axes.fill_between(rows["layer"], mean - deviation, mean + deviation, color=f"C{index}",
+                              alpha=0.15, linewidth=0)
         axes.set_title(f"{model}\n(band: one standard deviation over prompts)")
         return _finish_layer_axes(figure, axes, path)
 
 
 def layer_effects(layers: pd.DataFrame, path: Path) -> Path:
-    """The same for several models, one share: a line a model. `layers` has a column model."""
+    """The same for several models, one share: a line per model. `layers` has a column model."""
     with plt.rc_context(STYLE):
         figure, axes = plt.subplots(figsize=(COLUMN_WIDTH, 2.5))
         for index, (model, rows) in enumerate(layers.groupby("model", sort=False)):
-            axes.plot(rows["layer"], rows["odds_ratio_indirect_mean"] - 1, marker="o", markersize=2.5, linewidth=1, color=f"C{index % 10}",
-                      linestyle="--" if model.endswith("_random") else "-", label=model.replace("_random", " (random weights)"))
+            axes.plot(rows["layer"], rows["odds_ratio_indirect_mean"] - 1, marker="o", markersize=2.5,
+                      linewidth=1, color=f"C{index % 10}",
+                      linestyle="--" if model.endswith("_random") else "-",
+                      label=model.replace("_random", " (random weights)"))
         axes.set_title(f"strongest {100 * layers['share'].iloc[0]:g}% of each layer's neurons")
         return _finish_layer_axes(figure, axes, path)
 
@@ -107,14 +114,16 @@ def layer_profiles(
     """A line per group over the layers. `profiles`: effects by group; `label`: of the layers' axis."""
     with plt.rc_context(STYLE):
         figure, axes = plt.subplots(figsize=(1.5 * COLUMN_WIDTH, 2.4 + 0.08 * len(profiles)))
-        lines = [axes.plot(np.arange(len(effects)), effects, marker="o", markersize=2.5, linewidth=1, color=f"C{index % 10}",
-                           linestyle=("-", "--", ":")[index // 10 % 3])[0] for index, effects in enumerate(profiles.values())]
+        lines = [axes.plot(np.arange(len(effects)), effects, marker="o", markersize=2.5, linewidth=1,
+                           color=f"C{index % 10}", linestyle=("-", "--", ":")[index // 10 % 3])[0]
+                 for index, effects in enumerate(profiles.values())]
         axes.axhline(0, color="0.6", linewidth=0.6, zorder=0)
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         axes.set_yscale("symlog", linthresh=1)  # the first layers can be ten times the others
         axes.yaxis.set_major_formatter("{x:g}")
         axes.set(xlabel=label, ylabel=f"{EFFECT_LABELS[kind]}\n(log odds ratio)", title=title)
-        figure.legend(lines, [group.replace("$", r"\$") for group in profiles], loc="outside lower center", ncols=2, frameon=False)
+        figure.legend(lines, [group.replace("$", r"\$") for group in profiles], loc="outside lower center",
+                      ncols=2, frameon=False)
         return _save(figure, path)
 
 
@@ -123,13 +132,14 @@ COLOURS = {"indirect": "C0", "direct": "C1"}
 
 
 def _heat(axes, effects, kind):
-    """One cell a head, layers upward as they are run.
+    """One cell per head, layers upward as they are run.
 
     Colours are centred on 0 = no effect. Direct effects of single heads all lie near the total effect: theirs
     span what there is.
     """
     largest = np.abs(effects).max() or 1.0
-    colours = {"cmap": "RdBu_r", "vmin": -largest, "vmax": largest} if kind == "indirect" else {"cmap": "viridis"}
+    around_0 = {"cmap": "RdBu_r", "vmin": -largest, "vmax": largest}
+    colours = around_0 if kind == "indirect" else {"cmap": "viridis"}
     sns.heatmap(effects, ax=axes, **colours, cbar_kws={"label": EFFECT_LABELS[kind], "shrink": 0.8})
     axes.invert_yaxis()
     _thin_ticks(axes.xaxis, effects.shape[1])
@@ -164,7 +174,8 @@ def head_heat_map_with_bar(
     """The same, beside it a bar per layer: the mean effect of replacing the weights of all its heads; with
     `sort` heads in the order of their effect."""
     with plt.rc_context(STYLE):
-        figure, (axes, bars) = plt.subplots(1, 2, figsize=(1.5 * COLUMN_WIDTH, _height(len(effects))), width_ratios=(3, 1))
+        size = 1.5 * COLUMN_WIDTH, _height(len(effects))
+        figure, (axes, bars) = plt.subplots(1, 2, figsize=size, width_ratios=(3, 1))
         _heat(axes, -np.sort(-effects, axis=1) if sort else effects, kind)
         if sort:
             axes.set_xlabel("heads, sorted in each layer")
@@ -177,7 +188,7 @@ def head_heat_map_with_bar(
 
 
 def layer_bars(
-    effects: Float[np.ndarray, "L"], deviations: Float[np.ndarray, "L"], kind: str, title: str, path: Path,
+    effects: Float[np.ndarray, "L"], errors: Float[np.ndarray, "L"], kind: str, title: str, path: Path,
     label: str = ALL_HEADS,
 ) -> Path:
     """Mean effect of replacing the weights of all heads of a layer, with its standard error over examples.
@@ -186,7 +197,8 @@ def layer_bars(
     """
     with plt.rc_context(STYLE):
         figure, axes = plt.subplots(figsize=(COLUMN_WIDTH, 2.3))
-        axes.bar(np.arange(len(effects)), effects, yerr=deviations, color=COLOURS[kind], error_kw={"linewidth": 0.7, "ecolor": "0.3"})
+        axes.bar(np.arange(len(effects)), effects, yerr=errors, color=COLOURS[kind],
+                 error_kw={"linewidth": 0.7, "ecolor": "0.3"})
         axes.axhline(0, color="0.4", linewidth=0.6)
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         axes.set(xlabel=label, ylabel=f"{EFFECT_LABELS[kind]}\n(bar: standard error)", title=title)
@@ -202,7 +214,8 @@ def stacked_layer_bars(
         layers = np.arange(len(indirect))
         axes.bar(layers, indirect, color=COLOURS["indirect"], label="indirect")
         # on the indirect bar where both point one way, from 0 where they do not
-        axes.bar(layers, direct, bottom=np.where(np.sign(indirect) == np.sign(direct), indirect, 0), color=COLOURS["direct"], label="direct")
+        bottom = np.where(np.sign(indirect) == np.sign(direct), indirect, 0)
+        axes.bar(layers, direct, bottom=bottom, color=COLOURS["direct"], label="direct")
         axes.axhline(0, color="0.4", linewidth=0.6)
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         axes.set(xlabel=ALL_HEADS, ylabel="natural effects, stacked", title=title)
@@ -217,10 +230,12 @@ def effects_of_models(table: pd.DataFrame, path: Path) -> Path:
         figure, axes = plt.subplots(figsize=(max(COLUMN_WIDTH, 0.9 * len(table)), 2.9))
         width = 0.8 / len(table.columns)
         for index, (name, values) in enumerate(table.items()):
-            axes.bar(np.arange(len(table)) + index * width, values, width=width, label=name, color=f"C{index}")
+            axes.bar(np.arange(len(table)) + index * width, values, width=width, label=name,
+                     color=f"C{index}")
         axes.axhline(0, color="0.4", linewidth=0.6)
-        axes.set_xticks(np.arange(len(table)) + 0.4 - width / 2, [textwrap.fill(name.replace("_random", " (random)").replace("-", "- "), 12).replace("- ", "-")
-                                                                for name in table.index])
+        names = [textwrap.fill(name.replace("_random", " (random)").replace("-", "- "), 12).replace("- ", "-")
+                 for name in table.index]
+        axes.set_xticks(np.arange(len(table)) + 0.4 - width / 2, names)
         axes.set(ylabel="mean effect\n(odds ratio − 1)")
         figure.legend(loc="outside lower center", ncols=2, frameon=False)
         return _save(figure, path)
@@ -236,18 +251,21 @@ def attention_on_context(
         heads: by label, attention weights from the pronoun in x and x'; each row sums to 1.
     """
     with plt.rc_context(STYLE):
-        figure, panels = plt.subplots(1, len(heads), figsize=(max(COLUMN_WIDTH, 1.3 + 1.2 * len(heads)), 0.9 + 0.17 * len(tokens)), sharey=True, squeeze=False)
+        size = max(COLUMN_WIDTH, 1.3 + 1.2 * len(heads)), 0.9 + 0.17 * len(tokens)
+        figure, panels = plt.subplots(1, len(heads), figsize=size, sharey=True, squeeze=False)
         rows = np.arange(len(tokens))
         for axes, (label, weights) in zip(panels[0], heads.items()):
             for index, (name, values) in enumerate(zip(("x (female pronoun)", "x' (male pronoun)"), weights)):
-                axes.barh(rows + (index - 0.5) * 0.4, values, height=0.4, color=f"C{3 if index == 0 else 0}", label=name)
+                axes.barh(rows + (index - 0.5) * 0.4, values, height=0.4, color=f"C{3 if index == 0 else 0}",
+                          label=name)
             axes.set(title=label, xlim=(0, 1), xticks=(0, 0.5, 1))
             axes.xaxis.set_major_formatter("{x:g}")
         panels[0, 0].set_yticks(rows, tokens)
         panels[0, 0].invert_yaxis()
         panels[0, len(heads) // 2].set_xlabel("attention from the pronoun")
         figure.suptitle(textwrap.fill(title, int(18 + 16 * len(heads))), fontsize=8)
-        figure.legend(*panels[0, 0].get_legend_handles_labels(), loc="outside lower center", ncols=2, frameon=False)
+        figure.legend(*panels[0, 0].get_legend_handles_labels(), loc="outside lower center", ncols=2,
+                      frameon=False)
         return _save(figure, path)
 
 
@@ -265,12 +283,14 @@ def sparsity(
         figure, (curve, where) = plt.subplots(1, 2, figsize=(2 * COLUMN_WIDTH, 2.7), width_ratios=(3, 2))
         for index, name in enumerate(name for name in found if name != "random order"):
             values = found[name]["val"][:k]
-            curve.plot(np.arange(1, len(values) + 1), values, marker="o", markersize=3, linewidth=1, color=f"C{index}", label=name)
+            curve.plot(np.arange(1, len(values) + 1), values, marker="o", markersize=3, linewidth=1,
+                       color=f"C{index}", label=name)
         if "random order" in found:
             orders = over_orders(found["random order"]["val"], k)
-            curve.fill_between(orders.index, orders["smallest"], orders["largest"], color="0.6", alpha=0.4, linewidth=0,
-                               label=f"{len(found['random order']['val'])} random orders")
-        curve.axhline(all_units, color="0.3", linewidth=0.8, linestyle="--", label=f"all {shape[0] * shape[1]:,} {label}s")
+            curve.fill_between(orders.index, orders["smallest"], orders["largest"], color="0.6", alpha=0.4,
+                               linewidth=0, label=f"{len(found['random order']['val'])} random orders")
+        curve.axhline(all_units, color="0.3", linewidth=0.8, linestyle="--",
+                      label=f"all {shape[0] * shape[1]:,} {label}s")
         curve.xaxis.set_major_locator(MaxNLocator(integer=True))
         curve.set(xlabel=f"number of {label}s", ylabel="mean indirect effect\n(odds ratio − 1)", title=title)
         shown = next((name for name in ("greedy", "lazy greedy", "top-k") if name in found), None)
@@ -279,10 +299,12 @@ def sparsity(
             numbers = np.arange(1, len(pairs) + 1)
             where.scatter(pairs[:, 1], pairs[:, 0], c=numbers, cmap="viridis_r", s=18)
             for number, (layer, unit) in zip(numbers, pairs):
-                where.annotate(str(number), (unit, layer), xytext=(3, 3), textcoords="offset points", fontsize=6)
+                where.annotate(str(number), (unit, layer), xytext=(3, 3), textcoords="offset points",
+                               fontsize=6)
             where.set(title=f"{shown}, in the order of choice")
         lowest = int(pairs[:, 0].min()) if shown and shape[0] == 1 else 0
-        where.set(xlabel=label, ylabel="attention layer" if label == "head" else "layer", xlim=(-0.5, shape[1] - 0.5), ylim=(lowest - 0.5, lowest + shape[0] - 0.5))
+        where.set(xlabel=label, ylabel="attention layer" if label == "head" else "layer",
+                  xlim=(-0.5, shape[1] - 0.5), ylim=(lowest - 0.5, lowest + shape[0] - 0.5))
         where.xaxis.set_major_locator(MaxNLocator(6, integer=True))
         where.yaxis.set_major_locator(MaxNLocator(6, integer=True))
         figure.legend(loc="outside lower center", ncols=4, frameon=False)
@@ -303,7 +325,8 @@ def mediator(
     """
     label, unit = label or _layers_label(means), unit_column(means)
     means = means[means["layer"] != "all"].assign(layer=lambda table: table["layer"].astype(int))
-    whole, groups = means[means["group"] == "all"], [group for group in means["group"].unique() if group != "all"]
+    whole = means[means["group"] == "all"]
+    groups = [group for group in means["group"].unique() if group != "all"]
     share, text = (None, "") if unit is None else (0.01, "strongest 1% of each layer")
     paths = []
     for kind in ("indirect", "direct"):
@@ -322,7 +345,8 @@ def mediator(
         profiles = {group: strongest_means(means[means["group"] == group], "indirect_log_effect_mean", share)
                     for group in groups}
         title = f"{model}, by group" + (f": {text}" if text else "")
-        paths.append(layer_profiles(profiles, "indirect", title, folder / f"{name}_by_group_{model}.pdf", label))
+        path = folder / f"{name}_by_group_{model}.pdf"
+        paths.append(layer_profiles(profiles, "indirect", title, path, label))
     return paths
 
 
@@ -330,4 +354,6 @@ def _layers_label(means):
     """Of an axis of layers: a table that has all layers at once is of attention."""
     if unit := unit_column(means):
         return f"layer (0 = word embedding), one {unit} replaced"
-    return ALL_HEADS if (means["layer"] == "all").any() else "layer (0 = word embedding), all neurons at the slot"
+    if (means["layer"] == "all").any():
+        return ALL_HEADS
+    return "layer (0 = word embedding), all neurons at the slot"

@@ -23,7 +23,8 @@ from mediation.stimuli.templates import TEMPLATES
 
 def describe_prompts(model: str, table: pd.DataFrame, unrated: Sequence[str]) -> str:
     """One line on what a total effect is computed over, one more on words that had to be left out."""
-    lines = [f"{model}: {_count(len(table), 'prompt')}, {_count(table['word'].nunique(), 'profession')}, {_count(table['template'].nunique(), 'template')}"]
+    counts = len(table), table["word"].nunique(), table["template"].nunique()
+    lines = [f"{model}: " + ", ".join(map(_count, counts, ("prompt", "profession", "template")))]
     if unrated:
         lines.append(f"left out, not rated: {', '.join(unrated)}")
     return "\n".join(lines)
@@ -35,8 +36,11 @@ def describe_estimands(estimands: Sequence[Estimand]) -> str:
     lines = [f"{'':{width}}  {'value':>9} {'median':>9}  {'95% interval':>20} {'prompts':>8}"]
     for estimand in estimands:
         low, high = estimand.interval
-        lines.append(f"{estimand.name:{width}}  {estimand.value:9.3f} {estimand.median:9.3f}  {f'[{low:.3f}, {high:.3f}]':>20} {estimand.prompts:8}")
-    lines += ["", "value = odds ratio - 1 (0 = no effect); median over prompts; interval: bootstrap over professions; null = the profession's prompt"]
+        interval = f"[{low:.3f}, {high:.3f}]"
+        lines.append(f"{estimand.name:{width}}  {estimand.value:9.3f} {estimand.median:9.3f}  {interval:>20} "
+                     f"{estimand.prompts:8}")
+    lines += ["", "value = odds ratio - 1 (0 = no effect); median over prompts; interval: bootstrap over "
+              "professions; null = the profession's prompt"]
     lines += [f"  {estimand.name.strip()}: {estimand.formula} ({estimand.filter})" for estimand in estimands]
     return "\n".join(lines)
 
@@ -54,8 +58,9 @@ def describe_correlations(correlations: Sequence[Correlation]) -> str:
 def estimand_table(estimands: Sequence[Estimand]) -> pd.DataFrame:
     """The same numbers, unrounded, as a table to be written: name, value, median, low, high, prompts,
     formula, filter."""
-    return pd.DataFrame([{"name": e.name.strip(), "value": e.value, "median": e.median, "low": e.interval[0], "high": e.interval[1],
-                          "prompts": e.prompts, "formula": e.formula, "filter": e.filter} for e in estimands])
+    return pd.DataFrame([{"name": e.name.strip(), "value": e.value, "median": e.median,
+                          "low": e.interval[0], "high": e.interval[1], "prompts": e.prompts,
+                          "formula": e.formula, "filter": e.filter} for e in estimands])
 
 
 def describe_screening(screening: Screening, samples: Sequence[Mapping[str, Any]]) -> str:
@@ -64,16 +69,21 @@ def describe_screening(screening: Screening, samples: Sequence[Mapping[str, Any]
     Args:
         screening: of the run; samples: what the manifest says of each table's sample (`screen` of its files).
     """
-    bound = (f"recall of a prompt's exact top {screening.top}, mean over prompts: at least {screening.recall:.3f} with 95% confidence "
+    bound = (f"recall of a prompt's exact top {screening.top}, mean over prompts: at least "
+             f"{screening.recall:.3f} with 95% confidence "
              f"(at most {screening.missed_a_prompt:.2f} of them missed a prompt)"
              if screening.recall > 0 else
-             f"too few draws for any statement about the recall of a prompt's exact top {screening.top} (bound 0): more professions, or a larger "
-             "--screen_sample, make one")
-    worst = [min((sample[name] for sample in samples if sample[name] is not None), default=float("nan")) for name in ("pearson", "spearman")]
-    return (f"method screen: {screening.drawn} random neurons of the {screening.rest} a prompt that were left out were run: {screening.missed} belong to "
-            f"the exact top {screening.top} of one of their prompts\n{bound}\n"
-            f"estimates against exact runs in these samples (change in log odds): Pearson {worst[0]:.4f}, Spearman {worst[1]:.4f} in the worst table, "
-            f"largest difference {max(sample['largest_difference'] for sample in samples):.1e}")
+             f"too few draws for any statement about the recall of a prompt's exact top {screening.top} "
+             "(bound 0): more professions, or a larger --screen_sample, make one")
+    worst = [min((sample[name] for sample in samples if sample[name] is not None), default=float("nan"))
+             for name in ("pearson", "spearman")]
+    return (f"method screen: {screening.drawn} random neurons of the {screening.rest} a prompt that were left "
+            "out "
+            f"were run: {screening.missed} belong to the exact top {screening.top} of one of their "
+            f"prompts\n{bound}\n"
+            f"estimates against exact runs in these samples (change in log odds): Pearson {worst[0]:.4f}, "
+            f"Spearman {worst[1]:.4f} in the worst table, largest difference "
+            f"{max(sample['largest_difference'] for sample in samples):.1e}")
 
 
 def neuron_study(
@@ -93,57 +103,76 @@ def neuron_study(
         method: what to say of a method that estimates (`utils.describe_methods`); empty where every number is
             exact.
     """
-    swept = [entry | {"words": run["settings"]["professions"]} for run in runs for entry in run["files"].values() if "sweep_seconds" in entry]
+    swept = [entry | {"words": run["settings"]["professions"]} for run in runs
+             for entry in run["files"].values() if "sweep_seconds" in entry]
     units, interventions = len(effects), sum(entry["rows"] for entry in swept)
     seconds = sum(entry["sweep_seconds"] for entry in swept)
     all_interventions = 4 * units * len(probabilities)
-    what = "effects, most of them estimates" if any("method" in run["settings"] for run in runs) else "interventions"
+    estimated = any("method" in run["settings"] for run in runs)
+    what = "effects, most of them estimates" if estimated else "interventions"
     words = list(dict.fromkeys(word for entry in swept for word in entry["words"]))
     templates = list(dict.fromkeys(entry["template"] for entry in swept))
     total = estimands[0]
     lines = [
         f"# Neuron study of {model}",
         "",
-        f"**Question.** Which neurons carry the gender of a person word into the choice between “he” and “she”, and how much? "
-        f"Model {model}, weights {runs[-1]['settings']['weights_sha256'][:12]}, {effects['layer_direct_mean'].nunique() - 1} layers, {units:,} neurons "
+        "**Question.** Which neurons carry the gender of a person word into the choice between “he” and "
+        "“she”, "
+        f"and how much? Model {model}, weights {runs[-1]['settings']['weights_sha256'][:12]}, "
+        f"{effects['layer_direct_mean'].nunique() - 1} layers, {units:,} neurons "
         "(word embedding = layer 0, MLP outputs = layers 1 and up).",
         "",
-        f"**Total effect** (replace the profession by “man” or “woman”; {probabilities['template'].nunique()} of {len(TEMPLATES)} templates, "
-        f"{probabilities['word'].nunique()} professions; {total.prompts:,} of {len(probabilities):,} prompts count, see the filters): {total.value:.1f} "
+        "**Total effect** (replace the profession by “man” or “woman”; "
+        f"{probabilities['template'].nunique()} of {len(TEMPLATES)} templates, "
+        f"{probabilities['word'].nunique()} professions; {total.prompts:,} of {len(probabilities):,} prompts "
+        f"count, see the filters): {total.value:.1f} "
         f"(95% interval {total.interval[0]:.1f} to {total.interval[1]:.1f}), median {total.median:.1f}. "
-        "A mean far above its median is driven by few prompts. Bias correlates with the log effect toward “she” "
-        f"at r = {correlation.r:.3f} over prompts, {correlation.r_of_means:.3f} over {correlation.professions} "
+        "A mean far above its median is driven by few prompts. Bias correlates with the log effect toward "
+        f"“she” at r = {correlation.r:.3f} over prompts, {correlation.r_of_means:.3f} over "
+        f"{correlation.professions} "
         f"professions (p = {correlation.p:.2g}, which takes these for independent).",
         "",
         "```", describe_estimands(estimands), "```",
         "",
-        f"**Neurons** ({interventions:,} {what}: {_count(len(words), 'profession')}: {textwrap.shorten(', '.join(words), 80, placeholder=' ...')}; "
-        f"{_count(len(templates), 'template')}: {textwrap.shorten(', '.join(templates), 80, placeholder=' ...')}). "
-        "Natural indirect effect = odds ratio - 1 toward the anti-stereotypical gender when one neuron takes the value it has for “man” or “woman”; "
+        f"**Neurons** ({interventions:,} {what}: {_count(len(words), 'profession')}: {_shortened(words)}; "
+        f"{_count(len(templates), 'template')}: {_shortened(templates)}). "
+        "Natural indirect effect = odds ratio - 1 toward the anti-stereotypical gender when one neuron takes "
+        "the "
+        "value it has for “man” or “woman”; "
         "mean and standard deviation over these prompts.",
         "",
         *([f"**Method.** {method}.", ""] if method else []),
-        "```", _strongest(effects, "odds_ratio_indirect_mean", "odds_ratio_indirect_std", 10, shift=1).to_string(index=False, float_format="%.3f"), "```",
+        "```", _strongest(effects, "odds_ratio_indirect_mean", "odds_ratio_indirect_std", 10, shift=1), "```",
     ]
     if contrasts is not None:
-        lines += ["", "**Gender contrast** = (log effect under man - log effect under woman) / 2: what is left of a neuron's effect when the part that any "
-                  "person word has, man and woman alike, is taken out.", "",
-                  "```", _strongest(contrasts, "gender_contrast_mean", "gender_contrast_std", 10).to_string(index=False, float_format="%.3f"), "```"]
+        lines += ["", "**Gender contrast** = (log effect under man - log effect under woman) / 2: what is "
+                  "left of a neuron's effect when the part that any person word has, man and woman alike, is "
+                  "taken out.", "",
+                  "```", _strongest(contrasts, "gender_contrast_mean", "gender_contrast_std", 10), "```"]
     peak = layers.loc[layers["odds_ratio_indirect_mean"].idxmax()]
     lines += [
         "",
-        f"**Layers.** The strongest {100 * peak['share']:g}% of a layer's neurons have their largest mean effect in layer {peak['layer']:.0f}: "
-        f"{peak['odds_ratio_indirect_mean'] - 1:.3f}. Neurons of the last layer cannot reach the output from an earlier position: their effect is exactly 0.",
+        f"**Layers.** The strongest {100 * peak['share']:g}% of a layer's neurons have their largest mean "
+        f"effect "
+        f"in layer {peak['layer']:.0f}: {peak['odds_ratio_indirect_mean'] - 1:.3f}. Neurons of the last "
+        f"layer "
+        "cannot reach the output from an earlier position: their effect is exactly 0.",
         "",
-        f"**How sure.** {how_sure(runs, swept)} {seconds / 60:.1f} minutes of sweeps, {interventions / seconds:,.0f} {what} a second.",
+        f"**How sure.** {how_sure(runs, swept)} {seconds / 60:.1f} minutes of sweeps, "
+        f"{interventions / seconds:,.0f} {what} a second.",
         "",
     ]
     if interventions < all_interventions:
         asked = model.removesuffix("_random") + (" --randomize" if model.endswith("_random") else "")
         asked += f" --method {runs[-1]['settings']['method']}" if "method" in runs[-1]["settings"] else ""
-        lines += [f"**Left out.** {all_interventions - interventions:,} of {all_interventions:,} interventions: all are "
-                  f"{probabilities['template'].nunique()} templates x {probabilities['word'].nunique()} professions x 4 types. At this speed they take "
-                  f"{all_interventions / interventions * seconds / 3600:.0f} hours (the run can be stopped and goes on from where it was):", "",
+        hours = all_interventions / interventions * seconds / 3600
+        lines += [f"**Left out.** {all_interventions - interventions:,} of {all_interventions:,} "
+                  "interventions: "
+                  f"all are {probabilities['template'].nunique()} templates x "
+                  f"{probabilities['word'].nunique()} "
+                  f"professions x 4 types. At this speed they take {hours:.0f} hours (the run can be stopped "
+                  f"and "
+                  "goes on from where it was):", "",
                   f"    python run_profession_neuron_experiments.py -model {asked} -out_dir all", ""]
     lines += ["**Files.**", "", *(f"- {path}" for path in files), ""]
     return "\n".join(lines)
@@ -153,11 +182,15 @@ def how_sure(runs: Sequence[Mapping[str, Any]], swept: Sequence[Mapping[str, Any
     """What the checks against full passes say, and the recall of screened runs."""
     deviation = max(entry["largest_deviation_from_full_passes"] for entry in swept)
     estimated = any(run["settings"].get("method") == "gradient" for run in runs)
-    lines = [f"Random {'neurons' if estimated else 'interventions'} of every sweep were run again as full passes under plain hooks: log-probabilities differ "
+    lines = [f"Random {'neurons' if estimated else 'interventions'} of every sweep were run again as full "
+             "passes "
+             "under plain hooks: log-probabilities differ "
              f"{'from the estimates ' if estimated else ''}by at most {deviation:.1e}."]
     for found in (run["screening"] for run in runs if "screening" in run):
-        lines.append(f"Screening: of {found['drawn']} neurons drawn at random among those left out, {found['missed']} belong to the exact top {found['top']} "
-                     f"of a prompt; the recall of that top, mean over prompts, is at least {found['recall_at_least']:.3f} with 95% confidence"
+        lines.append(f"Screening: of {found['drawn']} neurons drawn at random among those left out, "
+                     f"{found['missed']} belong to the exact top {found['top']} of a prompt; the recall of "
+                     f"that "
+                     f"top, mean over prompts, is at least {found['recall_at_least']:.3f} with 95% confidence"
                      + (" (0: too few draws for a statement)." if found["recall_at_least"] == 0 else "."))
     return " ".join(lines)
 
@@ -186,21 +219,29 @@ def mediation(
         stimuli: the file; totals: table of total effects; mediators: by name; figures: paths.
     """
     lines = [f"# Mediation analysis of {stimuli}, {model}", "",
-             f"{_count(totals['id'].nunique(), 'stimulus', 'stimuli')}, {_count(len(totals), 'comparison')} of a null prompt with an alternative. "
-             "Effects are odds ratios minus 1 of the second candidate over the first, relative to the null prompt; 0 is no effect.", "",
-             "## Total effects", "", "| group | comparisons | mean of logs | median | mean | share above 0 |", "|" + 6 * " --- |"]
-    lines += [f"| {row['group']} | {row['comparisons']} | {row['mean of logs']:.4g} | {row['median']:.4g} | {row['mean']:.4g} "
-              f"| {row['share above 0']:.2f} |" for _, row in summary_of_groups(totals["group"], totals["total_effect"]).iterrows()]
-    lines += ["", "Means of odds ratios are driven by few strong comparisons: see the mean of their logarithms and the median beside them."]
+             f"{_count(totals['id'].nunique(), 'stimulus', 'stimuli')}, {_count(len(totals), 'comparison')} "
+             f"of a "
+             "null prompt with an alternative. Effects are odds ratios minus 1 of the second candidate over "
+             "the "
+             "first, relative to the null prompt; 0 is no effect.", "", "## Total effects", "",
+             "| group | comparisons | mean of logs | median | mean | share above 0 |", "|" + 6 * " --- |"]
+    summary = summary_of_groups(totals["group"], totals["total_effect"])
+    lines += [f"| {row['group']} | {row['comparisons']} | {row['mean of logs']:.4g} | {row['median']:.4g} "
+              f"| {row['mean']:.4g} | {row['share above 0']:.2f} |" for _, row in summary.iterrows()]
+    lines += ["", "Means of odds ratios are driven by few strong comparisons: see the mean of their logarithms "
+              "and the median beside them."]
     for name, mediator in mediators.items():
         lines += _mediator(name, mediator)
     lines += ["", "## How it was made", ""]
     for name, mediator in mediators.items():
         settings, machine = mediator.run["settings"], mediator.run["machine"]
-        lines += [f"{name}: method {settings['method']}, precision {settings['precision']}, {settings['dtype']}, seed {settings['seed']}; "
+        lines += [f"{name}: method {settings['method']}, precision {settings['precision']}, "
+                  f"{settings['dtype']}, seed {settings['seed']}; "
                   f"multi-token words: {settings['multi_token'] or 'left out'}; "
-                  f"{', '.join(f'{part} {version}' for part, version in machine.items())}. Command: `{mediator.run['command']}`", ""]
-    lines += ["Figures and tables: " + ", ".join([*(path.name for path in figures), *(mediator.file for mediator in mediators.values())]), ""]
+                  f"{', '.join(f'{part} {version}' for part, version in machine.items())}. "
+                  f"Command: `{mediator.run['command']}`", ""]
+    files = [*(path.name for path in figures), *(mediator.file for mediator in mediators.values())]
+    lines += ["Figures and tables: " + ", ".join(files), ""]
     return "\n".join(lines)
 
 
@@ -256,15 +297,20 @@ def selection(found: Mapping[str, dict[str, Any]], k: int, label: str, all_units
         else:
             numbers = pd.RangeIndex(1, len(content["val"]) + 1)
             table[name] = pd.Series(content["val"], numbers, float)
-            table[f"{name} {label}"] = pd.Series([f"{layer}-{unit}" for layer, unit in content[label]][: len(numbers)], numbers[: len(content[label])])
+            names = [f"{layer}-{unit}" for layer, unit in content[label]]
+            table[f"{name} {label}"] = pd.Series(names[: len(numbers)], numbers[: len(names)])
     lines = [table.to_string(float_format="%.6f", na_rep=""), "", f"all {label}s together: {all_units:.6f}"]
     for name, content in found.items():
         if name != "random order":
             values = content["val"][:k]
             number = smallest_reaching(values, all_units)
-            lines.append(f"{name}: " + (f"{_count(number, label)} reach it" if number else f"{_count(len(values), label)} do not reach it, {values[-1]:.6f}"))
+            reached = (f"{_count(number, label)} reach it" if number
+                       else f"{_count(len(values), label)} do not reach it, {values[-1]:.6f}")
+            lines.append(f"{name}: {reached}")
         if "certified" in content:
-            lines.append(f"lazy greedy: {content['evaluations']} evaluations of sets, {content['saved']} saved; {content['grown']} gains grew; "
+            lines.append(f"lazy greedy: {content['evaluations']} evaluations of sets, "
+                         f"{content['saved']} saved; "
+                         f"{content['grown']} gains grew; "
                          f"{'certified' if content['certified'] else 'not certified'} equal to plain greedy")
     return "\n".join(lines)
 
@@ -274,6 +320,12 @@ def _count(number, noun, plural=None):
 
 
 def _strongest(table, mean, deviation, count, shift=0):
-    """The rows with the largest |mean - shift|, with readable headings."""
+    """Text of the rows with the largest |mean - shift|, with readable headings."""
     top = table.loc[(table[mean] - shift).abs().nlargest(count).index]
-    return pd.DataFrame({"layer-neuron": top["neuron_"], "mean": top[mean] - shift, "standard deviation": top[deviation]})
+    table = pd.DataFrame({"layer-neuron": top["neuron_"], "mean": top[mean] - shift,
+                          "standard deviation": top[deviation]})
+    return table.to_string(index=False, float_format="%.3f")
+
+
+def _shortened(words):
+    return textwrap.shorten(", ".join(words), 80, placeholder=" ...")

@@ -139,8 +139,8 @@ def _check_effects(where, entry, kind, shape, remedy):
     shape = shape or heads.shape
     if len(shape) != 2 or heads.shape != shape or layers.shape != shape[:1] \
             or not (np.isfinite(heads).all() and np.isfinite(layers).all()):
-        raise InputError(f"{where}: {kind} effects are {list(heads.shape)} and {list(layers.shape)}, not layers "
-                         f"x heads of finite numbers: {remedy}")
+        raise InputError(f"{where}: {kind} effects are {list(heads.shape)} and {list(layers.shape)}, not "
+                         f"layers x heads of finite numbers: {remedy}")
     if min(heads.min(initial=0), layers.min(initial=0), entry[f"{kind}_effect_model"]) < -1:
         raise InputError(f"{where}: {kind} effects are below -1, which no odds ratio minus 1 is: {remedy}")
     for key in (f"{kind}_{name}_head" for name in ("odds", "exact") if f"{kind}_{name}_head" in entry):
@@ -172,8 +172,8 @@ def find_results(out_dir: str | Path, model: str | None = None) -> dict[Path, st
     if not found:
         raise InputError(f"no attention_intervention_*.json{f' of {model}' if model else ''} in "
                          f"{out_dir}/winobias_data or {out_dir}/winogender_data: run "
-                         "attention_intervention_winobias.py or _winogender.py first, or name the folder with "
-                         "-out_dir")
+                         "attention_intervention_winobias.py or _winogender.py first, or name the folder "
+                         "with -out_dir")
     return found
 
 

@@ -35,8 +35,8 @@ INTERVENTIONS = ("man_direct", "man_indirect", "woman_direct", "woman_indirect",
 TYPES = (*INTERVENTIONS, "no_intervention")
 # median error of the effects of 200 neurons of SmolLM2-135M on log odds, half of which are below .003
 HALF_PRECISION = {"bfloat16": ".04", "float16": ".002"}
-# largest relative difference of one prompt's probabilities in two tables; in half precision (True) they depend
-# on what is run together
+# largest relative difference of one prompt's probabilities in two tables; in half precision (True) they
+# depend on what is run together
 TOLERANCE = {False: 1e-3, True: 1e-2}
 
 

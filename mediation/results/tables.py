@@ -27,7 +27,8 @@ def check_one_format(folder: str | Path, names: Iterable[str]) -> None:
             other = path.with_suffix(f".{ending}")
             if other != path and other.exists() and not path.exists():
                 raise InputError(f"{other} is there already: use --format {ending}, or choose another "
-                                 "-out_dir and convert its tables with convert_tables.py when they are finished")
+                                 "-out_dir and convert its tables with convert_tables.py when they are "
+                                 "finished")
 
 
 class _CsvRows:
@@ -40,8 +41,8 @@ class _CsvRows:
     def write(self, table):
         """Append the rows of a pyarrow table."""
         index = pa.array(np.arange(self.rows, self.rows + len(table)))
-        plain = [column.combine_chunks().dictionary_decode() if pa.types.is_dictionary(column.type) else column
-                 for column in table.columns]
+        plain = [column.combine_chunks().dictionary_decode() if pa.types.is_dictionary(column.type)
+                 else column for column in table.columns]
         whole = pa.table([index, *plain], names=["", *table.column_names])
         for quoting in ("none", "needed"):  # the second quotes every text: only taken where a text needs it
             try:
