@@ -54,13 +54,16 @@ from tests.preloaded import Server, new_process
 
 @pytest.fixture(autouse=True, scope="session")
 def threads():
-    """As many as OMP_NUM_THREADS says, one a worker in `make test`; else two: more only wait for each other."""
+    """As many as OMP_NUM_THREADS says, one per worker in `make test`; else two: more only wait."""
     torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", 2)))
 
 
 @pytest.fixture(autouse=True, scope="session")
 def fast_everywhere():
-    """`--precision fast` is not refused in this process: where the hardware does not multiply bfloat16, the products are emulated."""
+    """`--precision fast` is not refused in this process.
+
+    Where the hardware does not multiply bfloat16, the products are emulated.
+    """
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(language_model, "check_bfloat16", lambda device: None)
         yield
@@ -106,24 +109,33 @@ def smollm2():
 
 @pytest.fixture(scope="session")
 def toy_tokenizer():
-    """A byte-level vocabulary of 420 entries in which the stimuli's common words are single tokens, and other professions several."""
+    """A byte-level vocabulary of 420 entries.
+
+    The stimuli's common words are single tokens in it, other professions several.
+    """
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
-    trainer = trainers.BpeTrainer(vocab_size=420, initial_alphabet=pre_tokenizers.ByteLevel.alphabet(), show_progress=False)
-    texts = [template.format(word) for template in TEMPLATES for word in (*SINGLE_TOKEN_WORDS, "man", "woman")]
+    trainer = trainers.BpeTrainer(vocab_size=420, initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+                                  show_progress=False)
+    texts = [template.format(word) for template in TEMPLATES
+             for word in (*SINGLE_TOKEN_WORDS, "man", "woman")]
     tokenizer.train_from_iterator([*texts, *(["a he", "a she"] * 60)], trainer)
     return PreTrainedTokenizerFast(tokenizer_object=tokenizer)
 
 
 @pytest.fixture(scope="session")
 def toy_checkpoint(toy_tokenizer, tmp_path_factory):
-    """toy_checkpoint("llama") -> folder of a tiny random checkpoint of that architecture, made once, with effects far from zero."""
+    """toy_checkpoint("llama") -> folder of a tiny random checkpoint of that architecture, made once.
+
+    Its effects are far from zero.
+    """
     made = {}
 
     def make(kind):
         if kind not in made:
-            config = AutoConfig.for_model(kind, **TINY_ONES.get(kind, TINY), tie_word_embeddings=kind == "gpt2" or kind in MASKED)
+            config = AutoConfig.for_model(kind, **TINY_ONES.get(kind, TINY),
+                                          tie_word_embeddings=kind == "gpt2" or kind in MASKED)
             with torch.random.fork_rng(devices=[]):
                 torch.manual_seed(1)
                 model = (AutoModelForMaskedLM if kind in MASKED else AutoModelForCausalLM).from_config(config)
@@ -192,7 +204,10 @@ def architecture(request):
 
 @pytest.fixture
 def run_script(monkeypatch, capsys):
-    """run_script("compute_x.py FOLDER gpt2") -> (exit code, standard output, standard error), as from the shell but in this process."""
+    """run_script("compute_x.py FOLDER gpt2") -> (exit code, standard output, standard error).
+
+    As from the shell, but in this process.
+    """
     def run(command, *arguments):
         name, *options = [*shlex.split(command), *map(str, arguments)]
         monkeypatch.setattr(sys, "argv", [name, *options])
@@ -209,7 +224,7 @@ def run_script(monkeypatch, capsys):
 
 @pytest.fixture(scope="session")
 def preloaded():
-    """The server that starts scripts, one a worker."""
+    """The server that starts scripts, one per worker."""
     server = Server()
     yield server
     server.close()
@@ -217,14 +232,17 @@ def preloaded():
 
 @pytest.fixture(scope="session")
 def start_script(request):
-    """start_script("compute_x.py FOLDER gpt2") -> a process that runs it, to be used as a subprocess.Popen."""
+    """start_script("compute_x.py FOLDER gpt2") -> a process that runs it, used as a subprocess.Popen."""
     linux = sys.platform == "linux"  # elsewhere not every library survives a fork
     return request.getfixturevalue("preloaded").start if linux else new_process
 
 
 @pytest.fixture(scope="session")
 def start(start_script, toy_checkpoint):
-    """start(out_dir) -> a process of COMMAND on a toy; start(out_dir, new_process): one with a hash seed of its own."""
+    """start(out_dir) -> a process of COMMAND on a toy.
+
+    start(out_dir, new_process): one with a hash seed of its own.
+    """
     def run(out_dir, how=start_script):
         return how(COMMAND, "-model", toy_checkpoint("llama"), "-out_dir", out_dir)
     return run
@@ -248,7 +266,8 @@ def rated():
 @pytest.fixture
 def stimulus(toy_model):
     def make(model):
-        return Intervention(model.tokenizer, "The captain told the nurse that {}", ["she", "he"], ["was here.", "said that the man went home."])
+        return Intervention(model.tokenizer, "The captain told the nurse that {}", ["she", "he"],
+                            ["was here.", "said that the man went home."])
     return make
 
 
@@ -259,7 +278,8 @@ def data(tmp_path, monkeypatch):
     (project / "winobias_data").mkdir(parents=True)
     (project / "winogender_data").mkdir()
     for split in ("dev", "test"):
-        (project / "winobias_data" / f"pro_stereotyped_type1.txt.{split}").write_text(WINOBIAS_ROWS.replace("\n", " \r\n"))
+        path = project / "winobias_data" / f"pro_stereotyped_type1.txt.{split}"
+        path.write_text(WINOBIAS_ROWS.replace("\n", " \r\n"))
     (project / "winobias_data" / "female_occupations.txt").write_text("nurse\r\nteacher\r\n")
     (project / "winobias_data" / "male_occupations.txt").write_text("carpenter\r\ndriver")
     (project / "winogender_data" / "templates.tsv").write_text(
@@ -269,7 +289,8 @@ def data(tmp_path, monkeypatch):
         "clerk\tcaptain\t1\tThe $OCCUPATION saw the $PARTICIPANT and $NOM_PRONOUN ran.\r\n"
         "clerk\tcaptain\t0\tThe $OCCUPATION saw the $PARTICIPANT and $POSS_PRONOUN cat.\r\n")
     (project / "winogender_data" / "occupations-stats.tsv").write_text(
-        "occupation\tbergsma_pct_female\tbls_pct_female\tbls_year\r\nteacher\t40.0\t80.5\t2015\r\nclerk\t60\t60\t2015\r\n")
+        "occupation\tbergsma_pct_female\tbls_pct_female\tbls_year\r\n"
+        "teacher\t40.0\t80.5\t2015\r\nclerk\t60\t60\t2015\r\n")
     monkeypatch.setattr(assets, "PROJECT", project)
     return project
 

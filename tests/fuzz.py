@@ -1,9 +1,12 @@
-"""Damaged files for every reader: each ends in one clear line, or in a right result; never in a traceback, a hang, or a changed file.
+"""Damaged files for every reader: each ends in one clear line, or in a right result.
 
-    python -m tests.fuzz               # 2,000 cases a reader, some minutes
+Never in a traceback, a hang, or a changed file.
+
+    python -m tests.fuzz               # 2,000 cases per reader, some minutes
     python -m tests.fuzz --cases 20000 --seed 7 --only winobias manifest
 
-A case is a good file that was damaged: bytes changed, cut out, doubled or cut off, numbers and words exchanged for strange ones, lines shuffled.
+A case is a good file that was damaged: bytes changed, cut out, doubled or cut off, numbers and words
+exchanged for strange ones, lines shuffled.
 A failure prints the reader, the seed and the case's number, and leaves the file.
 """
 
@@ -27,11 +30,19 @@ import run_profession_neuron_experiments
 from mediation.errors import InputError
 from mediation.files.storage import RunFolder, read_pickle, write_pickle
 from mediation.results.attention_results import read_results
-from mediation.results.neuron_tables import NEURON_COLUMNS, read_effects, read_pieces, read_probabilities
+from mediation.results.neuron_tables import (
+    NEURON_COLUMNS,
+    read_effects,
+    read_pieces,
+    read_probabilities,
+)
 from mediation.stimuli import professions, stimulus_files, winobias, winogender
 
-STRANGE = [b"", b"nan", b"NaN", b"inf", b"-1", b"1e999", b"99999999999999999999999", b"null", b"{}", b"[]", b"\"", b",", b"\t", b"\n", b"\r\n", b"[", b"]",
-           b"\x00", b"\xff\xfe", "\U0001f600".encode(), "\u202eשלום".encode(), b"she", b"0.0", b"true", b"A" * 5000, b"gAAAA", b"\x80\x04cos\nsystem\n", b"}{"]
+STRANGE = [b"", b"nan", b"NaN", b"inf", b"-1", b"1e999", b"99999999999999999999999", b"null", b"{}", b"[]",
+           b"\"", b",", b"\t", b"\n", b"\r\n", b"[", b"]", b"\x00", b"\xff\xfe", "\U0001f600".encode(),
+           "\u202eשלום".encode(), b"she", b"0.0", b"true", b"A" * 5000, b"gAAAA",
+           b"\x80\x04cos\nsystem\n",
+           b"}{"]
 SLOWEST = 10  # seconds a case may take
 
 
@@ -65,75 +76,99 @@ def damage(content, random):
 
 
 def readers(folder):
-    """{name: (path of a good file, function that reads what is there)}; the good files are written into `folder`."""
+    """{name: (path of a good file, function that reads it)}; the good files are written into `folder`."""
     def file(name, content):
         path = folder / name
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(content if isinstance(content, bytes) else content.encode())
         return path
 
-    rows = "".join(f"{2 * n + 1} [The {a}] thanked the {b} because [he] was ill.\r\n{2 * n + 2} The {a} thanked [the {b}] because [she] had helped.\r\n"
+    rows = "".join(f"{2 * n + 1} [The {a}] thanked the {b} because [he] was ill.\r\n"
+                   f"{2 * n + 2} The {a} thanked [the {b}] because [she] had helped.\r\n"
                    for n, (a, b) in enumerate((("carpenter", "nurse"), ("driver", "teacher"))))
     bias = file("winobias/pro_stereotyped_type1.txt.dev", rows)
     file("winobias/female_occupations.txt", "nurse\nteacher\n")
     file("winobias/male_occupations.txt", "carpenter\ndriver\n")
-    gender = file("winogender/templates.tsv", "occupation(0)\tother-participant(1)\tanswer\tsentence\r\n" + "".join(
-        f"teacher\tcaptain\t{answer}\tThe $OCCUPATION told the $PARTICIPANT that $NOM_PRONOUN could {verb}.\r\n" for answer, verb in ((1, "go"), (0, "stay"))))
-    statistics = file("winogender/occupations-stats.tsv", "occupation\tbergsma_pct_female\tbls_pct_female\tbls_year\r\nteacher\t40.0\t80.5\t2015\r\n")
-    entry = {"base_string1": "x she", "base_string2": "x he", "candidate1": "a b", "candidate2": "c", "candidate1_base_prob": 0.1, "candidate2_base_prob": 0.2,
-             "odds_base": 2.0, "candidate1_alt_prob": 0.1, "candidate2_alt_prob": 0.3, "odds_alt": 3.0, "total_effect": 0.5}
+    gender = file("winogender/templates.tsv",
+                  "occupation(0)\tother-participant(1)\tanswer\tsentence\r\n" + "".join(
+        f"teacher\tcaptain\t{answer}\tThe $OCCUPATION told the $PARTICIPANT that $NOM_PRONOUN could "
+        f"{verb}.\r\n"
+        for answer, verb in ((1, "go"), (0, "stay"))))
+    statistics = file("winogender/occupations-stats.tsv",
+                      "occupation\tbergsma_pct_female\tbls_pct_female\tbls_year\r\n"
+                      "teacher\t40.0\t80.5\t2015\r\n")
+    entry = {"base_string1": "x she", "base_string2": "x he", "candidate1": "a b", "candidate2": "c",
+             "candidate1_base_prob": 0.1, "candidate2_base_prob": 0.2, "odds_base": 2.0,
+             "candidate1_alt_prob": 0.1, "candidate2_alt_prob": 0.3, "odds_alt": 3.0, "total_effect": 0.5}
     entry |= {f"{kind}_effect_{level}": value for kind in ("indirect", "direct") for level, value in
               (("head", [[0.1, 0.2], [0.3, 0.4]]), ("layer", [0.1, 0.2]), ("model", 0.3))}
-    result = file("attention.json", json.dumps({"model_version": "m", "do_filter": False, "split": "dev", "num_examples_loaded": 1,
-                                                "num_examples_analyzed": 1, "mean_total_effect": 0.5, "mean_model_indirect_effect": 0.3,
-                                                "mean_model_direct_effect": 0.3, "results": [entry]}))
-    table = pd.DataFrame([["nurse", "The nurse said that", "The man said that", "The woman said that", "['Ġhe']", "['Ġshe']", *[0.1, 0.2] * 4, layer, neuron]
-                          for layer in range(2) for neuron in range(3)], columns=NEURON_COLUMNS)
+    result = file("attention.json",
+                  json.dumps({"model_version": "m", "do_filter": False, "split": "dev",
+                              "num_examples_loaded": 1, "num_examples_analyzed": 1, "mean_total_effect": 0.5,
+                              "mean_model_indirect_effect": 0.3, "mean_model_direct_effect": 0.3,
+                              "results": [entry]}))
+    table = pd.DataFrame([["nurse", "The nurse said that", "The man said that", "The woman said that",
+                           "['Ġhe']", "['Ġshe']", *[0.1, 0.2] * 4, layer, neuron] for layer in range(2)
+                          for neuron in range(3)], columns=NEURON_COLUMNS)
     neurons = file("tables/The_X_said_that_man_indirect_m.csv", table.to_csv())
     parquet = folder / "parquet" / "The_X_said_that_man_indirect_m.parquet"
     parquet.parent.mkdir()
     table.to_parquet(parquet)
-    effects = file("m_neuron_effects.csv", pd.DataFrame({"neuron_": ["0-1"], "odds_ratio_indirect_mean": [1.5]}).to_csv())
-    pickle = write_pickle(folder / "topk_m_winobias.pickle", {"val": [0.1, 0.2], "head": [(0, 1), (1, 1)], "array": np.arange(4.0)})
-    manifest = file("run/manifest.json", json.dumps({"runs": [{"settings": {"model": "m"}, "files": {"a.csv": {"rows": 3}}, "finished": None}]}))
+    effects = file("m_neuron_effects.csv",
+                   pd.DataFrame({"neuron_": ["0-1"], "odds_ratio_indirect_mean": [1.5]}).to_csv())
+    pickle = write_pickle(folder / "topk_m_winobias.pickle",
+                          {"val": [0.1, 0.2], "head": [(0, 1), (1, 1)], "array": np.arange(4.0)})
+    manifest = file("run/manifest.json",
+                    json.dumps({"runs": [{"settings": {"model": "m"}, "files": {"a.csv": {"rows": 3}},
+                                          "finished": None}]}))
     run_folder = RunFolder(folder / "shards")
     run_folder.claim(["a.csv"], {})
-    run_folder.save_shard("a.csv", "nurse", log_probabilities=np.arange(6.0).reshape(2, 3), base=np.ones((3, 2)))
+    run_folder.save_shard("a.csv", "nurse", log_probabilities=np.arange(6.0).reshape(2, 3),
+                          base=np.ones((3, 2)))
     shard = run_folder.shard_path("a.csv", "nurse")
     whole = {name: values.copy() for name, values in run_folder.load_shard("a.csv", "nurse").items()}
-    good = stimulus_files.Stimulus("1", "The {} said that", ("nurse", "man", "woman"), ("she", "he"), "female")
-    lines = stimulus_files.write(folder / "mine.jsonl", [good, stimulus_files.Stimulus("2", "{} ran", ("a", "b"), ("c", "d"))])
-    cells = file("mine.csv", 'id,base,substitutes,candidates,group\n1,The {} said that,nurse|man,"[""she"", ""he""]",female\n2,{} ran,a|b,c|d,\n')
-    command = file("command", "-model m -out_dir d -template_indices 1 9 --professions nurse --alpha 1.5 --dtype float64 --seed 3 --batch_size auto "
+    good = stimulus_files.Stimulus("1", "The {} said that", ("nurse", "man", "woman"), ("she", "he"),
+                                   "female")
+    lines = stimulus_files.write(folder / "mine.jsonl",
+                                 [good, stimulus_files.Stimulus("2", "{} ran", ("a", "b"), ("c", "d"))])
+    cells = file("mine.csv", "id,base,substitutes,candidates,group\n"
+                 '1,The {} said that,nurse|man,"[""she"", ""he""]",female\n2,{} ran,a|b,c|d,\n')
+    command = file("command", "-model m -out_dir d -template_indices 1 9 --professions nurse --alpha 1.5 "
+                   "--dtype float64 --seed 3 --batch_size auto "
                    "--format csv")
 
     ratings = file("professions.csv", professions.RATINGS.read_bytes()[:2000].rpartition(b"\n")[0])
 
     def load_shard():
-        found = run_folder.load_shard("a.csv", "nurse")
-        same = found is None or (set(found) == set(whole) and all(np.array_equal(found[name], whole[name]) for name in found))
+        arrays = run_folder.load_shard("a.csv", "nurse")
+        same = arrays is None or (set(arrays) == set(whole)
+                                  and all(np.array_equal(arrays[name], whole[name]) for name in arrays))
         assert same, "a damaged shard was taken for a whole one"
 
     def parse():
         with contextlib.redirect_stderr(io.StringIO()) as printed, contextlib.redirect_stdout(io.StringIO()):
             try:
-                run_profession_neuron_experiments.parse_options(shlex.split(command.read_bytes().decode("utf-8", "replace")))
+                words = shlex.split(command.read_bytes().decode("utf-8", "replace"))
+                run_profession_neuron_experiments.parse_options(words)
             except SystemExit as end:
                 assert end.code in (0, 2) and "Traceback" not in printed.getvalue()
             except ValueError as error:
                 if "quotation" not in str(error) and "escaped" not in str(error):  # the shell's business
                     raise
 
-    return {"winobias": (bias, lambda: winobias.load("dev", bias.parent)), "winogender": (gender, lambda: winogender.load("bls", gender.parent)),
+    return {"winobias": (bias, lambda: winobias.load("dev", bias.parent)),
+            "winogender": (gender, lambda: winogender.load("bls", gender.parent)),
             "winogender statistics": (statistics, lambda: winogender.load("bergsma", gender.parent)),
             "professions": (ratings, lambda: professions.load(ratings)),
-            "attention results": (result, lambda: read_results(result)), "neuron table": (neurons, lambda: list(read_pieces(neurons, "man_indirect"))),
+            "attention results": (result, lambda: read_results(result)),
+            "neuron table": (neurons, lambda: list(read_pieces(neurons, "man_indirect"))),
             "probabilities": (neurons, lambda: read_probabilities(neurons.parent, "m")),
             "parquet": (parquet, lambda: list(read_pieces(parquet, "man_indirect"))),
-            "effects": (effects, lambda: read_effects(effects, ["neuron_", "odds_ratio_indirect_mean"])), "pickle": (pickle, lambda: read_pickle(pickle)),
+            "effects": (effects, lambda: read_effects(effects, ["neuron_", "odds_ratio_indirect_mean"])),
+            "pickle": (pickle, lambda: read_pickle(pickle)),
             "manifest": (manifest, lambda: read_manifest(manifest.parent)), "shard": (shard, load_shard),
-            "stimuli": (lines, lambda: stimulus_files.read(lines)), "stimuli csv": (cells, lambda: stimulus_files.read(cells)),
-            "command line": (command, parse)}
+            "stimuli": (lines, lambda: stimulus_files.read(lines)),
+            "stimuli csv": (cells, lambda: stimulus_files.read(cells)), "command line": (command, parse)}
 
 
 def read_manifest(folder):
@@ -159,7 +194,8 @@ def run(name, path, read, cases, seed):
             read()
         except InputError as error:
             refused += 1
-            problem = None if str(error) and len(str(error)) < 2000 else f"a message of {len(str(error))} characters"
+            length = len(str(error))
+            problem = None if 0 < length < 2000 else f"a message of {length} characters"
         except Exception as error:
             problem = f"{type(error).__name__}: {error}"
         else:
@@ -176,7 +212,8 @@ def run(name, path, read, cases, seed):
 def main(options):
     """All readers, one line each."""
     folder = Path(tempfile.mkdtemp(prefix="fuzz-"))
-    print("| reader | cases | refused in one line | read | tracebacks, hangs, changed files |\n| --- | --- | --- | --- | --- |")
+    print("| reader | cases | refused in one line | read | tracebacks, hangs, changed files |\n"
+          "| --- | --- | --- | --- | --- |")
     for name, (path, read) in readers(folder).items():
         if not options.only or name in options.only:
             refused = run(name, path, read, options.cases, options.seed)
@@ -184,8 +221,9 @@ def main(options):
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--cases", type=int, default=2000, help="a reader (default: 2000)")
+    parser = argparse.ArgumentParser(description=__doc__,
+                                     formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--cases", type=int, default=2000, help="per reader (default: 2000)")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--only", nargs="+", metavar="READER")
     main(parser.parse_args())

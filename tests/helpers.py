@@ -1,6 +1,6 @@
 """What several test files share: the toys' sizes, stimuli, how outputs are read and compared.
 
-Fixtures are in conftest.py, which installs the check of signatures before anything of the library is imported:
+Fixtures are in conftest.py. It installs the check of signatures before anything of the library is imported,
 so this file is imported from there first.
 """
 
@@ -56,9 +56,9 @@ SINGLE_TOKEN_WORDS = ("nurse", "teacher", "doctor", "captain", "maid", "king", "
 
 
 class InDouble(TorchFunctionMode):
-    """Norms and softmax, which the library computes in float32 whatever the model is, in float64 for such a model.
+    """In float64 models also the norms and softmax that the library computes in float32.
 
-    Their float32 depends on what is summed with what, so two ways to run a model could only be compared to 1e-6.
+    Their float32 depends on what is summed with what: two ways to run a model could only be compared to 1e-6.
     """
 
     def __torch_function__(self, function, _types, args=(), kwargs=None):
@@ -206,7 +206,8 @@ def pickles(folder):
 
 def same_values(one, other):
     """Equal, value by value, for nested lists, dictionaries and arrays."""
-    texts = [json.dumps(content, default=lambda value: value.tolist(), sort_keys=True) for content in (one, other)]
+    texts = [json.dumps(content, default=lambda value: value.tolist(), sort_keys=True)
+             for content in (one, other)]
     return texts[0] == texts[1]
 
 

@@ -122,9 +122,12 @@ def test_the_citation_is_the_same_everywhere():
 
 def test_the_tests_that_pages_name_exist():
     files = {f"{path.relative_to(PROJECT / 'tests')}" for path in PROJECT.glob("tests/**/*.py")}
-    functions = {name for file in files
-                 for name in re.findall(r"^def (test_\w+)", (PROJECT / "tests" / file).read_text("utf-8"), re.MULTILINE)}
+    functions = set()
+    for file in files:
+        text = (PROJECT / "tests" / file).read_text("utf-8")
+        functions |= set(re.findall(r"^def (test_\w+)", text, re.MULTILINE))
     for page in PAGES:
-        for file, function in re.findall(r"`(?:tests/)?([\w/]*test_\w+\.py)?(?:::)?(test_\w+)?`", page.read_text("utf-8")):
+        for file, function in re.findall(r"`(?:tests/)?([\w/]*test_\w+\.py)?(?:::)?(test_\w+)?`",
+                                         page.read_text("utf-8")):
             assert not file or file in files, f"{page.name}: {file}"
             assert not function or function in functions, f"{page.name}: {function}"

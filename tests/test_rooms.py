@@ -1,7 +1,7 @@
 """Who may import whom, held against every file; no circles; no torch behind --help; tests keep to themselves.
 
-A test file imports no other test file and no private name of the library: what tests share is in helpers.py and,
-as fixtures, in conftest.py.
+A test file imports no other test file and no private name of the library: what tests share is in helpers.py
+and, as fixtures, in conftest.py.
 """
 
 import ast
@@ -30,7 +30,7 @@ TESTS = sorted(path.relative_to(PROJECT) for path in PROJECT.glob("tests/**/*.py
 
 
 def imported(path):
-    """Dotted names that a file imports, at its top or within functions: modules, and whatever is taken from them."""
+    """Dotted names that a file imports, at its top or within functions: modules, and names from them."""
     names = set()
     for node in ast.walk(ast.parse((PROJECT / path).read_text())):
         if isinstance(node, ast.Import):
@@ -46,9 +46,9 @@ def module_of(name):
     parts = name.split(".")
     for length in range(len(parts), 0, -1):
         path = Path(*parts[:length])
-        for found in (path.with_suffix(".py"), path / "__init__.py"):
-            if (PROJECT / found).exists() and (length > 1 or path.name in FACES | {"mediation"}):
-                return found
+        for file in (path.with_suffix(".py"), path / "__init__.py"):
+            if (PROJECT / file).exists() and (length > 1 or path.name in FACES | {"mediation"}):
+                return file
     return None
 
 
@@ -65,12 +65,14 @@ def test_a_room_imports_what_it_may(path):
     for name in imported(path):
         target = module_of(name)
         if room and target:
-            assert target.parts[0] == "mediation", f"{path} imports {name}: nothing under mediation/ imports a face"
+            outside = f"{path} imports {name}: nothing under mediation/ imports a face"
+            assert target.parts[0] == "mediation", outside
             assert room_of(target) in {None, room, *EVERYBODY, *MAY_IMPORT[room]}, f"{path} imports {name}"
 
 
 def test_nothing_imports_in_a_circle():
-    graph = {path: {target for name in imported(path) if (target := module_of(name)) and target != path} for path in FILES}
+    graph = {path: {target for name in imported(path) if (target := module_of(name)) and target != path}
+             for path in FILES}
 
     def reached(path, seen):
         for target in graph.get(path, ()):
@@ -82,14 +84,21 @@ def test_nothing_imports_in_a_circle():
     assert not [path for path in FILES if path in reached(path, set())]
 
 
-READERS = ["attention_figures1", "attention_figures2", "check_replication", "compute_and_save_neuron_agg_effect", "compute_neuron_effect_per_layer",
-           "compute_neuron_split_total_effect", "compute_neuron_total_effect", "convert_tables", "make_report"]
-SWEEPERS = ["run_profession_neuron_experiments", "mediate", "attention_intervention_winobias", "attention_intervention_winogender",
-            "attention_intervention_subset_selection", "neuron_intervention_subset_selection", "attention_figures3", "export_stimuli", "mediation.assets"]
+READERS = ["attention_figures1", "attention_figures2", "check_replication",
+           "compute_and_save_neuron_agg_effect", "compute_neuron_effect_per_layer",
+           "compute_neuron_split_total_effect", "compute_neuron_total_effect", "convert_tables",
+           "make_report"]
+SWEEPERS = ["run_profession_neuron_experiments", "mediate", "attention_intervention_winobias",
+            "attention_intervention_winogender", "attention_intervention_subset_selection",
+            "neuron_intervention_subset_selection", "attention_figures3", "export_stimuli",
+            "mediation.assets"]
 
 
 def test_no_torch_behind_help_and_the_scripts_that_only_read_files():
-    """All imports of a script that only reads; of one that runs a model those at its top, which is all that --help and bad options need."""
+    """All imports of a script that only reads; of one that runs a model those at its top.
+
+    These are all that --help and bad options need.
+    """
     code = f"""
 import importlib, sys
 for name in {SWEEPERS + READERS}:

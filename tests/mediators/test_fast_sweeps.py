@@ -21,15 +21,18 @@ TEMPLATES = ("The {} said that", "The {} yelled because", "The {} was fired beca
 
 @pytest.mark.parametrize("kind", list(INTERVENTION_TYPES)[:6])
 def test_fast_sweeps_are_within_their_bound(fast_model, toy_model, architecture, kind):
-    exact_model, stimuli = toy_model(architecture), [profession_stimulus(fast_model, template) for template in TEMPLATES]
+    exact_model = toy_model(architecture)
+    stimuli = [profession_stimulus(fast_model, template) for template in TEMPLATES]
     fast = neurons_in_trees(fast_model, stimuli, kind)
     exact = neurons_in_trees(exact_model, stimuli, kind)
     assert float((fast - exact).abs().max()) < batches.BOUND
-    assert fast_model.fast_rows.rows == fast_model.num_layers * fast_model.num_neurons  # the last layer's cannot reach the output
+    # the last layer's cannot reach the output
+    assert fast_model.fast_rows.rows == fast_model.num_layers * fast_model.num_neurons
 
 
 def test_small_interventions_are_run_fast(fast_model, toy_model, architecture):
-    exact_model, stimuli = toy_model(architecture), [profession_stimulus(fast_model, template) for template in TEMPLATES]
+    exact_model = toy_model(architecture)
+    stimuli = [profession_stimulus(fast_model, template) for template in TEMPLATES]
     fast = neurons_in_trees(fast_model, stimuli, "man_minus_woman", SweepOptions(alpha=0.02))
     exact = neurons_in_trees(exact_model, stimuli, "man_minus_woman", SweepOptions(alpha=0.02))
     differs, counts = (fast != exact).any(dim=-1).any(dim=0).flatten(), fast_model.fast_rows
@@ -41,34 +44,42 @@ def test_small_interventions_are_run_fast(fast_model, toy_model, architecture):
 @pytest.mark.parametrize("effect", ["indirect", "direct"])
 def test_fast_sweeps_of_heads_are_within_their_bound(fast_model, toy_model, architecture, effect):
     model, sets = toy_model(architecture), heads_layers_model(3, 4)
-    example = Intervention(model.tokenizer, "The captain told the nurse that {}", ["she", "he"], ["was here.", "said that the man went home."])
+    example = Intervention(model.tokenizer, "The captain told the nurse that {}", ["she", "he"],
+                           ["was here.", "said that the man went home."])
     with torch.no_grad():
         context, edits = head_edits(model, example, effect, sets)
         exact = sweep_heads(model.model, model.parts, context, example.candidates_tok, edits)
-        fast = sweep_heads(model.model, model.parts, context, example.candidates_tok, edits, fast=fast_model.fast_rows)
+        fast = sweep_heads(model.model, model.parts, context, example.candidates_tok, edits,
+                           fast=fast_model.fast_rows)
     assert float((fast - exact).abs().max()) < batches.BOUND
 
 
 @pytest.mark.parametrize("common", [False, True])
 def test_heads_on_differences_are_near_exact_ones(fast_model, toy_model, architecture, monkeypatch, common):
-    """With next to no sample and no row too far, all rows stay in bfloat16: their errors are a hundredth of the effects."""
+    """With next to no sample and no row too far, all rows stay in bfloat16.
+
+    Their errors are a hundredth of the effects.
+    """
     monkeypatch.setattr(batches, "AT_LEAST", 2)
     monkeypatch.setattr(batches, "AIM", torch.inf)
     monkeypatch.setattr(batches, "BOUND", 1.0)
     model, sets = toy_model(architecture), heads_layers_model(3, 4)
     sets = (sets | sets[5])[[unit for unit in range(12) if unit != 5]] if common else sets
-    example = Intervention(model.tokenizer, "The captain told the nurse that {}", ["she", "he"], ["was here.", "said that the man went home."])
+    example = Intervention(model.tokenizer, "The captain told the nurse that {}", ["she", "he"],
+                           ["was here.", "said that the man went home."])
     with torch.no_grad():
         context, edits = head_edits(model, example, "indirect", sets)
         exact = sweep_heads(model.model, model.parts, context, example.candidates_tok, edits)
-        fast = sweep_heads(model.model, model.parts, context, example.candidates_tok, edits, fast=fast_model.fast_rows)
+        fast = sweep_heads(model.model, model.parts, context, example.candidates_tok, edits,
+                           fast=fast_model.fast_rows)
     assert fast_model.fast_rows.rows - fast_model.fast_rows.exact >= len(sets) - 4
     assert 0 < float((fast - exact).norm()) < 0.02 * float((exact - exact.mean(dim=0)).norm())
 
 
 def test_only_what_differs_is_bfloat16(toy_checkpoint, architecture):
-    """The same interventions, all in plain bfloat16, are far off: the difference is what makes the fast precision usable."""
-    model = Model(gpt2_version=str(toy_checkpoint(architecture)), precision="fast")  # its weights will be rounded
+    """The same interventions, all in plain bfloat16, are far off: only differences make bfloat16 usable."""
+    # its weights will be rounded
+    model = Model(gpt2_version=str(toy_checkpoint(architecture)), precision="fast")
     tokens = profession_stimulus(model).base_strings_tok[0]
     predictions = tuple(([len(tokens) - 1], [token]) for token in (1, 2))
     with torch.no_grad():
@@ -91,15 +102,24 @@ def two_ways(error):
     """Functions of rows as the sweeps have them: exact numbers, and ones that are off by error(rows)."""
     truth = torch.arange(400, dtype=torch.float64).unsqueeze(1)
     distance = torch.linspace(1, 0.01, 400, dtype=torch.float64).unsqueeze(1)
-    return truth, lambda rows: truth[rows], lambda rows: torch.cat([truth[rows] + error(rows, distance[rows]), distance[rows]], dim=1)
+
+    def approximately(rows):
+        return torch.cat([truth[rows] + error(rows, distance[rows]), distance[rows]], dim=1)
+
+    return truth, lambda rows: truth[rows], approximately
 
 
 def test_rows_far_from_the_base_run_are_exact():
-    truth, exactly, approximately = two_ways(lambda rows, distance: batches.AIM * distance * (1 - 2 * (rows % 2)).unsqueeze(1))
+    def error_of(rows, distance):
+        return batches.AIM * distance * (1 - 2 * (rows % 2)).unsqueeze(1)
+
+    truth, exactly, approximately = two_ways(error_of)
     result, fast, done = torch.full((400, 1), torch.nan, dtype=torch.float64), FastRows(), []
-    in_two_precisions(exactly, approximately, torch.arange(400), torch.arange(400) // 100, 50, result, fast, done.append)
+    in_two_precisions(exactly, approximately, torch.arange(400), torch.arange(400) // 100, 50, result, fast,
+                      done.append)
     error = (result - truth).abs().squeeze(1)
-    assert sum(done) == fast.rows == 400 and 267 <= fast.exact <= 300 + batches.AT_LEAST  # 267 are far, and three layers of four mostly
+    # 267 are far, and three layers of four mostly
+    assert sum(done) == fast.rows == 400 and 267 <= fast.exact <= 300 + batches.AT_LEAST
     assert (error[:200] == 0).all()  # the far half: three times their error is above the aim
     assert 0 < error.max() <= batches.AIM / batches.DEVIATIONS + 1e-12
     assert 0 < fast.largest_deviation <= batches.AIM / batches.DEVIATIONS + 1e-12
@@ -107,8 +127,15 @@ def test_rows_far_from_the_base_run_are_exact():
 
 def test_a_sweep_with_an_error_that_the_first_sample_did_not_tell_is_run_again_exactly():
     seen = []
-    truth, exactly, approximately = two_ways(lambda rows, distance: seen.append(rows) or (0.0 if len(seen) == 1 else 0.1))
-    result, fast = torch.zeros(400, 1, dtype=torch.float64), FastRows(rows=100, exact=10, sampled=20, largest_deviation=1e-4)
+
+    def error_of(rows, _distance):
+        seen.append(rows)
+        return 0.0 if len(seen) == 1 else 0.1
+
+    truth, exactly, approximately = two_ways(error_of)
+    result = torch.zeros(400, 1, dtype=torch.float64)
+    fast = FastRows(rows=100, exact=10, sampled=20, largest_deviation=1e-4)
     in_two_precisions(exactly, approximately, torch.arange(400), torch.zeros(400, dtype=torch.long), 50, result, fast)
     assert (result == truth).all()
-    assert fast == FastRows(rows=500, exact=410, sampled=20, repeated=1, largest_deviation=1e-4) and "1 sweeps" in str(fast)
+    assert fast == FastRows(rows=500, exact=410, sampled=20, repeated=1, largest_deviation=1e-4)
+    assert "1 sweeps" in str(fast)

@@ -32,10 +32,12 @@ def test_overriding_with_the_runs_own_weights_changes_nothing(toy_model, stimulu
     model = toy_model(architecture)
     x = stimulus(model).base_strings_tok[0]
     with torch.no_grad():
-        edits = HeadEdits(heads_layers_model(model.num_layers, model.num_heads), attention_weights(model.model, model.parts, x), len(x) - 1)
+        edits = HeadEdits(heads_layers_model(model.num_layers, model.num_heads),
+                          attention_weights(model.model, model.parts, x), len(x) - 1)
         result = sweep_heads(model.model, model.parts, x, stimulus(model).candidates_tok, edits)
     base = np.log(model.continuation_probabilities(stimulus(model))[0])
-    assert torch.equal(result, torch.tensor(base).expand_as(result)) or float((result - torch.tensor(base)).abs().max()) < 1e-15
+    base = torch.tensor(base).expand_as(result)
+    assert torch.equal(result, base) or float((result - base).abs().max()) < 1e-15
     assert (result == result[0]).all()
 
 
@@ -54,23 +56,29 @@ def test_all_heads_of_all_layers_equal_the_model(toy_model, stimulus, architectu
     model = toy_model(architecture)
     every = [divmod(unit, model.num_heads) for unit in range(model.num_layers * model.num_heads)]
     swept = model.attention_intervention_experiment(stimulus(model), kind)
-    together = model.attention_intervention_single_experiment(stimulus(model), kind, [layer for layer, _ in every], [head for _, head in every], False)
+    together = model.attention_intervention_single_experiment(stimulus(model), kind,
+                                                              [layer for layer, _ in every],
+                                                              [head for _, head in every], False)
     np.testing.assert_allclose(together, swept[4:], rtol=1e-6)
-    layer = model.attention_intervention_single_experiment(stimulus(model), kind, [1] * 4, [0, 1, 2, 3], False)
+    layer = model.attention_intervention_single_experiment(stimulus(model), kind, [1] * 4, [0, 1, 2, 3],
+                                                           False)
     np.testing.assert_allclose(layer, (swept[2][1], swept[3][1]), rtol=1e-6)
 
 
 def test_a_search_adds_every_head_to_the_set(toy_model, stimulus):
     model = toy_model("llama", torch.float64)
     c1, _ = model.attention_intervention_single_experiment(stimulus(model), "indirect", [0, 2], [1, 3], True)
-    pair, _ = model.attention_intervention_single_experiment(stimulus(model), "indirect", [0, 2], [1, 3], False)
-    three, _ = model.attention_intervention_single_experiment(stimulus(model), "indirect", [0, 2, 1], [1, 3, 2], False)
+    pair, _ = model.attention_intervention_single_experiment(stimulus(model), "indirect", [0, 2], [1, 3],
+                                                             False)
+    three, _ = model.attention_intervention_single_experiment(stimulus(model), "indirect", [0, 2, 1],
+                                                              [1, 3, 2], False)
     assert c1.shape == (3, 4)
-    assert c1[0, 1] == pytest.approx(pair, rel=1e-6) and c1[2, 3] == pytest.approx(pair, rel=1e-6) and c1[1, 2] == pytest.approx(three, rel=1e-6)
+    assert c1[0, 1] == pytest.approx(pair, rel=1e-6) and c1[2, 3] == pytest.approx(pair, rel=1e-6)
+    assert c1[1, 2] == pytest.approx(three, rel=1e-6)
 
 
 def test_weights_given_by_hand(toy_model, stimulus):
-    """2020's `attention_intervention` with the other context's weights in one head is the indirect effect of that head."""
+    """2020's `attention_intervention`: one head's weights of the other context are its indirect effect."""
     model = toy_model()
     x, alternative = stimulus(model).base_strings_tok
     with torch.no_grad():
@@ -78,17 +86,19 @@ def test_weights_given_by_hand(toy_model, stimulus):
     mask = torch.zeros_like(weights[2:3], dtype=torch.uint8)
     mask[0, 1] = 1
     override = [{"layer": 2, "attention_override": weights[2:3], "attention_override_mask": mask}]
-    found = model.attention_intervention(x, stimulus(model).candidates_tok, override)
+    probabilities = model.attention_intervention(x, stimulus(model).candidates_tok, override)
     swept = model.attention_intervention_experiment(stimulus(model), "indirect")
-    np.testing.assert_allclose(found, [swept[0][2, 1], swept[1][2, 1]], rtol=1e-5)
+    np.testing.assert_allclose(probabilities, [swept[0][2, 1], swept[1][2, 1]], rtol=1e-5)
     with pytest.raises(InputError, match="the context needs"):
         model.attention_intervention(x[1:], stimulus(model).candidates_tok, override)
 
 
 def test_stimuli_that_do_not_fit(toy_model):
     model = toy_model()
-    for substitutes, message in ((["she", "the captain"], "not of equal length"), (["she", "she"], "are the same"), (["she", "he", "it"], "two substitutes")):
-        intervention = Intervention(model.tokenizer, "The nurse said that {}", substitutes, ["was here", "ran"], any_length=True)
+    for substitutes, message in ((["she", "the captain"], "not of equal length"),
+                                 (["she", "she"], "are the same"), (["she", "he", "it"], "two substitutes")):
+        intervention = Intervention(model.tokenizer, "The nurse said that {}", substitutes,
+                                    ["was here", "ran"], any_length=True)
         with pytest.raises(InputError, match=message):
             model.attention_intervention_experiment(intervention, "indirect")
     good = Intervention(model.tokenizer, "The nurse said that {}", ["she", "he"], ["was here", "ran"])
@@ -102,11 +112,14 @@ def test_stimuli_that_do_not_fit(toy_model):
 
 @pytest.mark.parametrize("kind", ["indirect", "direct"])
 def test_sets_with_common_heads_equal_full_passes(toy_model, stimulus, architecture, kind, monkeypatch):
-    """Heads that every set has are run once, by a leader; rows without heads of their own, nested sets and single rows included."""
+    """Heads that every set has are run once, by a leader.
+
+    Rows without heads of their own, nested sets and single rows are among them.
+    """
     model = toy_model(architecture, torch.float64)
     rng = np.random.default_rng(0)
-    batches = [[[5, unit] for unit in range(12)],
-               [[2, 9, 11]], [[0], [0, 7], [0, 7, 3]], [rng.permutation(12)[:4].tolist() for _ in range(5)], [[11, 10], [11, 9]]]
+    batches = [[[5, unit] for unit in range(12)], [[2, 9, 11]], [[0], [0, 7], [0, 7, 3]],
+               [rng.permutation(12)[:4].tolist() for _ in range(5)], [[11, 10], [11, 9]]]
     for sets in batches:
         chosen = torch.zeros(len(sets), 12, dtype=torch.bool)
         for row, units in enumerate(sets):

@@ -22,7 +22,8 @@ def test_whole_mlps_are_all_neurons_of_a_layer(toy_model, in_double):
     sets = torch.arange(4 * width).reshape(4, width)
     swept = neurons_in_trees(model, [one], "man_indirect", units=sets)[0]  # [L + 1, 2]
     for layer in range(4):
-        alone = model.neuron_intervention_single_experiment(one, "man_indirect", [layer - 1] * width, list(range(width)), intervention_loc="neuron")
+        alone = model.neuron_intervention_single_experiment(one, "man_indirect", [layer - 1] * width,
+                                                            list(range(width)), intervention_loc="neuron")
         np.testing.assert_allclose(swept[layer].exp(), [alone[6].item(), alone[7].item()], rtol=1e-10)
     assert check_neurons(model, one, "man_indirect", swept.T.numpy(), sets=sets).deviation < 1e-10
 
@@ -31,13 +32,16 @@ def test_the_default_is_the_rule_of_2020(toy_model):
     model = toy_model()
     with pytest.raises(InputError, match=r"not of equal length.*multi_token"):
         multi_token_stimulus(model, candidates=CANDIDATES[0], multi_token=None)
-    of_two = multi_token_stimulus(model, words=("xqz", "zqx", "qzx"), candidates=CANDIDATES[0], multi_token=None)
+    of_two = multi_token_stimulus(model, words=("xqz", "zqx", "qzx"), candidates=CANDIDATES[0],
+                                  multi_token=None)
     with pytest.raises(InputError, match=r"differ in a single token.*multi_token"):
         model.neuron_intervention_single_experiment(of_two, "man_indirect")
+    long_candidate = multi_token_stimulus(model, words=("nurse", "man", "woman"), multi_token=None)
     with pytest.raises(InputError, match=r"is 2 tokens.*--multi_token"):
-        model.neuron_intervention_single_experiment(multi_token_stimulus(model, words=("nurse", "man", "woman"), multi_token=None), "man_indirect")
+        model.neuron_intervention_single_experiment(long_candidate, "man_indirect")
+    unequal = multi_token_stimulus(model, multi_token="all")
     with pytest.raises(InputError, match="not as many: use multi_token last"):
-        model.neuron_intervention_single_experiment(multi_token_stimulus(model, multi_token="all"), "man_indirect")
+        model.neuron_intervention_single_experiment(unequal, "man_indirect")
 
 
 # without the normaliser
@@ -49,8 +53,10 @@ def test_odds_of_several_tokens_need_the_normaliser(toy_model, toy_checkpoint, r
         with pytest.raises(InputError, match="odds_only is for candidates of one token each"):
             neurons_in_trees(model, [one], "man_indirect", SweepOptions(odds_only=True))
         with pytest.raises(InputError, match="odds_only is for candidates of one token each"):
-            direct_interpolants(model, [one], "man_direct", np.zeros((2, 16)), 1, SweepOptions(odds_only=True))
-    code, _, error = run_script("run_profession_neuron_experiments.py --template_indices 1 --professions nurse",
+            direct_interpolants(model, [one], "man_direct", np.zeros((2, 16)), 1,
+                                SweepOptions(odds_only=True))
+    code, _, error = run_script("run_profession_neuron_experiments.py --template_indices 1",
+                                "--professions", "nurse",
                                 "--odds_only", "--multi_token", "last", "--candidates", "he was", "she",
                                 "-model", toy_checkpoint("gpt2"), "-out_dir", tmp_path / "out")
     assert code == 2 and error.count("\n") == 1

@@ -13,7 +13,8 @@ from tests.helpers import damaged_checkpoint, resized
 
 
 def test_random_weights_have_their_seed(toy_checkpoint):
-    first, again, other = (Model(gpt2_version=str(toy_checkpoint("gpt2")), random_weights=True, seed=seed) for seed in (1, 1, 2))
+    first, again, other = (Model(gpt2_version=str(toy_checkpoint("gpt2")), random_weights=True, seed=seed)
+                           for seed in (1, 1, 2))
     assert first.name == "toy-gpt2_random"
     assert first.weights_sha256() == again.weights_sha256() != other.weights_sha256()
 
@@ -35,7 +36,8 @@ def test_a_checkpoint_without_its_head_is_refused(toy_checkpoint, toy_tokenizer,
     """The library would draw the head at random, and say so in a warning only."""
     AutoModelForMaskedLM.from_pretrained(toy_checkpoint("bert")).bert.save_pretrained(tmp_path / "headless")
     toy_tokenizer.save_pretrained(tmp_path / "headless")
-    with pytest.raises(InputError, match=r"headless' has no weights for cls\..*name a checkpoint with its language-model head"):
+    message = r"headless' has no weights for cls\..*name a checkpoint with its language-model head"
+    with pytest.raises(InputError, match=message):
         Model(gpt2_version=str(tmp_path / "headless"))
 
 
@@ -71,7 +73,8 @@ def test_a_checkpoint_that_would_run_code_is_refused(toy_checkpoint, tmp_path):
 def test_code_that_comes_with_a_model_is_not_run(toy_checkpoint, tmp_path):
     folder, marker = damaged_checkpoint(toy_checkpoint("gpt2"), tmp_path / "evil"), tmp_path / "ran"
     config = json.loads((folder / "config.json").read_text())
-    config |= {"model_type": "evil", "auto_map": {"AutoConfig": "evil.Config", "AutoModelForCausalLM": "evil.Evil"}}
+    config |= {"model_type": "evil",
+               "auto_map": {"AutoConfig": "evil.Config", "AutoModelForCausalLM": "evil.Evil"}}
     (folder / "config.json").write_text(json.dumps(config))
     (folder / "evil.py").write_text(f"import pathlib\npathlib.Path({str(marker)!r}).touch()\n")
     with pytest.raises(InputError, match="cannot load model"):

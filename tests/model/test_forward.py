@@ -25,8 +25,10 @@ def test_packed_candidates_do_not_see_each_other(toy_model, stimulus, architectu
     assert packed.tokens.tolist() == [7, 8, 9, 1, 2, 5] and packed.position_ids.tolist() == [0, 1, 2, 3, 4, 3]
     assert packed.predictions == (([2, 3, 4], [1, 2, 3]), ([2], [4]), ([2, 5], [5, 6]))
     intervention = profession_stimulus(model)
-    for context, found in zip(intervention.base_strings_tok, model.continuation_probabilities(intervention)):
-        assert found == pytest.approx(model.get_probabilities_for_examples_multitoken(context, intervention.candidates_tok), rel=1e-6)
+    every = model.continuation_probabilities(intervention)
+    for context, probabilities in zip(intervention.base_strings_tok, every):
+        alone = model.get_probabilities_for_examples_multitoken(context, intervention.candidates_tok)
+        assert probabilities == pytest.approx(alone, rel=1e-6)
 
 
 def test_resumed_blocks_equal_the_base_run(toy_model, architecture):
@@ -37,4 +39,5 @@ def test_resumed_blocks_equal_the_base_run(toy_model, architecture):
         for position in range(len(tokens)):
             resumption = Resumption(model.parts, base, position)
             for block in range(model.num_layers):
-                torch.testing.assert_close(resumption.block(block, resumption.rows(block, 2))[1], base.residuals[block + 1][position:], rtol=1e-12, atol=1e-12)
+                torch.testing.assert_close(resumption.block(block, resumption.rows(block, 2))[1],
+                                           base.residuals[block + 1][position:], rtol=1e-12, atol=1e-12)

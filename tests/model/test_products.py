@@ -36,7 +36,8 @@ def test_products_are_put_back_after_an_error(toy_model, architecture):
     assert not any("forward" in module.__dict__ for module in model.model.modules())
 
 
-@pytest.mark.parametrize("change", [lambda parameter: parameter.mul_(1.1), lambda parameter: parameter.data.mul_(1.1)], ids=["in place", "data"])
+@pytest.mark.parametrize("change", [lambda parameter: parameter.mul_(1.1),
+                                    lambda parameter: parameter.data.mul_(1.1)], ids=["in place", "data"])
 def test_changed_weights_are_packed_again(toy_checkpoint, change):
     model = Model(gpt2_version=str(toy_checkpoint("llama")))
     first = model.neuron_intervention_single_experiment(profession_stimulus(model), "man_indirect")[6]
@@ -45,7 +46,8 @@ def test_changed_weights_are_packed_again(toy_checkpoint, change):
             change(parameter)
     second = model.neuron_intervention_single_experiment(profession_stimulus(model), "man_indirect")[6]
     model.full_passes = True
-    torch.testing.assert_close(second, model.neuron_intervention_single_experiment(profession_stimulus(model), "man_indirect")[6], rtol=1e-4, atol=0)
+    slow = model.neuron_intervention_single_experiment(profession_stimulus(model), "man_indirect")[6]
+    torch.testing.assert_close(second, slow, rtol=1e-4, atol=0)
     assert not torch.allclose(first, second, rtol=1e-3)
 
 
@@ -61,7 +63,8 @@ def test_no_difference_to_the_base_run_changes_nothing(fast_model):
 def test_a_record_holds_every_linear_map_once(fast_model):
     with torch.no_grad(), recorded(fast_model.parts.blocks) as record:
         fast_model.model(profession_stimulus(fast_model).base_strings_tok[0].unsqueeze(0))
-    assert set(record) == {module for module in fast_model.parts.blocks.modules() if type(module).__name__ in ("Linear", "Conv1D")}
+    assert set(record) == {module for module in fast_model.parts.blocks.modules()
+                           if type(module).__name__ in ("Linear", "Conv1D")}
     assert len(record) >= 4 * fast_model.num_layers
 
 
@@ -75,13 +78,17 @@ def test_fast_is_refused_where_it_is_not_meant(toy_checkpoint):
         Model(gpt2_version=str(toy_checkpoint("gpt2")), precision="quick")
 
 
-def test_fast_is_refused_where_the_processor_does_not_multiply_bfloat16(toy_checkpoint, run_script, monkeypatch, tmp_path):
+def test_fast_is_refused_where_the_processor_does_not_multiply_bfloat16(toy_checkpoint, run_script,
+                                                                        monkeypatch, tmp_path):
     monkeypatch.setattr(language_model, "check_bfloat16", products.check_bfloat16)
     monkeypatch.setattr(products, "multiplies_bfloat16", lambda device: True)
     Model(gpt2_version=str(toy_checkpoint("gpt2")), precision="fast")
     monkeypatch.setattr(products, "multiplies_bfloat16", lambda device: False)
-    code, _, errors = run_script("run_profession_neuron_experiments.py --precision fast --device cpu", "-model", toy_checkpoint("gpt2"), "-out_dir", tmp_path)
-    assert (code, errors) == (2, "error: --precision fast needs a processor that multiplies bfloat16, and cpu does not: use --precision exact\n")
+    code, _, errors = run_script("run_profession_neuron_experiments.py --precision fast --device cpu",
+                                 "-model", toy_checkpoint("gpt2"), "-out_dir", tmp_path)
+    assert code == 2
+    assert errors == ("error: --precision fast needs a processor that multiplies bfloat16, and cpu does not: "
+                      "use --precision exact\n")
     assert not any(tmp_path.iterdir())
 
 
@@ -96,15 +103,18 @@ def test_a_processor_multiplies_bfloat16_where_both_it_and_its_library_do(monkey
 
 def test_the_switch_that_takes_bfloat16_away_is_heeded():
     """What `make test-avx2` sets."""
-    program = "import torch; from mediation.model.products import multiplies_bfloat16; print(multiplies_bfloat16(torch.device('cpu')))"
-    done = subprocess.run([sys.executable, "-c", program], cwd=PROJECT, env=os.environ | {"ONEDNN_MAX_CPU_ISA": "AVX2"}, capture_output=True, text=True)
+    program = ("import torch; from mediation.model.products import multiplies_bfloat16; "
+               "print(multiplies_bfloat16(torch.device('cpu')))")
+    done = subprocess.run([sys.executable, "-c", program], cwd=PROJECT,
+                          env=os.environ | {"ONEDNN_MAX_CPU_ISA": "AVX2"}, capture_output=True, text=True)
     assert done.stdout == "False\n", done.stderr
 
 
 def bfloat16_product(rows, width, out):
     """(input, weight, bias, their product in float64) of random bfloat16 numbers."""
     generator = torch.Generator().manual_seed(0)
-    x, weight, bias = (torch.randn(shape, generator=generator).bfloat16() for shape in ((rows, width), (out, width), (out,)))
+    x, weight, bias = (torch.randn(shape, generator=generator).bfloat16()
+                       for shape in ((rows, width), (out, width), (out,)))
     return x, weight, bias, x.double() @ weight.double().T + bias.double()
 
 
@@ -116,13 +126,15 @@ def test_an_emulated_product_is_the_true_one_rounded_to_bfloat16(monkeypatch, sh
     monkeypatch.setattr(products, "multiplies_bfloat16", lambda device: False)
     x, weight, bias, exact = bfloat16_product(*shape)
     for given in (None, bias):
-        found, expected = products.product(weight, given)(x), exact - (bias.double() if given is None else 0)
-        assert found.dtype == torch.bfloat16
-        torch.testing.assert_close(found.double(), expected, rtol=2**-8 + 1e-5, atol=1e-4)  # half of bfloat16's last digit, and float32's sum
+        rounded = products.product(weight, given)(x)
+        expected = exact - (bias.double() if given is None else 0)
+        assert rounded.dtype == torch.bfloat16
+        # half of bfloat16's last digit, and float32's sum
+        torch.testing.assert_close(rounded.double(), expected, rtol=2**-8 + 1e-5, atol=1e-4)
 
 
 @pytest.mark.parametrize("shape", SHAPES)
 def test_this_machines_product_is_the_true_one_rounded_to_bfloat16(shape):
-    """In hardware where it can, else emulated: the same within the last digit, which sums in another order may move."""
+    """In hardware or emulated: the same within the last digit, which sums in another order may move."""
     x, weight, bias, exact = bfloat16_product(*shape)
     torch.testing.assert_close(products.product(weight, bias)(x).double(), exact, rtol=2**-7, atol=1e-4)

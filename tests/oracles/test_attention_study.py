@@ -29,11 +29,14 @@ def examples(golden):
 def test_every_example_is_read_as_the_oracle_read_it(examples):
     ours, oracle = examples
     for split, count, possessive in (("dev", 160, 6), ("test", 130, 5)):
-        found = ours[f"winobias_{split}"]
-        assert (len(found), sum(example.substitutes == ("her", "his") for example in found)) == (count, possessive)
-        for example, expected in zip(found, oracle[f"winobias_{split}"], strict=True):
-            assert (example.base_string, *example.substitutes, *example.candidates) == tuple(expected[key] for key in (
-                "base_string", "female_pronoun", "male_pronoun", "female_occupation_continuation", "male_occupation_continuation"))
+        examples_of_split = ours[f"winobias_{split}"]
+        possessives = sum(example.substitutes == ("her", "his") for example in examples_of_split)
+        assert (len(examples_of_split), possessives) == (count, possessive)
+        for example, expected in zip(examples_of_split, oracle[f"winobias_{split}"], strict=True):
+            texts = tuple(expected[key] for key in (
+                "base_string", "female_pronoun", "male_pronoun", "female_occupation_continuation",
+                "male_occupation_continuation"))
+            assert (example.base_string, *example.substitutes, *example.candidates) == texts
     for statistic in ("bls", "bergsma"):
         assert len(ours[statistic]) == 44
         for example, expected in zip(ours[statistic], oracle["winogender"], strict=True):
@@ -43,24 +46,31 @@ def test_every_example_is_read_as_the_oracle_read_it(examples):
             assert (example.base_string, list(example.candidates)) == (expected["base_string"], continuations)
 
 
-GOLDEN_FILES = {"winobias_dev_filtered_first40": "winobias --split dev --max_examples 40", "winobias_dev_filtered_firstALL": "winobias --split dev",
+GOLDEN_FILES = {"winobias_dev_filtered_first40": "winobias --split dev --max_examples 40",
+                "winobias_dev_filtered_firstALL": "winobias --split dev",
                 "winobias_dev_unfiltered_first12": "winobias --split dev --max_examples 12 --do-filter False",
-                "winobias_test_unfiltered_first12": "winobias --split test --max_examples 12 --do-filter False",
-                "winogender_bergsma_filtered_firstALL": "winogender --stat bergsma", "winogender_bls_filtered_firstALL": "winogender --stat bls",
-                "winogender_bergsma_unfiltered_first12": "winogender --stat bergsma --max_examples 12 --do-filter False",
-                "winogender_bls_unfiltered_first12": "winogender --stat bls --max_examples 12 --do-filter False"}
+                "winobias_test_unfiltered_first12":
+                    "winobias --split test --max_examples 12 --do-filter False",
+                "winogender_bergsma_filtered_firstALL": "winogender --stat bergsma",
+                "winogender_bls_filtered_firstALL": "winogender --stat bls",
+                "winogender_bergsma_unfiltered_first12":
+                    "winogender --stat bergsma --max_examples 12 --do-filter False",
+                "winogender_bls_unfiltered_first12":
+                    "winogender --stat bls --max_examples 12 --do-filter False"}
 
 
 @pytest.mark.parametrize("name", GOLDEN_FILES)
 def test_result_files_of_the_oracle(golden, golden_model, examples, run_script, tmp_path, name):
     data, *options = GOLDEN_FILES[name].split()
-    code, _, errors = run_script(f"attention_intervention_{data}.py", *options, "-model", golden_model, "-out_dir", tmp_path)
+    code, _, errors = run_script(f"attention_intervention_{data}.py", *options, "-model", golden_model,
+                                 "-out_dir", tmp_path)
     assert code == 0, errors
     (path,) = find_results(tmp_path)
     ours, oracle = read_results(path), read_results(golden / "attention" / f"{name}.json")
     assert list(ours) == list(oracle)
     for key in oracle.keys() - {"results"}:
-        assert ours[key] == (pytest.approx(oracle[key], rel=1e-5, abs=1e-5) if isinstance(oracle[key], float) else oracle[key]), key
+        assert ours[key] == (pytest.approx(oracle[key], rel=1e-5, abs=1e-5)
+                             if isinstance(oracle[key], float) else oracle[key]), key
     for entry, expected in zip(ours["results"], oracle["results"], strict=True):
         assert entry.keys() == expected.keys()
         for key, value in expected.items():
@@ -75,7 +85,8 @@ def test_result_files_of_the_oracle(golden, golden_model, examples, run_script, 
 def test_attention_weights_of_the_oracle(golden, golden_model, examples):
     model, oracle = Model(gpt2_version=str(golden_model)), np.load(golden / "attention" / "attn_example0.npz")
     first = examples[0]["winobias_dev"][0]
-    contexts = Intervention(model.tokenizer, first.base_string, first.substitutes, first.candidates).base_strings_tok
+    contexts = Intervention(model.tokenizer, first.base_string, first.substitutes,
+                            first.candidates).base_strings_tok
     for context, name in zip(contexts, ("x", "xalt")):
         with torch.no_grad():
             weights = attention_weights(model.model, model.parts, context)
@@ -88,25 +99,32 @@ def test_published_files_load_and_their_means_are_those_of_their_results(shared)
     for path in paths:
         content = read_results(path)
         loaded = content["num_examples_loaded"]
-        assert len(content["results"]) == content["num_examples_analyzed"] <= content.get("num_examples_aligned", loaded) <= loaded
+        aligned = content.get("num_examples_aligned", loaded)
+        assert len(content["results"]) == content["num_examples_analyzed"] <= aligned <= loaded
         for key, value in attention_results.means(content["results"]).items():
             assert content[key] == pytest.approx(value, rel=1e-9)
 
 
 def test_the_published_figures_that_are_brought_along_are_the_published_ones(shared, examples):
-    ours = read_results(PROJECT / "experiment_data" / "published" / "attention_intervention_gpt2_filtered_dev.json", examples[0]["winobias_dev"])
-    published = read_results(shared / "published" / "winobias_data" / "attention_intervention_gpt2_filtered_dev.json")
+    name = "attention_intervention_gpt2_filtered_dev.json"
+    ours = read_results(PROJECT / "experiment_data" / "published" / name, examples[0]["winobias_dev"])
+    published = read_results(shared / "published" / "winobias_data" / name)
     for entry, expected in zip(ours["results"], published["results"], strict=True):
-        assert attention_results.example_key(*(entry[name] for name in STRINGS)) == attention_results.example_key(*(expected[name] for name in STRINGS))
+        one, other = (attention_results.example_key(*(each[name] for name in STRINGS))
+                      for each in (entry, expected))
+        assert one == other
         np.testing.assert_allclose(entry["indirect_effect_head"], expected["indirect_effect_head"], rtol=1e-6)
 
 
 def test_published_masked_results_are_read_and_their_examples_found(shared):
-    path = shared / "published" / "winobias_data" / "attention_intervention_distilbert-base-uncased_filtered_dev_1.json"
+    name = "attention_intervention_distilbert-base-uncased_filtered_dev_1.json"
+    path = shared / "published" / "winobias_data" / name
     try:
         examples = winobias.load("dev")
     except InputError as error:
         pytest.skip(str(error))
     entries = read_results(path)["results"]
-    keys = {example_key(*(example.base_string.replace("{}", word) for word in example.substitutes), *example.candidates) for example in examples}
-    assert len(entries) == 69 and all(example_key(*(entry[name] for name in STRINGS)) in keys for entry in entries)
+    keys = {example_key(*(example.base_string.replace("{}", word) for word in example.substitutes),
+                        *example.candidates) for example in examples}
+    assert len(entries) == 69
+    assert all(example_key(*(entry[name] for name in STRINGS)) in keys for entry in entries)

@@ -38,7 +38,7 @@ def results(golden, tmp_path_factory):
 
 
 def assert_same_table(table, expected, relative):
-    """Same rows and columns, whatever the order of rows; the largest relative deviation of a probability stays in bounds."""
+    """Same rows and columns, in any order of rows; probabilities within a relative deviation."""
     table, expected = (t.set_index(KEYS).sort_index() for t in (table, expected))
     assert table.index.equals(expected.index)
     for column in expected.columns:
@@ -49,17 +49,20 @@ def assert_same_table(table, expected, relative):
 
 
 def test_every_intervention_table_is_reproduced(golden, golden_model, inputs, run_script, tmp_path):
-    code, output, _ = run_script("run_profession_neuron_experiments.py", "-model", golden_model, "-out_dir", tmp_path,
-                                 "-template_indices", *inputs["template_indices"], "--professions", *inputs["professions"])
+    code, output, _ = run_script("run_profession_neuron_experiments.py", "-model", golden_model, "-out_dir",
+                                 tmp_path, "-template_indices", *inputs["template_indices"], "--professions",
+                                 *inputs["professions"])
     assert code == 0
     assert "bookkeeper: 2 tokens" in output and "adjunct_professor: 4 tokens" in output
     (folder,) = tmp_path.glob("results/*_neuron_intervention")
     names = sorted(path.name for path in (golden / "neuron_intervention").glob("The_*.csv"))
     assert sorted(path.name for path in folder.glob("*.csv")) == names and len(names) == 12
     for name in names:
-        table, expected = (pd.read_csv(where / name, index_col=0) for where in (folder, golden / "neuron_intervention"))
+        table, expected = (pd.read_csv(where / name, index_col=0)
+                           for where in (folder, golden / "neuron_intervention"))
         assert list(table.columns) == NEURON_COLUMNS == list(expected.columns)
-        assert_same_table(table, expected, 5e-5 if "direct" in name.replace("indirect", "") else RELATIVE)  # direct effects are interpolated
+        # direct effects are interpolated
+        assert_same_table(table, expected, 5e-5 if "direct" in name.replace("indirect", "") else RELATIVE)
 
 
 @pytest.mark.parametrize("full_passes", [False, True], ids=["descent", "full passes"])
@@ -70,10 +73,12 @@ def test_differences_and_alpha_are_reproduced(golden, golden_model, inputs, full
     for path in paths[:3] if full_passes else paths:
         expected = pd.read_csv(path, index_col=0)
         template = expected["base_string"][0].replace(expected["word"][0], "{}")
-        kind = next(kind for kind in ("man_minus_woman", "woman_minus_man", "man_indirect") if kind in path.name)
-        interventions = {word: Intervention(model.tokenizer, template, [word, "man", "woman"], ["he", "she"]) for word in inputs["diff_professions"]}
-        found = model.neuron_intervention_experiment(interventions, kind, alpha=float(path.stem[-1]))
-        assert_same_table(convert_results_to_pd(interventions, found), expected, RELATIVE)
+        kind = next(kind for kind in ("man_minus_woman", "woman_minus_man", "man_indirect")
+                    if kind in path.name)
+        interventions = {word: Intervention(model.tokenizer, template, [word, "man", "woman"], ["he", "she"])
+                         for word in inputs["diff_professions"]}
+        results = model.neuron_intervention_experiment(interventions, kind, alpha=float(path.stem[-1]))
+        assert_same_table(convert_results_to_pd(interventions, results), expected, RELATIVE)
 
 
 def test_tokens_and_positions(golden_model, inputs):
@@ -83,7 +88,8 @@ def test_tokens_and_positions(golden_model, inputs):
             stimulus = tokenizer, template, [word, "man", "woman"], ["he", "she"]
             intervention = Intervention(*stimulus, any_length=True)
             assert intervention.base_strings_tok[0].tolist() == inputs["tokens"][template.format(word)]
-            assert intervention.candidates == inputs["candidates"] and intervention.candidates_tok == inputs["candidates_tok"]
+            assert intervention.candidates == inputs["candidates"]
+            assert intervention.candidates_tok == inputs["candidates_tok"]
             if word not in inputs["dropped"][template]:
                 assert Intervention(*stimulus).position == inputs["position"]
             else:  # as the 2020 code dropped them
@@ -100,22 +106,27 @@ def test_logits_and_representations(golden, golden_model):
     for layer, values in representations.items():
         np.testing.assert_allclose(values, oracle[f"rep_nurse_layer{layer}"], rtol=1e-4, atol=1e-5)
     expected = torch.tensor(oracle["The_nurse_said_that"][-1]).softmax(-1)[[339, 673]]
-    np.testing.assert_allclose(model.get_probabilities_for_examples(tokens, [[339], [673]])[0], expected, rtol=1e-5)
+    np.testing.assert_allclose(model.get_probabilities_for_examples(tokens, [[339], [673]])[0], expected,
+                               rtol=1e-5)
 
 
 @pytest.mark.parametrize("definitional, file", [("only", "neuron_intervention/gpt2-toy_neuron_effects.csv"),
                                                 ("exclude", "gpt2-toy_neuron_effects_fixed_filter.csv")])
 def test_aggregates_are_reproduced(golden, results, run_script, tmp_path, definitional, file):
-    code, output, _ = run_script("compute_and_save_neuron_agg_effect.py", results, "gpt2-toy", "-out_dir", tmp_path, "--definitional", definitional)
+    code, output, _ = run_script("compute_and_save_neuron_agg_effect.py", results, "gpt2-toy", "-out_dir",
+                                 tmp_path, "--definitional", definitional)
     assert code == 0 and ("actress, monk, waitress, actor" in output) == (definitional == "exclude")
-    table, expected = (pd.read_csv(path, index_col=0) for path in (tmp_path / "gpt2-toy_neuron_effects.csv", golden / file))
+    table, expected = (pd.read_csv(path, index_col=0)
+                       for path in (tmp_path / "gpt2-toy_neuron_effects.csv", golden / file))
     assert list(table.columns) == list(expected.columns) and (table["neuron_"] == expected["neuron_"]).all()
-    np.testing.assert_allclose(table.iloc[:, 1:].astype(float), expected.iloc[:, 1:].astype(float), rtol=1e-10, atol=1e-12)
+    np.testing.assert_allclose(table.iloc[:, 1:].astype(float), expected.iloc[:, 1:].astype(float),
+                               rtol=1e-10, atol=1e-12)
 
 
 @pytest.mark.parametrize("definitional, key", [("only", "per_layer"), ("exclude", "per_layer_fixed_filter")])
 def test_layer_profiles_are_reproduced(results, analysis, run_script, tmp_path, definitional, key):
-    run_script("compute_and_save_neuron_agg_effect.py", results, "gpt2-toy", "-out_dir", tmp_path, "--definitional", definitional)
+    run_script("compute_and_save_neuron_agg_effect.py", results, "gpt2-toy", "-out_dir", tmp_path,
+               "--definitional", definitional)
     assert run_script("compute_neuron_effect_per_layer.py", tmp_path)[0] == 0
     layers = pd.read_csv(tmp_path / "neuron_layer_effect.csv")
     for percent, expected in analysis[key].items():
@@ -141,32 +152,45 @@ def test_total_effects_are_reproduced(results, analysis, run_script, tmp_path):
 
 
 def test_split_total_effects_have_the_right_labels(results, run_script, tmp_path):
-    """The 2020 script printed these numbers with male and female exchanged; professions are split as computed here."""
-    assert run_script("compute_neuron_split_total_effect.py", results, "gpt2-toy", "-out_dir", tmp_path)[0] == 0
+    """The 2020 script printed these numbers with male and female exchanged.
+
+    Professions are split as computed here.
+    """
+    assert run_script("compute_neuron_split_total_effect.py", results, "gpt2-toy", "-out_dir",
+                      tmp_path)[0] == 0
     table = pd.read_csv(tmp_path / "gpt2-toy_split_total_effects.csv").set_index("name")
-    for name, value, prompts in (("female professions by model -> man", 21.206, 15), ("male professions by model -> woman", -0.696, 12),
-                                 ("female professions by stereotype -> man", 11.070, 10), ("male professions by stereotype -> woman", -0.826, 14)):
-        assert table.loc[name, "value"] == pytest.approx(value, abs=5e-4) and table.loc[name, "prompts"] == prompts
+    for name, value, prompts in (("female professions by model -> man", 21.206, 15),
+                                 ("male professions by model -> woman", -0.696, 12),
+                                 ("female professions by stereotype -> man", 11.070, 10),
+                                 ("male professions by stereotype -> woman", -0.826, 14)):
+        assert table.loc[name, "value"] == pytest.approx(value, abs=5e-4)
+        assert table.loc[name, "prompts"] == prompts
 
 
 def test_published_gpt2_probabilities_give_the_papers_numbers(shared, run_script, tmp_path):
-    code, output, _ = run_script("compute_neuron_total_effect.py", shared / "published" / "professions_gpt2_probs.csv", "gpt2", "-out_dir", tmp_path)
+    code, output, _ = run_script("compute_neuron_total_effect.py",
+                                 shared / "published" / "professions_gpt2_probs.csv", "gpt2", "-out_dir",
+                                 tmp_path)
     assert code == 0 and "r = 0.486" in output
     table = pd.read_csv(tmp_path / "gpt2_total_effects.csv").set_index("name")
-    for name, value, prompts in (("total effect", 112.275, 2332), ("of female-biased professions", 35.157, 423), ("of male-biased professions", 129.363, 1909),
-                                 ("2020 script's total effect", 5.223, None), ("male (he) effect", 9.293, None), ("female (she) effect", 109.878, None)):
+    for name, value, prompts in (("total effect", 112.275, 2332),
+                                 ("of female-biased professions", 35.157, 423),
+                                 ("of male-biased professions", 129.363, 1909),
+                                 ("2020 script's total effect", 5.223, None),
+                                 ("male (he) effect", 9.293, None), ("female (she) effect", 109.878, None)):
         assert table.loc[name, "value"] == pytest.approx(value, abs=5e-4)
         assert prompts is None or table.loc[name, "prompts"] == prompts
 
 
 def test_professions_are_those_of_the_oracle(golden):
     rated = professions.load()
-    assert [[p.word, p.definitional, p.stereotypical] for p in rated.values()] == json.loads((golden / "professions.json").read_text())
+    assert [[p.word, p.definitional, p.stereotypical]
+            for p in rated.values()] == json.loads((golden / "professions.json").read_text())
     biases = [p.bias for p in rated.values()]
     assert (sum(b < 0 for b in biases), sum(b > 0 for b in biases), biases.count(0)) == (70, 229, 21)
     assert sum(p.is_definitional for p in rated.values()) == 20 and sum("_" in word for word in rated) == 29
 
 
-def test_one_base_probability_a_prompt_from_all_tables(results):
+def test_one_base_probability_per_prompt_from_all_tables(results):
     table, unrated = statistics.prompt_effects(read_probabilities(results, "gpt2-toy"), professions.load())
     assert len(table) == 42 and not unrated  # 14 professions x 3 templates, from 12 tables

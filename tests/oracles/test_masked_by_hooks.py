@@ -28,13 +28,16 @@ def sequence_by_hand(context, candidate, index, approach):
 
 
 def override_by_hooks(eager, heads, new, length):
-    """Handles of hooks that put the weights `new` of `heads` {(layer, head)} into a run over `length` tokens."""
-    modules = [module for name, module in eager.named_modules() if name.endswith(("attention.self", ".attention")) and hasattr(module, "dropout")
+    """Handles of hooks that put weights `new` of `heads` {(layer, head)} into a run of `length` tokens."""
+    modules = [module for name, module in eager.named_modules()
+               if name.endswith(("attention.self", ".attention")) and hasattr(module, "dropout")
                and not hasattr(module, "self")]
     count, values, handles = eager.config.num_attention_heads, {}, []
 
     def keep(layer):
-        return lambda _module, _inputs, output: values.__setitem__(layer, output[0].reshape(length, count, -1))
+        def hook(_module, _inputs, output):
+            values[layer] = output[0].reshape(length, count, -1)
+        return hook
 
     def change(layer, outputs):
         whole = outputs[0].clone()
@@ -46,14 +49,19 @@ def override_by_hooks(eager, heads, new, length):
     for layer, module in enumerate(modules):
         handles.append((getattr(module, "value", None) or module.v_lin).register_forward_hook(keep(layer)))
         if hasattr(module, "out_lin"):
-            handles.append(module.out_lin.register_forward_pre_hook(lambda _module, inputs, layer=layer: change(layer, inputs)))
+            handles.append(module.out_lin.register_forward_pre_hook(
+                lambda _module, inputs, layer=layer: change(layer, inputs)))
         else:
-            handles.append(module.register_forward_hook(lambda _module, _inputs, outputs, layer=layer: change(layer, outputs)))
+            handles.append(module.register_forward_hook(
+                lambda _module, _inputs, outputs, layer=layer: change(layer, outputs)))
     return handles
 
 
 def by_hooks(eager, intervention, effect, heads, approach):
-    """Mean token log-probabilities of both candidates with the weights of `heads` {(layer, head)} taken from the other prompt."""
+    """Mean token log-probabilities of both candidates.
+
+    The weights of `heads` {(layer, head)} are taken from the other prompt.
+    """
     x, alternative = (tokens.tolist() for tokens in intervention.base_strings_tok)
     run_on, source = (x, alternative) if effect == "indirect" else (alternative, x)
     means = []
@@ -62,7 +70,8 @@ def by_hooks(eager, intervention, effect, heads, approach):
         for index, token in enumerate(candidate):
             ids, position = sequence_by_hand(run_on, candidate, index, approach)
             other, _ = sequence_by_hand(source, candidate, index, approach)
-            handles = override_by_hooks(eager, heads, eager(torch.tensor([other]), output_attentions=True).attentions, len(ids))
+            handles = override_by_hooks(eager, heads, eager(torch.tensor([other]),
+                                                            output_attentions=True).attentions, len(ids))
             try:
                 logits = eager(torch.tensor([ids])).logits[0, position]
             finally:
@@ -75,7 +84,8 @@ def by_hooks(eager, intervention, effect, heads, approach):
 
 @pytest.mark.parametrize("approach", APPROACHES)
 @torch.no_grad()
-def test_every_head_and_approach_equals_plain_hooks(masked_model, stimulus, architecture, in_double, approach):
+def test_every_head_and_approach_equals_plain_hooks(masked_model, stimulus, architecture, in_double,
+                                                    approach):
     for dtype, tolerance in ((torch.float64, 1e-10), (torch.float32, 1e-5)):
         model, eager = masked_model(architecture, approach, dtype)
         one = stimulus(model)
@@ -83,9 +93,14 @@ def test_every_head_and_approach_equals_plain_hooks(masked_model, stimulus, arch
         swept = model.attention_intervention_experiment(one, kind)
         for layer, head in ((0, 0), (0, 3), (1, 2), (2, 1)):
             expected = by_hooks(eager, one, kind, {(layer, head)}, approach)
-            np.testing.assert_allclose(np.log([swept[0][layer, head], swept[1][layer, head]]), expected, rtol=tolerance)
+            np.testing.assert_allclose(np.log([swept[0][layer, head], swept[1][layer, head]]), expected,
+                                       rtol=tolerance)
         whole = {(layer, head) for layer in range(3) for head in range(4)}
-        np.testing.assert_allclose(np.log(swept[4:]), by_hooks(eager, one, kind, whole, approach), rtol=tolerance)
-        np.testing.assert_allclose(np.log([swept[2][1], swept[3][1]]), by_hooks(eager, one, kind, {(1, head) for head in range(4)}, approach), rtol=tolerance)
-        np.testing.assert_allclose(np.log(model.continuation_probabilities(one)[0]), by_hooks(eager, one, "indirect", set(), approach), rtol=tolerance)
+        np.testing.assert_allclose(np.log(swept[4:]), by_hooks(eager, one, kind, whole, approach),
+                                   rtol=tolerance)
+        np.testing.assert_allclose(np.log([swept[2][1], swept[3][1]]),
+                                   by_hooks(eager, one, kind, {(1, head) for head in range(4)}, approach),
+                                   rtol=tolerance)
+        np.testing.assert_allclose(np.log(model.continuation_probabilities(one)[0]),
+                                   by_hooks(eager, one, "indirect", set(), approach), rtol=tolerance)
         assert np.ptp(swept[0].numpy()) > 1e-3 * swept[0].mean()  # the interventions did something

@@ -14,12 +14,16 @@ from tests.helpers import CANDIDATES, TOLERANCE, multi_token_stimulus
 
 
 def by_hooks(model, intervention, kind, layer, neuron):
-    """Log-probabilities of both candidates when one neuron is changed at all places, one full pass a candidate: shares no code with the sweeps."""
+    """Log-probabilities of both candidates when one neuron is changed at all places.
+
+    One full pass per candidate; shares no code with the sweeps.
+    """
     run_on, source, minus = INTERVENTION_TYPES[kind]
     modules = [model.parts.embedding, *model.parts.mlps]
     outputs = {}
     for prompt in {run_on, source, minus} - {None}:
-        handle = modules[layer].register_forward_hook(lambda _m, _i, output, prompt=prompt: outputs.__setitem__(prompt, output))
+        handle = modules[layer].register_forward_hook(
+            lambda _m, _i, output, prompt=prompt: outputs.__setitem__(prompt, output))
         model.model(intervention.base_strings_tok[prompt][None])
         handle.remove()
 
@@ -35,24 +39,28 @@ def by_hooks(model, intervention, kind, layer, neuron):
         return output
 
     handle = modules[layer].register_forward_hook(change)
-    found = []
+    means = []
     try:
         for ids in intervention.candidates_tok:
-            tokens = torch.cat([intervention.base_strings_tok[run_on], torch.tensor(ids[:-1], dtype=torch.long)])
+            tokens = torch.cat([intervention.base_strings_tok[run_on],
+                                torch.tensor(ids[:-1], dtype=torch.long)])
             logits = model.model(tokens[None]).logits[0, len(intervention.base_strings_tok[run_on]) - 1:]
-            found.append(float(logits.double().log_softmax(-1)[range(len(ids)), ids].mean()))
+            means.append(float(logits.double().log_softmax(-1)[range(len(ids)), ids].mean()))
     finally:
         handle.remove()
-    return found
+    return means
 
 
 @pytest.mark.parametrize("kind", ["man_indirect", "woman_direct", "man_minus_woman"])
-@pytest.mark.parametrize("multi_token, words", [("last", ("electrician", "man", "woman")), ("all", ("xqz", "zqx", "qzx")),
-                                                ("last", ("nurse", "electrician", "school principal"))], ids=["last", "all", "longer alternative"])
+@pytest.mark.parametrize("multi_token, words",
+                         [("last", ("electrician", "man", "woman")), ("all", ("xqz", "zqx", "qzx")),
+                          ("last", ("nurse", "electrician", "school principal"))],
+                         ids=["last", "all", "longer alternative"])
 @torch.no_grad()
 def test_several_tokens_equal_hooks(toy_model, in_double, kind, multi_token, words):
     for dtype in TOLERANCE:
-        for architecture, candidates in (("gpt2", CANDIDATES[1]), ("llama", CANDIDATES[0]), ("gemma3_text", CANDIDATES[2]), ("opt", CANDIDATES[1])):
+        for architecture, candidates in (("gpt2", CANDIDATES[1]), ("llama", CANDIDATES[0]),
+                                         ("gemma3_text", CANDIDATES[2]), ("opt", CANDIDATES[1])):
             model = toy_model(architecture, dtype)
             one = multi_token_stimulus(model, words=words, candidates=candidates, multi_token=multi_token)
             assert (len(one.places[0]) > 1) == (multi_token == "all")
@@ -60,9 +68,11 @@ def test_several_tokens_equal_hooks(toy_model, in_double, kind, multi_token, wor
             together = neurons_in_trees(model, [one], kind)[0]
             for layer, neuron in ((0, 0), (0, 7), (1, 3), (2, 15), (3, 2)):
                 expected = by_hooks(model, one, kind, layer, neuron)
-                np.testing.assert_allclose(np.log([swept[6][layer, neuron], swept[7][layer, neuron]]), expected, rtol=TOLERANCE[dtype])
+                np.testing.assert_allclose(np.log([swept[6][layer, neuron], swept[7][layer, neuron]]),
+                                           expected, rtol=TOLERANCE[dtype])
                 np.testing.assert_allclose(together[layer, neuron], expected, rtol=TOLERANCE[dtype])
-            assert check_neurons(model, one, kind, together.movedim(-1, 0).numpy(), sample=8).deviation < 10 * TOLERANCE[dtype]
+            assert check_neurons(model, one, kind, together.movedim(-1, 0).numpy(),
+                                 sample=8).deviation < 10 * TOLERANCE[dtype]
             assert np.ptp(together[1].numpy(), axis=0).min() > 1e-5  # the interventions did something
 
 

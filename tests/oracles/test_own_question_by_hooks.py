@@ -4,6 +4,7 @@
 import numpy as np
 import pytest
 import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from mediation.stimuli import stimulus_files
 from mediation.stimuli.stimulus_files import Stimulus
@@ -11,11 +12,15 @@ from tests.helpers import read_own_table, write_stimuli
 
 
 def by_hooks(model, base, alternative, candidates, run_base_prompt, modules, change):
-    """Log odds (second over first) after full passes; `change(layer, output)` is what a hook does to the output of `modules[layer]`."""
+    """Log odds (second over first) after full passes.
+
+    `change(layer, output)` is what a hook does to the output of `modules[layer]`.
+    """
     odds = []
     prompt = base if run_base_prompt else alternative
     for ids in candidates:
-        handles = [module.register_forward_hook(lambda _m, _i, output, layer=layer: change(layer, output)) for layer, module in modules.items()]
+        handles = [module.register_forward_hook(lambda _m, _i, output, layer=layer: change(layer, output))
+                   for layer, module in modules.items()]
         try:
             tokens = torch.tensor([*prompt, *ids[:-1]])
             logits = model(tokens[None]).logits[0, len(prompt) - 1:].double().log_softmax(-1)
@@ -27,38 +32,51 @@ def by_hooks(model, base, alternative, candidates, run_base_prompt, modules, cha
 
 
 MIXED = [
-    ("The {} said that", ["nurse", "man"], ["she", "he"]), ("The {} said that", ["electrician", "woman"], ["he", "she"]),
-    ("The {} yelled because", ["registered nurse", "man"], ["she", "he"]), ("{} went home because", ["Mary", "John"], ["she", "he"]),
-    ("{} went home, and then", ["Mary", "Christopher"], ["she", "he"]), ("In the garden, the {} near the trees", ["author", "authors"], ["is", "are"]),
-    ("The {}", ["author", "authors"], ["was born", "were born"]), ("The {} that the guards like", ["pilot", "pilots"], ["has", "have"]),
-    ("Paris is the capital of", ["", ""], ["France", "Italy"]), ("The capital of {} is", ["France", "Italy"], ["Paris", "Rome"]),
+    ("The {} said that", ["nurse", "man"], ["she", "he"]),
+    ("The {} said that", ["electrician", "woman"], ["he", "she"]),
+    ("The {} yelled because", ["registered nurse", "man"], ["she", "he"]),
+    ("{} went home because", ["Mary", "John"], ["she", "he"]),
+    ("{} went home, and then", ["Mary", "Christopher"], ["she", "he"]),
+    ("In the garden, the {} near the trees", ["author", "authors"], ["is", "are"]),
+    ("The {}", ["author", "authors"], ["was born", "were born"]),
+    ("The {} that the guards like", ["pilot", "pilots"], ["has", "have"]),
+    ("Paris is the capital of", ["", ""], ["France", "Italy"]),
+    ("The capital of {} is", ["France", "Italy"], ["Paris", "Rome"]),
     ("The capital of {} is the city of", ["Germany", "Spain"], ["Berlin", "Madrid"]),
     ("She put the {} on the table because it", ["trophy", "book"], ["was", "is"]),
-    ("My {} told me that", ["grandmother", "grandfather"], ["she", "he"]), ("My {} told me", ["mother-in-law", "father"], ["that she", "that he"]),
-    ("The {} is", ["ice", "fire"], ["cold", "hot"]), ("Yesterday the {} was very", ["weather", "food"], ["cold", "delicious"]),
-    ("A {} has", ["bicycle", "car"], ["two wheels", "four wheels"]), ("The {} barked", ["dog", "neighbour's dogs"], ["loudly", "at me"]),
-    ("“{}” he said, and", ["Yes", "No"], ["smiled", "left"]), ("The queen gave the {} to the king because", ["crown", "ring"], ["he", "she"]),
+    ("My {} told me that", ["grandmother", "grandfather"], ["she", "he"]),
+    ("My {} told me", ["mother-in-law", "father"], ["that she", "that he"]),
+    ("The {} is", ["ice", "fire"], ["cold", "hot"]),
+    ("Yesterday the {} was very", ["weather", "food"], ["cold", "delicious"]),
+    ("A {} has", ["bicycle", "car"], ["two wheels", "four wheels"]),
+    ("The {} barked", ["dog", "neighbour's dogs"], ["loudly", "at me"]),
+    ("“{}” he said, and", ["Yes", "No"], ["smiled", "left"]),
+    ("The queen gave the {} to the king because", ["crown", "ring"], ["he", "she"]),
 ]
 
 
 def test_twenty_mixed_lines_on_the_real_model(smollm2, tmp_path, run_script):
-    """A user's file of mixed lengths and words; five effects are recomputed by hand, with nothing of the project's own."""
-    from transformers import AutoModelForCausalLM, AutoTokenizer
-
-    stimuli = [Stimulus(f"q{number}", base, tuple(words), tuple(candidates), "mine") for number, (base, words, candidates) in enumerate(MIXED)
-               if "{}" in base] + [Stimulus("q8", "Paris is the {} of", ("capital", "heart"), ("France", "Italy"), "mine")]
+    """A user's file of mixed lengths and words: five effects by hand, with nothing of the project's own."""
+    stimuli = [Stimulus(f"q{number}", base, tuple(words), tuple(candidates), "mine")
+               for number, (base, words, candidates) in enumerate(MIXED) if "{}" in base]
+    stimuli.append(Stimulus("q8", "Paris is the {} of", ("capital", "heart"), ("France", "Italy"), "mine"))
     assert len(stimuli) == 20
     path, folder = write_stimuli(tmp_path, stimuli), tmp_path / "out"
-    code, _, error = run_script(f"mediate.py {path} -model smollm2-135m -out_dir {folder} --multi_token last --mediators mlps")
+    command = f"mediate.py {path} -model smollm2-135m -out_dir {folder}"
+    code, _, error = run_script(f"{command} --multi_token last --mediators mlps")
     assert code == 0, error
-    path = stimulus_files.write(tmp_path / "one.jsonl", [stimuli[8]])  # all heads of twenty would take minutes
-    code, _, error = run_script(f"mediate.py {path} -model smollm2-135m -out_dir {folder}/one --mediators layers,heads")
+    # all heads of twenty would take minutes
+    path = stimulus_files.write(tmp_path / "one.jsonl", [stimuli[8]])
+    command = f"mediate.py {path} -model smollm2-135m -out_dir {folder}/one"
+    code, _, error = run_script(f"{command} --mediators layers,heads")
     assert code == 0 and stimuli[8].id == "q9", error
-    totals, mlps, heads = (read_own_table(folder, f"{name}_smollm2-135m.csv") for name in ("total_effects", "mlps", "one/heads"))
+    totals, mlps, heads = (read_own_table(folder, f"{name}_smollm2-135m.csv")
+                           for name in ("total_effects", "mlps", "one/heads"))
     assert len(totals) == 20 and len(mlps) == 20 * 31
 
     tokenizer = AutoTokenizer.from_pretrained(smollm2)
-    model = AutoModelForCausalLM.from_pretrained(smollm2, dtype=torch.float32, attn_implementation="eager").eval()
+    model = AutoModelForCausalLM.from_pretrained(smollm2, dtype=torch.float32,
+                                                 attn_implementation="eager").eval()
 
     def ids(text):
         return tokenizer(text, add_special_tokens=False)["input_ids"]
@@ -67,20 +85,24 @@ def test_twenty_mixed_lines_on_the_real_model(smollm2, tmp_path, run_script):
         stimulus = next(each for each in stimuli if each.id == f"q{number}")
         before = stimulus.base.split("{}")[0]
         filled = [ids(stimulus.base.replace("{}", word)) for word in stimulus.substitutes]
-        last = [len(ids(before + word)) - 1 for word in stimulus.substitutes]  # these words end where a token ends
+        # these words end where a token ends
+        last = [len(ids(before + word)) - 1 for word in stimulus.substitutes]
         return filled, last, [ids(" " + candidate) for candidate in stimulus.candidates]
 
     with torch.no_grad():
         (base, alternative), _, candidates = prompts_of(6)  # candidates of two tokens
         y = [by_hooks(model, prompt, None, candidates, True, {}, None) for prompt in (base, alternative)]
-        assert totals.set_index("id").loc["q6", "total_effect"] == pytest.approx(np.expm1(y[1] - y[0]), rel=1e-4)
+        assert totals.set_index("id").loc["q6",
+                                          "total_effect"] == pytest.approx(np.expm1(y[1] - y[0]), rel=1e-4)
 
-        for number, layer, kind in ((2, 0, "indirect"), (1, 5, "direct"), (13, 11, "indirect")):  # words of several tokens
+        # words of several tokens
+        for number, layer, kind in ((2, 0, "indirect"), (1, 5, "direct"), (13, 11, "indirect")):
             (base, alternative), places, candidates = prompts_of(number)
             modules = [model.model.embed_tokens, *(block.mlp for block in model.model.layers)]
             outputs = []
             for prompt in (base, alternative):
-                handle = modules[layer].register_forward_hook(lambda _m, _i, output, outputs=outputs: outputs.append(output[0].clone()))
+                handle = modules[layer].register_forward_hook(
+                    lambda _m, _i, output, outputs=outputs: outputs.append(output[0].clone()))
                 model(torch.tensor([prompt]))
                 handle.remove()
             run, source = (0, 1) if kind == "indirect" else (1, 0)
@@ -95,16 +117,20 @@ def test_twenty_mixed_lines_on_the_real_model(smollm2, tmp_path, run_script):
             row = mlps[(mlps["id"] == f"q{number}") & (mlps["layer"] == layer)].iloc[0]
             assert row[f"{kind}_effect"] == pytest.approx(np.expm1(odds - y), rel=1e-3, abs=1e-4)
 
-        (base, alternative), _, candidates = prompts_of(9)  # attention weights of one head: the output projection is given the difference
+        # attention weights of one head: the output projection is given the difference
+        (base, alternative), _, candidates = prompts_of(9)
         layer, head, size = 14, 3, model.config.hidden_size // model.config.num_attention_heads
-        weights = [model(torch.tensor([prompt]), output_attentions=True).attentions[layer][0, head] for prompt in (base, alternative)]
+        weights = [model(torch.tensor([prompt]), output_attentions=True).attentions[layer][0, head]
+                   for prompt in (base, alternative)]
         attention, values = model.model.layers[layer].self_attn, []
         handles = [attention.v_proj.register_forward_hook(lambda _m, _i, output: values.append(output[0]))]
 
         def project(_module, inputs):
             changed = inputs[0].clone()
             group = head // (model.config.num_attention_heads // model.config.num_key_value_heads)
-            changed[0, : len(base), head * size:(head + 1) * size] += (weights[1] - weights[0]) @ values[-1][: len(base), group * size:(group + 1) * size]
+            of_head, of_group = (slice(number * size, (number + 1) * size) for number in (head, group))
+            difference = (weights[1] - weights[0]) @ values[-1][: len(base), of_group]
+            changed[0, : len(base), of_head] += difference
             return (changed,)
 
         handles.append(attention.o_proj.register_forward_pre_hook(project))

@@ -20,24 +20,29 @@ def test_compiled_programs_have_the_mediators_they_were_compiled_with(shared, ru
     checkpoint.symlink_to(folder / "model")
     stimuli = tmp_path / "stimuli.jsonl"
     stimuli.write_text(json.dumps(expected["stimulus"]) + "\n")
-    code, _, error = run_script(f"mediate.py {stimuli} -model {checkpoint} -out_dir {tmp_path / 'out'} --dtype float64")
+    command = f"mediate.py {stimuli} -model {checkpoint} -out_dir {tmp_path / 'out'} --dtype float64"
+    code, _, error = run_script(command)
     assert code == 0, error
 
     def table(name):
         return pd.read_csv(tmp_path / "out" / f"{name}_{program}.csv", dtype={"layer": str})
 
     (totals,) = table("total_effects").to_dict("records")
-    for prompt, found in zip(("base", "alt"), expected["log_odds"]):
-        assert log_odds(totals[f"candidate2_{prompt}_prob"], totals[f"candidate1_{prompt}_prob"]) == pytest.approx(found, abs=FLOAT64)
+    for prompt, known_odds in zip(("base", "alt"), expected["log_odds"]):
+        assert log_odds(totals[f"candidate2_{prompt}_prob"],
+                        totals[f"candidate1_{prompt}_prob"]) == pytest.approx(known_odds, abs=FLOAT64)
     slot, carrying = expected["slot"], {}
     for kind, effects in expected["log_effects"].items():
-        known = {"neurons": np.ravel(effects["neurons"]), "mlps": np.array(effects["mlps"])[:, slot], "heads": np.ravel(effects["heads"])}
+        known = {"neurons": np.ravel(effects["neurons"]), "mlps": np.array(effects["mlps"])[:, slot],
+                 "heads": np.ravel(effects["heads"])}
         for mediator, log_effects in known.items():
-            found = np.log1p(table(mediator)[f"{kind}_effect"])
-            np.testing.assert_allclose(found, log_effects, rtol=0, atol=FLOAT64, err_msg=f"{mediator}, {kind}")
+            ours = np.log1p(table(mediator)[f"{kind}_effect"])
+            np.testing.assert_allclose(ours, log_effects, rtol=0, atol=FLOAT64,
+                                       err_msg=f"{mediator}, {kind}")
         layers = table("layers")
         whole = layers["layer"] == "all"
-        np.testing.assert_allclose(np.log1p(layers.loc[~whole, f"{kind}_effect"]), effects["layers"], rtol=0, atol=FLOAT64)
+        np.testing.assert_allclose(np.log1p(layers.loc[~whole, f"{kind}_effect"]), effects["layers"], rtol=0,
+                                   atol=FLOAT64)
         if kind == "indirect":
             neurons = table("neurons")
             for row in neurons[np.abs(np.log1p(neurons["indirect_effect"])) > FLOAT64].itertuples():

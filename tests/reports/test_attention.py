@@ -14,5 +14,6 @@ def test_summaries(toy_model, stimulus, capsys):
     layers = attention_report.report_interventions_summary_by_layer(results)
     attention_report.report_intervention(results[0])
     best = heads["indirect"].iloc[0]
-    assert len(heads["direct"]) == 5 and best["mean"] == np.max(results[0]["indirect_effect_head"]) and len(layers["indirect"]) == 3
+    assert len(heads["direct"]) == 5 and best["mean"] == np.max(results[0]["indirect_effect_head"])
+    assert len(layers["indirect"]) == 3
     assert "strongest 5 of 12 heads, over 2 examples" in capsys.readouterr().out

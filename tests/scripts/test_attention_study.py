@@ -6,6 +6,7 @@ import subprocess
 
 import numpy as np
 import pytest
+from transformers import AutoConfig, AutoModelForCausalLM
 
 from mediation.errors import InputError
 from mediation.results.attention_results import read_results
@@ -17,7 +18,8 @@ from tests.helpers import PROJECT, WINOBIAS_ROWS
 def study(run_script, toy_checkpoint, data, tmp_path):
     """study("winobias", *options) runs the script on a toy; results in tmp_path / "out"."""
     def run(name, *options):
-        return run_script(f"attention_intervention_{name}.py", "-model", toy_checkpoint("gpt2"), "-out_dir", tmp_path / "out", *options)
+        return run_script(f"attention_intervention_{name}.py", "-model", toy_checkpoint("gpt2"), "-out_dir",
+                          tmp_path / "out", *options)
     return run
 
 
@@ -26,11 +28,14 @@ def test_a_study_writes_its_json(study, tmp_path):
     assert code == 0 and "100" in output and "no exact parts" in output
     path = tmp_path / "out" / "winobias_data" / "attention_intervention_toy-gpt2_unfiltered_test.json"
     content = json.loads(path.read_text())
-    assert list(content) == ["model_version", "do_filter", "split", "num_examples_loaded", "num_examples_analyzed", "mean_total_effect",
-                             "mean_model_indirect_effect", "mean_model_direct_effect", "results"]
-    assert (content["num_examples_loaded"], content["num_examples_analyzed"], content["do_filter"]) == (3, 3, False)
+    assert list(content) == ["model_version", "do_filter", "split", "num_examples_loaded",
+                             "num_examples_analyzed", "mean_total_effect", "mean_model_indirect_effect",
+                             "mean_model_direct_effect", "results"]
+    assert (content["num_examples_loaded"], content["num_examples_analyzed"],
+            content["do_filter"]) == (3, 3, False)
     assert np.shape(content["results"][0]["indirect_odds_head"]) == (3, 4)
-    assert content["mean_total_effect"] == pytest.approx(np.mean([entry["total_effect"] for entry in content["results"]]))
+    mean = np.mean([entry["total_effect"] for entry in content["results"]])
+    assert content["mean_total_effect"] == pytest.approx(mean)
     manifest = json.loads((path.parent / "manifest.json").read_text())
     assert manifest["runs"][0]["files"][path.name]["largest_deviation_from_full_passes"] < 1e-4
     before = path.read_bytes()
@@ -86,7 +91,8 @@ def test_nothing_is_overwritten(study, tmp_path):
 ])
 def test_options_that_cannot_be(study, tmp_path, options, message):
     code, _, errors = study("winobias", *options)
-    assert code == 2 and message in errors and len(errors.splitlines()) == 1 and not (tmp_path / "out").exists()
+    assert code == 2 and message in errors and len(errors.splitlines()) == 1
+    assert not (tmp_path / "out").exists()
 
 
 def test_a_damaged_data_set(study, data, tmp_path):
@@ -96,12 +102,13 @@ def test_a_damaged_data_set(study, data, tmp_path):
 
 
 def test_a_model_without_the_attention_interface(run_script, toy_checkpoint, data, tmp_path):
-    from transformers import AutoConfig, AutoModelForCausalLM
     bloom = tmp_path / "bloom"
-    AutoModelForCausalLM.from_config(AutoConfig.for_model("bloom", hidden_size=8, n_layer=1, n_head=1, vocab_size=420)).save_pretrained(bloom)
+    AutoModelForCausalLM.from_config(AutoConfig.for_model("bloom", hidden_size=8, n_layer=1, n_head=1,
+                                                          vocab_size=420)).save_pretrained(bloom)
     for name in ("tokenizer.json", "tokenizer_config.json"):
         (bloom / name).write_bytes((toy_checkpoint("gpt2") / name).read_bytes())
-    code, _, errors = run_script("attention_intervention_winobias.py", "-model", bloom, "-out_dir", tmp_path / "out")
+    code, _, errors = run_script("attention_intervention_winobias.py", "-model", bloom, "-out_dir",
+                                 tmp_path / "out")
     assert code == 2 and "bloom" in errors.splitlines()[-1] and not (tmp_path / "out").exists()
 
 
@@ -110,9 +117,11 @@ def test_shell_sweeps_keep_finished_files(toy_checkpoint, tmp_path):
     (tmp_path / "winobias_data").mkdir()
     for kind in ("filtered", "unfiltered"):
         for split in ("dev", "test"):
-            (tmp_path / "winobias_data" / f"attention_intervention_toy-gpt2_{kind}_{split}.json").write_text("{}")
-    done = subprocess.run([PROJECT / "attention_intervention_winobias.sh"], capture_output=True, text=True, check=True,
-                          env={"PATH": "/usr/bin:/bin", "MODELS": str(toy_checkpoint("gpt2")), "OUT_DIR": str(tmp_path), "PYTHON": "false"})
+            name = f"attention_intervention_toy-gpt2_{kind}_{split}.json"
+            (tmp_path / "winobias_data" / name).write_text("{}")
+    done = subprocess.run([PROJECT / "attention_intervention_winobias.sh"], capture_output=True, text=True,
+                          check=True, env={"PATH": "/usr/bin:/bin", "MODELS": str(toy_checkpoint("gpt2")),
+                                           "OUT_DIR": str(tmp_path), "PYTHON": "false"})
     assert len(re.findall("^kept: ", done.stdout, re.MULTILINE)) == 4
 
 
@@ -125,20 +134,26 @@ def test_figures(study, run_script, toy_checkpoint, tmp_path):
     assert code == 0 and "8 figures of each of 3" in output
     figures = tmp_path / "out" / "results" / "attention_intervention"
     assert {path.name for path in figures.iterdir()} == {
-        "stacked_bar_charts", "heat_maps_indirect", "heat_maps_direct", "layer_indirect", "layer_direct", "heat_maps_with_bar_indirect",
+        "stacked_bar_charts", "heat_maps_indirect", "heat_maps_direct", "layer_indirect", "layer_direct",
+        "heat_maps_with_bar_indirect",
         "heat_maps_with_bar_direct", "heat_maps_with_bar_indirect_sorted"}
     for folder in figures.iterdir():
         assert {path.name for path in folder.iterdir()} == {
-            "winobias_toy-gpt2_unfiltered_dev.pdf", "winobias_other_filtered_dev.pdf", "winogender_toy-gpt2_unfiltered_bergsma.pdf"}
+            "winobias_toy-gpt2_unfiltered_dev.pdf", "winobias_other_filtered_dev.pdf",
+            "winogender_toy-gpt2_unfiltered_bergsma.pdf"}
     code, output, _ = run_script("attention_figures2.py", "-out_dir", tmp_path / "out")
     assert code == 0 and "other" in output and (figures / "effects.pdf").read_bytes().startswith(b"%PDF")
-    code, output, _ = run_script("attention_figures3.py --do-filter False --examples 2", "-model", toy_checkpoint("gpt2"), "-out_dir", tmp_path / "out")
+    code, output, _ = run_script("attention_figures3.py --do-filter False --examples 2", "-model",
+                                 toy_checkpoint("gpt2"), "-out_dir", tmp_path / "out")
     assert code == 0 and (figures / "qualitative" / "winobias_toy-gpt2_unfiltered_dev_2.pdf").exists()
 
 
-@pytest.mark.parametrize("script", ["attention_figures1.py", "attention_figures2.py", "attention_figures3.py", "check_replication.py"])
+@pytest.mark.parametrize("script", ["attention_figures1.py", "attention_figures2.py", "attention_figures3.py",
+                                    "check_replication.py"])
 def test_nothing_to_read(run_script, toy_checkpoint, tmp_path, script):
-    code, _, errors = run_script(script, "-out_dir", tmp_path, *(["-model", toy_checkpoint("gpt2")] if "3" in script or "check" in script else []))
+    code, _, errors = run_script(script, "-out_dir", tmp_path,
+                                 *(["-model", toy_checkpoint("gpt2")] if "3" in script
+                                   or "check" in script else []))
     assert code == 2 and len(errors.splitlines()) == 1 and str(tmp_path) in errors
 
 
@@ -146,7 +161,8 @@ def test_nothing_to_read(run_script, toy_checkpoint, tmp_path, script):
     (lambda c: c.pop("mean_total_effect"), "key 'mean_total_effect' is missing"),
     (lambda c: c.update(results=[]), "no list of results"),
     (lambda c: c["results"][1].pop("odds_base"), r"results\[1\]: key 'odds_base' is missing"),
-    (lambda c: c["results"][0].update(total_effect=float("nan")), r"results\[0\]: total_effect is not a number"),
+    (lambda c: c["results"][0].update(total_effect=float("nan")),
+     r"results\[0\]: total_effect is not a number"),
     (lambda c: c["results"][2]["indirect_effect_head"].pop(), r"results\[2\]: indirect effects are \[2, 4\]"),
     (lambda c: c["results"][2]["direct_effect_layer"].append("x"), "not a table of numbers"),
 ])

@@ -10,7 +10,7 @@ import pytest
 
 @pytest.fixture(params=[True, False], ids=["bfloat16", "no-bfloat16"])
 def has_bfloat16(request, monkeypatch):
-    """Whether the benchmarks are told that the processor multiplies bfloat16; where it does not, that is emulated."""
+    """Whether the benchmarks are told that the processor multiplies bfloat16; else that is emulated."""
     monkeypatch.setattr("benchmarks.multiplies_bfloat16", lambda device: request.param)
     return request.param
 
@@ -19,8 +19,10 @@ def test_benchmark_of_the_study_takes_its_turns(toy_checkpoint, monkeypatch, cap
     monkeypatch.setattr("sys.argv", ["study", "-model", str(toy_checkpoint("gpt2")), "--rounds", "2"])
     runpy.run_module("benchmarks.study", run_name="__main__")
     output = capsys.readouterr().out
-    ratios = re.findall(r"\| (2020 algorithm|exact|fast|gradient) \| [\d.]+ \| ([\d.]+) \([\d.]+ to [\d.]+\) \|", output)
-    assert [way for way, _ in ratios] == ["2020 algorithm", "exact", *["fast"] * has_bfloat16, "gradient"] and float(ratios[0][1]) == 1
+    row = r"\| (2020 algorithm|exact|fast|gradient) \| [\d.]+ \| ([\d.]+) \([\d.]+ to [\d.]+\) \|"
+    ratios = re.findall(row, output)
+    assert [way for way, _ in ratios] == ["2020 algorithm", "exact", *["fast"] * has_bfloat16, "gradient"]
+    assert float(ratios[0][1]) == 1
     assert ("not measured: the fast precision" in output) != has_bfloat16
 
 
@@ -30,16 +32,18 @@ def test_benchmarks_compare_before_they_time(toy_checkpoint, monkeypatch, capsys
     monkeypatch.setattr("sys.argv", [name, *options, "-model", str(toy_checkpoint("gpt2")), "--rounds", "1"])
     runpy.run_module(f"benchmarks.{name}", run_name="__main__")
     output = capsys.readouterr().out
-    rows = re.findall(r"\| (exact|fast)[^|]* \| \d+ \| [\d.]+ \| [\d.]+ \([\d.]+ to [\d.]+\) \| (\S+) \|", output)
+    rows = re.findall(r"\| (exact|fast)[^|]* \| \d+ \| [\d.]+ \| [\d.]+ \([\d.]+ to [\d.]+\) \| (\S+) \|",
+                      output)
     assert [way for way, _ in rows] == (["exact", "fast"] * 2 if has_bfloat16 else ["exact"] * 2)
-    assert all(float(apart) < (1e-4 if way == "exact" else 1e-3) for way, apart in rows)
+    assert all(float(deviation) < (1e-4 if way == "exact" else 1e-3) for way, deviation in rows)
     assert ("not measured: the fast precision" in output) != has_bfloat16
 
 
 def test_a_benchmark_that_fails_is_told_by_the_exit_code(tmp_path, monkeypatch):
     """Parts that end well and badly, in processes of their own."""
     import benchmarks.__main__ as every
-    good, bad = ("A part", "growth", "--help", ""), ("A part without its model", "growth", f"-model {tmp_path}", "")
+    good = ("A part", "growth", "--help", "")
+    bad = ("A part without its model", "growth", f"-model {tmp_path}", "")
     for parts, code in (([good], 0), ([bad, good], 1)):
         monkeypatch.setattr(every, "PARTS", parts)
         options = SimpleNamespace(out_dir=str(tmp_path), only=None, quick=False)

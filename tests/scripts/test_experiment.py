@@ -33,8 +33,10 @@ def test_the_snippet_of_the_contract(toy_checkpoint, tmp_path, monkeypatch):
 from transformers import AutoTokenizer
 from experiment import Intervention, Model
 
-model = Model(device="cpu", gpt2_version="gpt2")               # also output_attentions, random_weights, masking_approach
-intervention = Intervention(model.tokenizer, "The {} said that", ["teacher", "man", "woman"], ["he", "she"], device="cpu")
+# also output_attentions, random_weights, masking_approach
+model = Model(device="cpu", gpt2_version="gpt2")
+substitutes, candidates = ["teacher", "man", "woman"], ["he", "she"]
+intervention = Intervention(model.tokenizer, "The {} said that", substitutes, candidates, device="cpu")
 results = model.neuron_intervention_experiment({"teacher": intervention}, "man_minus_woman", alpha=1.0)
 """, namespace)
     *base, candidate1, candidate2 = namespace["results"]["teacher"]
@@ -58,28 +60,32 @@ def test_probabilities(model, intervention):
 
 def test_probability_of_several_tokens_is_the_exponential_of_the_mean(model, intervention):
     context = intervention.base_strings_tok[0]
-    (found,) = model.get_probabilities_for_examples_multitoken(context, [[5, 9, 11]])
-    log_probabilities = model.model(torch.cat([context, torch.tensor([5, 9, 11])]).unsqueeze(0)).logits[0].log_softmax(-1).detach()
+    (probability,) = model.get_probabilities_for_examples_multitoken(context, [[5, 9, 11]])
+    tokens = torch.cat([context, torch.tensor([5, 9, 11])]).unsqueeze(0)
+    log_probabilities = model.model(tokens).logits[0].log_softmax(-1).detach()
     expected = np.mean([log_probabilities[len(context) - 1 + i, token] for i, token in enumerate([5, 9, 11])])
-    assert found == pytest.approx(np.exp(expected), rel=1e-12)
+    assert probability == pytest.approx(np.exp(expected), rel=1e-12)
     (one,) = model.get_probabilities_for_examples_multitoken(context, [[5]])
     assert one == pytest.approx(model.get_probabilities_for_examples(context, [[5]])[0][0], rel=1e-12)
 
 
 def test_base_probabilities_equal_those_of_a_sweep(model, intervention):
     (base,) = model.base_probabilities([intervention])
-    np.testing.assert_allclose(base, model.neuron_intervention_single_experiment(intervention, "man_direct")[:6], rtol=1e-12)
+    np.testing.assert_allclose(base,
+                               model.neuron_intervention_single_experiment(intervention, "man_direct")[:6],
+                               rtol=1e-12)
 
 
 def test_direct_and_indirect_are_what_the_definitions_say(model, intervention):
-    """man_indirect runs the null prompt with man's values; man_direct runs man's prompt with the null's values."""
+    """man_indirect: the null prompt with man's values; man_direct: man's prompt with the null's values."""
     null, man, _ = intervention.base_strings_tok
     position, neurons = intervention.position, [[n] for n in range(16)]
     for kind, run_on, source in (("man_indirect", null, man), ("man_direct", man, null)):
         values = model.get_representations(source, position)
         swept = model.neuron_intervention_single_experiment(intervention, kind)
         for layer in (-1, 1):
-            rows = model.neuron_intervention(run_on, intervention.candidates_tok, values, [layer], neurons, position, "replace")
+            rows = model.neuron_intervention(run_on, intervention.candidates_tok, values, [layer], neurons,
+                                             position, "replace")
             np.testing.assert_allclose(np.array(rows).T, [p[layer + 1] for p in swept[6:]], rtol=1e-12)
 
 
@@ -89,7 +95,8 @@ def test_differences_are_added_times_alpha(model, intervention):
     a, b = (model.get_representations(context, position) for context in (man, woman))
     swept = model.neuron_intervention_single_experiment(intervention, "man_minus_woman", alpha=0.5)
     difference = {0: a[0] - b[0]}
-    rows = model.neuron_intervention(null, intervention.candidates_tok, difference, [0], [[n] for n in range(16)], position, "diff", alpha=0.5)
+    rows = model.neuron_intervention(null, intervention.candidates_tok, difference, [0],
+                                     [[n] for n in range(16)], position, "diff", alpha=0.5)
     np.testing.assert_allclose(np.array(rows).T, [p[1] for p in swept[6:]], rtol=1e-12)
 
 
@@ -98,11 +105,13 @@ def test_sets_layers_and_single_neurons(model, intervention):
         return model.neuron_intervention_single_experiment(intervention, "man_indirect", **arguments)[6]
 
     everywhere = run()
-    torch.testing.assert_close(run(layers_to_adj=1, intervention_loc="layer"), everywhere[2:3], rtol=1e-12, atol=0)
+    torch.testing.assert_close(run(layers_to_adj=1, intervention_loc="layer"), everywhere[2:3], rtol=1e-12,
+                               atol=0)
     one = run(layers_to_adj=[1], neurons_to_adj=[5], intervention_loc="neuron")
     assert one.shape == (1, 1) and one.item() == pytest.approx(everywhere[2, 5].item(), rel=1e-12)
     with_set = run(layers_to_adj=[1], neurons_to_adj=[5])
-    assert with_set[2, 5].item() == pytest.approx(one.item(), rel=1e-12)  # a neuron of the set, added again, changes nothing
+    # a neuron of the set, added again, changes nothing
+    assert with_set[2, 5].item() == pytest.approx(one.item(), rel=1e-12)
     pair = run(layers_to_adj=[1, 0], neurons_to_adj=[5, 3], intervention_loc="neuron")
     assert pair.item() == pytest.approx(with_set[1, 3].item(), rel=1e-12)
 
@@ -112,9 +121,11 @@ def test_results_become_the_table_of_the_contract(model, intervention):
     table = convert_results_to_pd({"nurse": intervention}, results)
     assert list(table.columns) == NEURON_COLUMNS and len(table) == 4 * 16
     row = table.iloc[16 + 7]
-    assert (row["word"], row["base_string"], row["alt_string1"], row["candidate2"]) == ("nurse", "The nurse said that", "The man said that", "['Ġshe']")
+    assert (row["word"], row["base_string"], row["alt_string1"],
+            row["candidate2"]) == ("nurse", "The nurse said that", "The man said that", "['Ġshe']")
     assert (row["layer"], row["neuron"]) == (1, 7) and row["candidate1_prob"] == results["nurse"][6][1, 7]
-    fixed = convert_results_to_pd({"nurse": intervention}, {"nurse": (*results["nurse"][:6], 0.25, 0.5)}, layer_fixed=3, neuron_fixed=8)
+    fixed = convert_results_to_pd({"nurse": intervention}, {"nurse": (*results["nurse"][:6], 0.25, 0.5)},
+                                  layer_fixed=3, neuron_fixed=8)
     assert (fixed["layer"][0], fixed["neuron"][0], fixed["candidate2_prob"][0]) == (3, 8, 0.5)
 
 
@@ -132,7 +143,8 @@ def test_batch():
 ])
 def test_what_cannot_be_run_is_said(model, intervention, arguments, message):
     with pytest.raises(InputError, match=message):
-        model.neuron_intervention_single_experiment(intervention, **{"intervention_type": "man_direct", **arguments})
+        model.neuron_intervention_single_experiment(intervention,
+                                                    **{"intervention_type": "man_direct", **arguments})
 
 
 @pytest.mark.parametrize("substitutes, candidates, message", [
@@ -142,19 +154,25 @@ def test_what_cannot_be_run_is_said(model, intervention, arguments, message):
     (["nurse", "man", "woman"], ["he", " he"], "same token"),
 ])
 def test_stimuli_that_are_none_of_a_neuron_study_are_refused(model, substitutes, candidates, message):
+    stimulus = Intervention(model.tokenizer, "The {} said that", substitutes, candidates)
     with pytest.raises(InputError, match=message):
-        model.neuron_intervention_single_experiment(Intervention(model.tokenizer, "The {} said that", substitutes, candidates), "man_direct")
+        model.neuron_intervention_single_experiment(stimulus, "man_direct")
 
 
 @pytest.mark.parametrize("substitutes, candidates, multi_token, reason", [
-    (["xqz", "zqx", "qzx"], ["he", "she"], None, "word or candidate of several tokens; --multi_token last takes it"),
-    (["nurse", "man"], ["he was", "she"], None, "word or candidate of several tokens; --multi_token last takes it"),
-    (["violinist", "man"], ["he", "she"], "all", "slots of different numbers of tokens; --multi_token last takes them"),
-    (["nurse", "man"], ["he", "she"], None, "not three substitutes (word, man, woman), which man_direct needs"),
+    (["xqz", "zqx", "qzx"], ["he", "she"], None,
+     "word or candidate of several tokens; --multi_token last takes it"),
+    (["nurse", "man"], ["he was", "she"], None,
+     "word or candidate of several tokens; --multi_token last takes it"),
+    (["violinist", "man"], ["he", "she"], "all",
+     "slots of different numbers of tokens; --multi_token last takes them"),
+    (["nurse", "man"], ["he", "she"], None,
+     "not three substitutes (word, man, woman), which man_direct needs"),
 ])
 def test_stimuli_that_are_refused_alike_share_a_reason(model, substitutes, candidates, multi_token, reason):
     """The message names the stimulus, the reason does not."""
-    intervention = Intervention(model.tokenizer, "The {} said that", substitutes, candidates, multi_token=multi_token)
+    intervention = Intervention(model.tokenizer, "The {} said that", substitutes, candidates,
+                                multi_token=multi_token)
     with pytest.raises(InputError) as refused:
         check_for_neurons(model, intervention, "man_direct")
     assert refused.value.reason == reason and reason not in str(refused.value)
@@ -176,17 +194,23 @@ def test_unknown_device():
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
 def test_half_precision_gives_the_same_base_probabilities_in_every_run(toy_model, architecture, dtype):
-    """Prompts of equal length together, as tables without intervention have them, and in a tree of templates, as sweeps do: logits are not rounded."""
+    """Prompts of equal length together, and in a tree of templates: logits are not rounded.
+
+    Tables without intervention have the first, sweeps the second.
+    """
     model = toy_model(architecture, dtype)
-    stimuli = [Intervention(model.tokenizer, template, [word, "man", "woman"], ["he", "she"]) for word in ("nurse", "captain")
-               for template in ("The {} said that", "The {} yelled because", "The {} was fired because")]
+    templates = ("The {} said that", "The {} yelled because", "The {} was fired because")
+    stimuli = [Intervention(model.tokenizer, template, [word, "man", "woman"], ["he", "she"])
+               for word in ("nurse", "captain") for template in templates]
     together = model.base_in_trees(stimuli).exp().flatten(1)
-    np.testing.assert_allclose(np.array(model.base_probabilities(stimuli)), together, rtol=1e-3)  # what the analysis accepts
+    # what the analysis accepts
+    np.testing.assert_allclose(np.array(model.base_probabilities(stimuli)), together, rtol=1e-3)
     assert model.model(stimuli[0].base_strings_tok[0].unsqueeze(0)).logits.dtype == torch.float32
 
 
 def test_half_precision_is_warned_of_in_one_line(toy_checkpoint, run_script, tmp_path):
-    run = f"run_profession_neuron_experiments.py --total_effects_only -template_indices 1 --professions nurse -model {toy_checkpoint('gpt2')}"
+    run = ("run_profession_neuron_experiments.py --total_effects_only -template_indices 1 "
+           f"--professions nurse -model {toy_checkpoint('gpt2')}")
     for dtype, warned in (("bfloat16", 1), ("float16", 1), ("float32", 0)):
         code, _, errors = run_script(run, "--dtype", dtype, "-out_dir", tmp_path / dtype)
         assert code == 0 and errors.count("warning: --dtype") == warned

@@ -9,6 +9,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from safetensors.torch import load_file, save_file
 
 from mediation.mediators.interpolation import LEVELS
 from mediation.studies import estimated_trees, interpolated_trees, trees
@@ -18,7 +19,8 @@ from tests.preloaded import new_process
 
 def done(out_dir):
     """How many professions and tables are on disk."""
-    return len(list(out_dir.glob("results/*/unfinished/*/*.npz"))) + 10 * len(list(out_dir.glob("results/*/*.csv")))
+    shards = len(list(out_dir.glob("results/*/unfinished/*/*.npz")))
+    return shards + 10 * len(list(out_dir.glob("results/*/*.csv")))
 
 
 def test_killed_and_continued_equals_undisturbed(start, undisturbed, tmp_path):
@@ -39,7 +41,9 @@ def test_killed_and_continued_equals_undisturbed(start, undisturbed, tmp_path):
     assert tables(tmp_path) == undisturbed
     (folder,) = tmp_path.glob("results/*")
     (run,) = json.loads((folder / "manifest.json").read_text())["runs"]
-    assert run["finished"] and {path.name for path in folder.iterdir() if not path.name.startswith(".")} == {*undisturbed, "manifest.json"}
+    assert run["finished"]
+    assert {path.name for path in folder.iterdir()
+            if not path.name.startswith(".")} == {*undisturbed, "manifest.json"}
 
 
 @pytest.mark.parametrize("sent, code", [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
@@ -60,7 +64,8 @@ def test_asked_to_stop_it_stops_in_one_line_and_can_go_on(start, undisturbed, tm
     assert tables(folder) == undisturbed
 
 
-def test_shards_are_used_again_and_damaged_ones_are_not(run_script, toy_checkpoint, undisturbed, tmp_path, monkeypatch):
+def test_shards_are_used_again_and_damaged_ones_are_not(run_script, toy_checkpoint, undisturbed, tmp_path,
+                                                        monkeypatch):
     swept = []
     sweep = trees.neurons_in_trees
 
@@ -93,7 +98,8 @@ def test_shared_direct_effects_go_on_layer_by_layer(run_script, toy_checkpoint, 
         return fit(self, *arguments, **named)
 
     monkeypatch.setattr(interpolated_trees, "direct_interpolants", stop_at_third)
-    command = COMMAND.replace("--intervention_types man_direct man_indirect", "--intervention_types man_direct")
+    command = COMMAND.replace("--intervention_types man_direct man_indirect",
+                              "--intervention_types man_direct")
     assert run_script(command, "-model", toy_checkpoint("llama"), "-out_dir", tmp_path / "stopped")[0] == 130
     assert run_script(command, "-model", toy_checkpoint("llama"), "-out_dir", tmp_path / "stopped")[0] == 0
     assert layers == [0, 1, 2, 2, 3]
@@ -103,14 +109,16 @@ def test_shared_direct_effects_go_on_layer_by_layer(run_script, toy_checkpoint, 
     for manifest in tmp_path.glob("*/results/*/manifest.json"):
         (run,) = json.loads(manifest.read_text())["runs"]
         told += [entry["interpolation"] for entry in run["files"].values()]
-    assert len(told) == 4 and all(counts == told[0] for counts in told) and told[0]["interpolated"] + told[0]["run_for_every_word"] == 4 * 16
+    assert len(told) == 4 and all(counts == told[0] for counts in told)
+    assert told[0]["interpolated"] + told[0]["run_for_every_word"] == 4 * 16
     assert f"man_direct: {told[0]['interpolated']} neurons interpolated between professions" in output
     assert f"{told[0]['run_for_every_word']} run for every profession" in output
     assert tables(tmp_path / "stopped") == tables(tmp_path / "whole")
     assert not list(tmp_path.glob("stopped/results/*/unfinished"))
 
 
-def test_a_run_that_was_begun_yesterday_goes_on_in_its_folder(run_script, toy_checkpoint, tmp_path, monkeypatch):
+def test_a_run_that_was_begun_yesterday_goes_on_in_its_folder(run_script, toy_checkpoint, tmp_path,
+                                                              monkeypatch):
 
     def stop(*_, **__):
         raise KeyboardInterrupt
@@ -119,7 +127,8 @@ def test_a_run_that_was_begun_yesterday_goes_on_in_its_folder(run_script, toy_ch
         patch.setattr(trees, "neurons_in_trees", stop)
         run_script(COMMAND, "-model", toy_checkpoint("llama"), "-out_dir", tmp_path)
     (folder,) = tmp_path.glob("results/*")
-    yesterday = folder.with_name(f"{datetime.date.today() - datetime.timedelta(days=1):%Y%m%d}_neuron_intervention")
+    day = datetime.date.today() - datetime.timedelta(days=1)
+    yesterday = folder.with_name(f"{day:%Y%m%d}_neuron_intervention")
     folder.rename(yesterday)
     code, output, _ = run_script(COMMAND, "-model", toy_checkpoint("llama"), "-out_dir", tmp_path)
     assert code == 0 and "going on with the unfinished run" in output
@@ -129,7 +138,8 @@ def test_a_run_that_was_begun_yesterday_goes_on_in_its_folder(run_script, toy_ch
 def test_other_settings_do_not_overwrite(run_script, toy_checkpoint, tmp_path):
     run_script(COMMAND, "-model", toy_checkpoint("llama"), "-out_dir", tmp_path)
     before = tables(tmp_path)
-    code, _, errors = run_script(COMMAND, "-model", toy_checkpoint("llama"), "-out_dir", tmp_path, "--alpha", 2)
+    code, _, errors = run_script(COMMAND, "-model", toy_checkpoint("llama"), "-out_dir", tmp_path, "--alpha",
+                                 2)
     assert code == 2 and "other settings (alpha 1.0 -> 2.0)" in errors and "choose another -out_dir" in errors
     assert tables(tmp_path) == before
 
@@ -153,7 +163,6 @@ def test_a_lost_table_is_made_again(run_script, toy_checkpoint, undisturbed, tmp
 
 
 def test_a_table_with_a_number_that_is_none_is_never_written(run_script, toy_checkpoint, tmp_path):
-    from safetensors.torch import load_file, save_file
     broken = tmp_path / "broken"
     broken.mkdir()
     for path in toy_checkpoint("llama").iterdir():
@@ -167,14 +176,20 @@ def test_a_table_with_a_number_that_is_none_is_never_written(run_script, toy_che
 
 # a finished run that is extended, or asked for again in another way
 
-EXTENDED = [("-template_indices 1", "-template_indices 1 13"), ("--intervention_types man_direct", "--intervention_types man_direct woman_indirect")]
+EXTENDED = [("-template_indices 1", "-template_indices 1 13"),
+            ("--intervention_types man_direct", "--intervention_types man_direct woman_indirect")]
 FEW = "run_profession_neuron_experiments.py --professions nurse captain"
 
 
 @pytest.mark.parametrize("first, more", EXTENDED)
-@pytest.mark.parametrize("method", ["", "--method gradient", "--method screen --screen_share 0.6 --screen_sample 3 --screen_top 5"])
-def test_a_finished_run_can_be_extended(run_script, toy_checkpoint, tmp_path, monkeypatch, first, more, method):
-    """What is finished stays as it is and is not run again, and the manifest of the longer run has all that is known of it."""
+@pytest.mark.parametrize("method", ["", "--method gradient",
+                                    "--method screen --screen_share 0.6 --screen_sample 3 --screen_top 5"])
+def test_a_finished_run_can_be_extended(run_script, toy_checkpoint, tmp_path, monkeypatch, first, more,
+                                        method):
+    """What is finished stays as it is and is not run again.
+
+    The manifest of the longer run has all that is known of it.
+    """
     rest = "" if "template" not in first else "--intervention_types man_indirect man_direct"
     rest = rest or "-template_indices 2 3"
     model = ("-model", toy_checkpoint("gpt2"), "-out_dir", tmp_path)
@@ -197,19 +212,22 @@ def test_a_finished_run_can_be_extended(run_script, toy_checkpoint, tmp_path, mo
             continue
         if "template" in more and not method:
             assert not any("said that" in text for text, _ in swept)
-        found = tables(tmp_path)
-        assert len(found) == 4 and all(found[name] == content for name, content in before.items())
+        now = tables(tmp_path)
+        assert len(now) == 4 and all(now[name] == content for name, content in before.items())
     (folder,) = tmp_path.glob("results/*")
     runs = json.loads((folder / "manifest.json").read_text())["runs"]
     assert [len(run["files"]) for run in runs] == [2, 4] and all(run["finished"] for run in runs)
     for entry in runs[1]["files"].values():
-        assert entry["rows"] == 2 * 4 * 16 and "largest_deviation_from_full_passes" in entry and entry["software"]["numpy"] == np.__version__
+        assert entry["rows"] == 2 * 4 * 16 and "largest_deviation_from_full_passes" in entry
+        assert entry["software"]["numpy"] == np.__version__
         assert ("screen" in entry) == ("screen" in method)
     assert sum("taken_over" in entry for entry in runs[1]["files"].values()) == 2
 
 
-def test_a_process_that_waited_for_a_shorter_run_takes_over_what_that_finished(start_script, toy_checkpoint, tmp_path):
-    command = f"{FEW} --intervention_types man_direct -model {toy_checkpoint('gpt2')} -out_dir {tmp_path} -template_indices"
+def test_a_process_that_waited_for_a_shorter_run_takes_over_what_that_finished(
+        start_script, toy_checkpoint, tmp_path):
+    command = (f"{FEW} --intervention_types man_direct -model {toy_checkpoint('gpt2')} -out_dir {tmp_path} "
+               "-template_indices")
     processes = [start_script(command, *templates) for templates in ([1], [1, 2])]
     said = [process.communicate() for process in processes]
     assert [process.returncode for process in processes] == [0, 0], said
@@ -220,16 +238,19 @@ def test_somebody_elses_manifest_in_an_older_folder_holds_nobody_up(run_script, 
     foreign = tmp_path / "results" / "20200301_neuron_intervention" / "manifest.json"
     foreign.parent.mkdir(parents=True)
     foreign.write_text('{"name": "a web app", "icons": []}')
-    code, _, error = run_script(f"{FEW} -template_indices 1 --intervention_types man_direct", "-model", toy_checkpoint("gpt2"), "-out_dir", tmp_path)
+    code, _, error = run_script(f"{FEW} -template_indices 1 --intervention_types man_direct", "-model",
+                                toy_checkpoint("gpt2"), "-out_dir", tmp_path)
     assert code == 0 and f"not looked at: {foreign} is not a manifest" in error and len(tables(tmp_path)) == 1
     (made,) = [path for path in (tmp_path / "results").iterdir() if path != foreign.parent]
     (made / "manifest.json").write_bytes(foreign.read_bytes())
-    code, output, error = run_script("compute_neuron_total_effect.py", made, "toy-gpt2")  # nor does it hold up an analysis
+    # nor does it hold up an analysis
+    code, output, error = run_script("compute_neuron_total_effect.py", made, "toy-gpt2")
     assert code == 0 and "not looked at" in error and "2 professions" in output
 
 
 @pytest.mark.parametrize("first, second", [("csv", "parquet"), ("parquet", "csv")])
-def test_a_table_in_another_format_is_not_made_a_second_time(run_script, toy_checkpoint, tmp_path, first, second):
+def test_a_table_in_another_format_is_not_made_a_second_time(run_script, toy_checkpoint, tmp_path, first,
+                                                             second):
     """The analyses refuse a folder that has one table twice."""
     command = f"{FEW} -template_indices 1 --intervention_types man_direct"
     model = ("-model", toy_checkpoint("gpt2"), "-out_dir", tmp_path)
@@ -265,7 +286,8 @@ def test_what_a_shorter_run_left_goes_with_the_longer_one(run_script, toy_checkp
         return sweep(self, *arguments, **named)
 
     monkeypatch.setattr(trees, "neurons_in_trees", stop_at_second)
-    command = f"{FEW} --intervention_types man_direct -model {toy_checkpoint('gpt2')} -out_dir {tmp_path} -template_indices"
+    command = (f"{FEW} --intervention_types man_direct -model {toy_checkpoint('gpt2')} -out_dir {tmp_path} "
+               "-template_indices")
     assert run_script(f"{command} 1 13")[0] == 130 and list(tmp_path.glob("results/*/unfinished/*"))
     assert run_script(f"{command} 1 13 2")[0] == 0
     assert not list(tmp_path.glob("results/*/unfinished"))
@@ -273,23 +295,26 @@ def test_what_a_shorter_run_left_goes_with_the_longer_one(run_script, toy_checkp
 
 @pytest.mark.parametrize("shared_from", [2, 99])
 def test_an_error_in_any_template_is_found(run_script, toy_checkpoint, tmp_path, monkeypatch, shared_from):
-    """Interventions are drawn from all templates: those of one alone would not see what is wrong in the others."""
+    """Interventions are drawn from all templates: one alone would not show what is wrong in the others."""
     monkeypatch.setattr(interpolated_trees, "INTERPOLATED_FROM", shared_from)
-    for place, name, wrong in ((trees, "neurons_in_trees", lambda swept: swept[1:]), (interpolated_trees, "direct_interpolants", None)):
+    for place, name, wrong in ((trees, "neurons_in_trees", lambda swept: swept[1:]),
+                               (interpolated_trees, "direct_interpolants", None)):
         original = getattr(place, name)
 
         def off(self, *arguments, original=original, wrong=wrong, **named):
-            found = original(self, *arguments, **named)
+            results = original(self, *arguments, **named)
             if wrong:
-                wrong(found)[..., 0] += 0.3
-                return found
-            rest = 0.3 * (np.arange(found.values.shape[-1]) >= 2)  # columns of all templates but the first
+                wrong(results)[..., 0] += 0.3
+                return results
+            rest = 0.3 * (np.arange(results.values.shape[-1]) >= 2)  # columns of all templates but the first
             constant = {level: np.eye(level)[0][:, None] for level in LEVELS}
-            return replace(found, values=found.values + rest, groups=tuple((members, values + rest * constant[values.shape[1]])
-                                                                           for members, values in found.groups))
+            groups = tuple((members, values + rest * constant[values.shape[1]])
+                           for members, values in results.groups)
+            return replace(results, values=results.values + rest, groups=groups)
 
         monkeypatch.setattr(place, name, off)
-    code, _, error = run_script("run_profession_neuron_experiments.py --professions nurse captain teacher --intervention_types man_direct",
+    code, _, error = run_script("run_profession_neuron_experiments.py --professions nurse captain teacher "
+                                "--intervention_types man_direct",
                                 "-model", toy_checkpoint("llama"), "-out_dir", tmp_path)
     assert code == 2 and "and full passes differ by" in error.splitlines()[-1]
 

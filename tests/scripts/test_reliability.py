@@ -15,6 +15,7 @@ import textwrap
 import time
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 
@@ -26,17 +27,21 @@ from tests.preloaded import new_process
 
 
 def run_limited(model, out_dir, limit=None, **environment):
-    """The command of `start`, in a new interpreter with a limit on the size of a file: what exceeds it fails as a full disk does."""
+    """The command of `start`, in a new interpreter with a limit on the size of a file.
+
+    What exceeds it fails as a full disk does.
+    """
     def lower():
         if limit:
             resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
 
-    return subprocess.run([sys.executable, *COMMAND.split(), "-model", str(model), "-out_dir", str(out_dir)], cwd=PROJECT, capture_output=True, text=True,
-                          preexec_fn=lower, env={**os.environ, **environment})
+    return subprocess.run([sys.executable, *COMMAND.split(), "-model", str(model), "-out_dir", str(out_dir)],
+                          cwd=PROJECT, capture_output=True, text=True, preexec_fn=lower,
+                          env={**os.environ, **environment})
 
 
 def test_damaged_files_end_in_one_line(tmp_path):
-    """2,000 cases a reader are run by `make fuzz`; these are the first."""
+    """2,000 cases per reader are run by `make fuzz`; these are the first."""
     for name, (path, read) in fuzz.readers(tmp_path).items():
         refused = fuzz.run(name, path, read, 60, seed=1)
         assert refused > 10 or name in ("shard", "command line")  # damage that is seen
@@ -97,7 +102,8 @@ def test_the_version_is_the_one_to_cite():
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
 def test_weights_that_are_no_numbers_are_told(toy_checkpoint, run_script, tmp_path, value):
-    folder = damaged_checkpoint(toy_checkpoint("llama"), tmp_path / "broken", down_proj__weight=lambda w: w.index_fill(0, torch.tensor([0]), value))
+    folder = damaged_checkpoint(toy_checkpoint("llama"), tmp_path / "broken",
+                                down_proj__weight=lambda w: w.index_fill(0, torch.tensor([0]), value))
     code, _, error = run_script(COMMAND, "-model", folder, "-out_dir", tmp_path / "out")
     assert code == 2 and "zero or not numbers" in error and not tables(tmp_path / "out")
 
@@ -107,7 +113,8 @@ def test_weights_that_are_no_numbers_are_told(toy_checkpoint, run_script, tmp_pa
 def test_damaged_checkpoints_end_in_one_line(toy_checkpoint, run_script, tmp_path, name, how):
     folder = damaged_checkpoint(toy_checkpoint("gpt2"), tmp_path / "broken")
     content = (folder / name).read_bytes()
-    (folder / name).write_bytes({"cut": content[: len(content) // 2], "changed": b"\x00\xff" + content[2:], "empty": b""}[how])
+    (folder / name).write_bytes({"cut": content[: len(content) // 2], "changed": b"\x00\xff" + content[2:],
+                                 "empty": b""}[how])
     code, _, error = run_script(COMMAND, "-model", folder, "-out_dir", tmp_path / "out")
     assert code == 2 and "cannot load model" in error.splitlines()[-1] and not (tmp_path / "out").exists()
 
@@ -117,9 +124,11 @@ def test_a_model_that_does_not_fit_into_memory(toy_checkpoint, run_script, tmp_p
     folder = damaged_checkpoint(toy_checkpoint("gpt2"), tmp_path / "large")
     config = json.loads((folder / "config.json").read_text())
     (folder / "config.json").write_text(json.dumps({**config, "vocab_size": 10**7, "n_embd": 10**7}))
-    code, _, error = run_script(COMMAND, "-model", folder, "-out_dir", tmp_path / "out", "--randomize", "--device", "cpu")
+    code, _, error = run_script(COMMAND, "-model", folder, "-out_dir", tmp_path / "out", "--randomize",
+                                "--device", "cpu")
     assert code == 2 and not (tmp_path / "out").exists()
-    assert re.fullmatch(r"error: out of memory while loading model '\S+large' on cpu: name a smaller .*\n", error)
+    assert re.fullmatch(r"error: out of memory while loading model '\S+large' on cpu: name a smaller .*\n",
+                        error)
 
 
 def test_a_tokenizer_with_more_tokens_than_the_model(toy_checkpoint, toy_tokenizer, run_script, tmp_path):
@@ -132,8 +141,9 @@ def test_a_tokenizer_with_more_tokens_than_the_model(toy_checkpoint, toy_tokeniz
 
 
 def test_a_clock_that_jumps_changes_nothing(toy_checkpoint, undisturbed, tmp_path):
-    """The clock on the wall runs backwards, an hour a look."""
-    (tmp_path / "sitecustomize.py").write_text("import itertools, time\nhours = itertools.count()\ntime.time = lambda: 1.7e9 - 3600 * next(hours)\n")
+    """The clock on the wall runs backwards, an hour per look."""
+    (tmp_path / "sitecustomize.py").write_text(
+        "import itertools, time\nhours = itertools.count()\ntime.time = lambda: 1.7e9 - 3600 * next(hours)\n")
     process = run_limited(toy_checkpoint("llama"), tmp_path / "out", PYTHONPATH=str(tmp_path))
     assert process.returncode == 0 and tables(tmp_path / "out") == undisturbed, process.stderr
     (manifest,) = tmp_path.glob("out/results/*/manifest.json")
@@ -160,7 +170,8 @@ def test_no_network_is_asked(toy_checkpoint, undisturbed, tmp_path):
 
 def test_a_hub_name_offline_is_told(tmp_path):
     process = run_limited("nobody/no-such-model", tmp_path / "out", HF_HUB_OFFLINE="1")
-    assert process.returncode == 2 and "cannot load model 'nobody/no-such-model'" in process.stderr and "Traceback" not in process.stderr
+    assert process.returncode == 2 and "cannot load model 'nobody/no-such-model'" in process.stderr
+    assert "Traceback" not in process.stderr
 
 
 # determinism
@@ -168,8 +179,8 @@ def test_a_hub_name_offline_is_told(tmp_path):
 def test_the_same_command_gives_the_same_bytes(start, toy_checkpoint, undisturbed, run_script, tmp_path):
     assert start(tmp_path / "again", new_process).wait() == 0
     assert tables(tmp_path / "again") == undisturbed
-    assert run_script(COMMAND, "-model", toy_checkpoint("llama"), "-out_dir", tmp_path / "small", "--batch_size", 7)[0] == 0
-    import pandas as pd
+    assert run_script(COMMAND, "-model", toy_checkpoint("llama"), "-out_dir", tmp_path / "small",
+                      "--batch_size", 7)[0] == 0
     for name in undisturbed:
         (one,), (other,) = ((tmp_path / folder).glob(f"results/*/{name}") for folder in ("again", "small"))
         columns = ["candidate1_prob", "candidate2_prob"]
@@ -182,6 +193,6 @@ def test_a_termination_between_tables_keeps_them(start, undisturbed, tmp_path):
         time.sleep(0.002)
     process.send_signal(signal.SIGTERM)
     process.communicate()
-    found = tables(tmp_path)
-    assert found and all(undisturbed[name] == content for name, content in found.items())
+    finished = tables(tmp_path)
+    assert finished and all(undisturbed[name] == content for name, content in finished.items())
     assert start(tmp_path).wait() == 0 and tables(tmp_path) == undisturbed

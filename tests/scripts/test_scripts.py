@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -11,8 +12,9 @@ import pytest
 from mediation.results.neuron_tables import read_pieces, read_probabilities
 from tests.helpers import assert_refused, contents
 
-SCRIPTS = ("run_profession_neuron_experiments.py", "compute_neuron_total_effect.py", "compute_neuron_split_total_effect.py",
-           "compute_and_save_neuron_agg_effect.py", "compute_neuron_effect_per_layer.py", "make_report.py")
+SCRIPTS = ("run_profession_neuron_experiments.py", "compute_neuron_total_effect.py",
+           "compute_neuron_split_total_effect.py", "compute_and_save_neuron_agg_effect.py",
+           "compute_neuron_effect_per_layer.py", "make_report.py")
 ANALYSES = SCRIPTS[1:4]
 RUN = "run_profession_neuron_experiments.py -template_indices 1 13 --professions nurse captain teacher"
 
@@ -29,7 +31,6 @@ def finished(start_script, toy_checkpoint, tmp_path_factory):
 @pytest.fixture
 def results(finished, tmp_path):
     """A copy of a finished run, to be changed at will."""
-    import shutil
     return Path(shutil.copytree(finished, tmp_path / "results"))
 
 
@@ -43,8 +44,9 @@ def test_help_explains(run_script):
 
 
 def test_a_run_leaves_tables_and_a_manifest(finished, toy_checkpoint):
-    names = {f"The_X_{template}_{gender}_{effect}_toy-gpt2.csv" for template in ("said_that", "went_home_because")
-             for gender in ("man", "woman") for effect in ("direct", "indirect")}
+    names = {f"The_X_{template}_{gender}_{effect}_toy-gpt2.csv"
+             for template in ("said_that", "went_home_because") for gender in ("man", "woman")
+             for effect in ("direct", "indirect")}
     assert {path.name for path in finished.iterdir()} == {*names, "manifest.json"}
     (run,) = json.loads((finished / "manifest.json").read_text())["runs"]
     assert run["settings"]["model"] == "toy-gpt2" and len(run["settings"]["weights_sha256"]) == 64
@@ -54,31 +56,37 @@ def test_a_run_leaves_tables_and_a_manifest(finished, toy_checkpoint):
     for entry in run["files"].values():
         assert entry["rows"] == 3 * 4 * 16 and entry["largest_deviation_from_full_passes"] < 1e-4
     table = pd.read_csv(finished / min(names), index_col=0)
-    assert table.index.tolist() == list(range(192)) and table["word"].unique().tolist() == ["captain", "nurse", "teacher"]
+    assert table.index.tolist() == list(range(192))
+    assert table["word"].unique().tolist() == ["captain", "nurse", "teacher"]
 
 
 def test_every_spelling_of_2020_works(run_script, toy_checkpoint, tmp_path):
     """One dash or two, - or _, with = or a blank: the second and third run find their tables finished."""
     model = toy_checkpoint("gpt2")
-    for options in (["-model", model, "-out_dir", tmp_path, "-template_indices", 2], ["--model_type", model, "--out-dir", tmp_path, "--template-indices", 2],
+    for options in (["-model", model, "-out_dir", tmp_path, "-template_indices", 2],
+                    ["--model_type", model, "--out-dir", tmp_path, "--template-indices", 2],
                     [f"--gpt2-version={model}", f"-out_dir={tmp_path}", "--template_indices=2"]):
-        code, output, _ = run_script("run_profession_neuron_experiments.py --professions nurse --intervention-types man_indirect", *options)
+        code, output, _ = run_script("run_profession_neuron_experiments.py --professions nurse "
+                                     "--intervention-types man_indirect", *options)
         assert code == 0 and "finished: 1 tables" in output
     assert "kept: 1 finished tables" in output
 
 
 def test_total_effects_need_no_intervention(run_script, finished, toy_checkpoint, tmp_path):
-    code, _, _ = run_script(RUN, "-model", toy_checkpoint("gpt2"), "-out_dir", tmp_path, "--total_effects_only")
+    code, _, _ = run_script(RUN, "-model", toy_checkpoint("gpt2"), "-out_dir", tmp_path,
+                            "--total_effects_only")
     (folder,) = tmp_path.glob("results/*")
     assert code == 0 and len(list(folder.glob("*_no_intervention_toy-gpt2.csv"))) == 2
-    ours, swept = (read_probabilities(where, "toy-gpt2").set_index("base_string").sort_index() for where in (folder, finished))
+    ours, swept = (read_probabilities(where, "toy-gpt2").set_index("base_string").sort_index()
+                   for where in (folder, finished))
     assert ours.index.equals(swept.index)
     for column in ours.columns[:6]:
         np.testing.assert_allclose(ours[column], swept[column], rtol=1e-5)
 
 
 def test_full_passes_give_the_same_tables(run_script, finished, toy_checkpoint, tmp_path):
-    assert run_script(RUN, "-model", toy_checkpoint("gpt2"), "-out_dir", tmp_path, "--full_passes", "--intervention_types", "woman_direct")[0] == 0
+    assert run_script(RUN, "-model", toy_checkpoint("gpt2"), "-out_dir", tmp_path, "--full_passes",
+                      "--intervention_types", "woman_direct")[0] == 0
     (path,) = tmp_path.glob("results/*/The_X_said_that_woman_direct_toy-gpt2.csv")
     for piece, expected in zip(read_pieces(path, "woman_direct"), read_pieces(finished / path.name, "woman_direct"), strict=True):
         assert piece.comparison == expected.comparison
@@ -87,9 +95,12 @@ def test_full_passes_give_the_same_tables(run_script, finished, toy_checkpoint, 
 
 
 def test_random_weights_have_their_own_folder_and_name(run_script, toy_checkpoint, tmp_path):
-    code, _, _ = run_script("run_profession_neuron_experiments.py -template_indices 1 --professions nurse --intervention_types man_indirect --randomize",
+    code, _, _ = run_script("run_profession_neuron_experiments.py -template_indices 1 --professions nurse "
+                            "--intervention_types man_indirect --randomize",
                             "-model", toy_checkpoint("gpt2"), "-out_dir", tmp_path)
-    assert code == 0 and list(tmp_path.glob("results/*_neuron_intervention/random/The_X_said_that_man_indirect_toy-gpt2_random.csv"))
+    assert code == 0
+    name = "The_X_said_that_man_indirect_toy-gpt2_random.csv"
+    assert list(tmp_path.glob(f"results/*_neuron_intervention/random/{name}"))
 
 
 def test_analyses_write_and_print(run_script, results):
@@ -134,10 +145,12 @@ def test_the_contrast_table_needs_both_indirect_types(run_script, results):
 def test_figures_of_several_models_and_random_ones(run_script, results):
     run_script("compute_and_save_neuron_agg_effect.py", results, "toy-gpt2")
     (results / "random").mkdir()
-    (results / "random" / "toy-gpt2_random_neuron_effects.csv").write_bytes((results / "toy-gpt2_neuron_effects.csv").read_bytes())
+    effects = (results / "toy-gpt2_neuron_effects.csv").read_bytes()
+    (results / "random" / "toy-gpt2_random_neuron_effects.csv").write_bytes(effects)
     code, output, _ = run_script("compute_neuron_effect_per_layer.py", results, "--shares", 0.5)
     assert code == 0 and "toy-gpt2_random" in output
-    assert pd.read_csv(results / "neuron_layer_effect.csv")["model"].unique().tolist() == ["toy-gpt2", "toy-gpt2_random"]
+    models = pd.read_csv(results / "neuron_layer_effect.csv")["model"].unique().tolist()
+    assert models == ["toy-gpt2", "toy-gpt2_random"]
 
 
 # which candidate is which
@@ -150,8 +163,8 @@ def exchange(path):
     table.rename(columns=names)[table.columns].to_csv(path)
 
 
-@pytest.mark.parametrize("some", ["*.csv", "*said_that_man_*.csv"], ids=["all tables", "some of them"])
-def test_analyses_read_which_candidate_is_which(run_script, results, tmp_path, some):
+@pytest.mark.parametrize("pattern", ["*.csv", "*said_that_man_*.csv"], ids=["all tables", "some of them"])
+def test_analyses_read_which_candidate_is_which(run_script, results, tmp_path, pattern):
     """The same numbers for `--candidates she he`, and where tables of both orders are united."""
     made = {}
     for name in ("as they are", "exchanged"):
@@ -159,7 +172,7 @@ def test_analyses_read_which_candidate_is_which(run_script, results, tmp_path, s
             code, printed, error = run_script(script, results, "toy-gpt2", "-out_dir", tmp_path / name)
             assert code == 0, error
             made.setdefault(name, []).append(printed.split("wrote")[0])
-        for path in results.glob(some) if name == "as they are" else ():
+        for path in results.glob(pattern) if name == "as they are" else ():
             exchange(path)
     assert made["exchanged"] == made["as they are"]
     for path in (tmp_path / "as they are").glob("*.csv"):
@@ -210,7 +223,8 @@ def test_other_candidates_are_refused_by_name(run_script, results, script):
     ("--dtype int8", ["int8", "float32"]),
 ])
 def test_what_cannot_be_run(run_script, toy_checkpoint, tmp_path, options, words):
-    assert_refused(run_script(f"run_profession_neuron_experiments.py {options}", "-model", toy_checkpoint("gpt2"), "-out_dir", tmp_path / "out"), *words)
+    assert_refused(run_script(f"run_profession_neuron_experiments.py {options}", "-model",
+                              toy_checkpoint("gpt2"), "-out_dir", tmp_path / "out"), *words)
     assert not (tmp_path / "out").exists()
 
 
@@ -218,14 +232,17 @@ def test_a_model_that_is_none(run_script, tmp_path, monkeypatch):
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     (tmp_path / "empty").mkdir()
     for model in ("no-such-model", tmp_path / "empty"):
-        assert_refused(run_script(RUN, "-model", model, "-out_dir", tmp_path / "out"), "cannot load model", "smollm2-135m")
+        assert_refused(run_script(RUN, "-model", model, "-out_dir", tmp_path / "out"), "cannot load model",
+                       "smollm2-135m")
     assert not (tmp_path / "out").exists()
 
 
 @pytest.mark.parametrize("out_dir", ["/proc/results", "/dev/null/results"])
 def test_an_out_dir_that_cannot_be_written(run_script, toy_checkpoint, finished, out_dir):
-    assert_refused(run_script(RUN, "-model", toy_checkpoint("gpt2"), "-out_dir", out_dir), out_dir, "choose another -out_dir")
-    assert_refused(run_script("compute_neuron_total_effect.py", finished, "toy-gpt2", "-out_dir", out_dir), out_dir, "choose another -out_dir")
+    assert_refused(run_script(RUN, "-model", toy_checkpoint("gpt2"), "-out_dir", out_dir), out_dir,
+                   "choose another -out_dir")
+    assert_refused(run_script("compute_neuron_total_effect.py", finished, "toy-gpt2", "-out_dir", out_dir),
+                   out_dir, "choose another -out_dir")
 
 
 @pytest.mark.parametrize("script", SCRIPTS[1:])
@@ -238,7 +255,8 @@ def test_a_folder_without_tables(run_script, tmp_path, script):
 
 
 def test_the_models_that_are_there_are_named(run_script, results):
-    assert_refused(run_script("compute_neuron_total_effect.py", results, "gpt2"), "'gpt2'", "models there: toy-gpt2")
+    assert_refused(run_script("compute_neuron_total_effect.py", results, "gpt2"), "'gpt2'",
+                   "models there: toy-gpt2")
 
 
 def column_missing(path):
@@ -273,20 +291,23 @@ def nothing(path):
     path.write_bytes(b"")
 
 
-@pytest.mark.parametrize("damage", [column_missing, not_a_number, a_zero_probability, words_for_numbers, bytes_at_random, nothing])
+@pytest.mark.parametrize("damage", [column_missing, not_a_number, a_zero_probability, words_for_numbers,
+                                    bytes_at_random, nothing])
 @pytest.mark.parametrize("script", ANALYSES)
 def test_a_damaged_table(run_script, results, script, damage):
     path = results / "The_X_said_that_man_indirect_toy-gpt2.csv"
     damage(path)
     before = contents(results)
-    assert_refused(run_script(script, results, "toy-gpt2"), path.name, "write" if damage in (bytes_at_random, nothing) else "candidate")
+    assert_refused(run_script(script, results, "toy-gpt2"), path.name,
+                   "write" if damage in (bytes_at_random, nothing) else "candidate")
     assert contents(results) == before
 
 
 def test_a_table_without_a_column_that_is_not_even_read(run_script, results):
     path = results / "The_X_said_that_man_indirect_toy-gpt2.csv"
     pd.read_csv(path, index_col=0).drop(columns="candidate2_alt2_prob").to_csv(path)
-    assert_refused(run_script("compute_and_save_neuron_agg_effect.py", results, "toy-gpt2"), path.name, "'candidate2_alt2_prob' is missing")
+    assert_refused(run_script("compute_and_save_neuron_agg_effect.py", results, "toy-gpt2"), path.name,
+                   "'candidate2_alt2_prob' is missing")
 
 
 def test_a_table_that_was_cut_short(run_script, results):
@@ -301,7 +322,8 @@ def test_tables_of_different_runs_in_one_folder(run_script, results):
     table = pd.read_csv(path, index_col=0)
     table["candidate1_base_prob"] *= 0.9
     table.to_csv(path)
-    assert_refused(run_script("compute_neuron_total_effect.py", results, "toy-gpt2"), "tables disagree", "separate folders")
+    assert_refused(run_script("compute_neuron_total_effect.py", results, "toy-gpt2"), "tables disagree",
+                   "separate folders")
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float16"])
@@ -323,7 +345,8 @@ def test_neurons_that_are_not_those_of_the_other_tables(run_script, results):
     path = results / "The_X_went_home_because_woman_direct_toy-gpt2.csv"
     table = pd.read_csv(path, index_col=0)
     table[table["layer"] < 3].to_csv(path)
-    assert_refused(run_script("compute_and_save_neuron_agg_effect.py", results, "toy-gpt2"), path.name, "same neurons")
+    assert_refused(run_script("compute_and_save_neuron_agg_effect.py", results, "toy-gpt2"), path.name,
+                   "same neurons")
 
 
 def test_shares_outside_a_layer(run_script, results):
@@ -333,4 +356,5 @@ def test_shares_outside_a_layer(run_script, results):
 
 def test_an_effects_table_with_a_missing_column(run_script, results):
     (results / "x_neuron_effects.csv").write_text("neuron_,layer_direct_mean\n0-0,0.0\n")
-    assert_refused(run_script("compute_neuron_effect_per_layer.py", results), "x_neuron_effects.csv", "'neuron_direct_mean'")
+    assert_refused(run_script("compute_neuron_effect_per_layer.py", results), "x_neuron_effects.csv",
+                   "'neuron_direct_mean'")

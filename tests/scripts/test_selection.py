@@ -16,14 +16,15 @@ from tests.preloaded import new_process
 def neurons(run_script, toy_checkpoint, tmp_path):
     """neurons(*options) runs the neuron selection on a toy; pickles in tmp_path / "out"."""
     def run(*options):
-        return run_script(NEURON_SELECTION, "-model", toy_checkpoint("gpt2"), "--out_dir", tmp_path / "out", "-template_indices", 1, "--professions", "nurse", "captain",
-                          "teacher", "doctor", *options)
+        return run_script(NEURON_SELECTION, "-model", toy_checkpoint("gpt2"), "--out_dir", tmp_path / "out",
+                          "-template_indices", 1, "--professions", "nurse", "captain", "teacher", "doctor",
+                          *options)
     return run
 
 
 @pytest.fixture
 def likely(monkeypatch):
-    """The objective's filter on base probabilities is for real vocabularies: a toy's random head gives no word 1%."""
+    """The filter on base probabilities is for real vocabularies: a toy's random head gives no word 1%."""
     monkeypatch.setattr("mediation.effects.statistics.LEAST_PROBABILITY", 0.0)
 
 
@@ -33,7 +34,8 @@ def test_a_larger_k_goes_on_and_a_smaller_one_keeps(neurons, likely, tmp_path):
     two = pickles(tmp_path / "out")
     assert neurons("--k", 4)[0] == 0
     four = pickles(tmp_path / "out")
-    assert four["greedy_toy-gpt2.pickle"]["val"][:2] == two["greedy_toy-gpt2.pickle"]["val"] and len(four["greedy_toy-gpt2.pickle"]["val"]) == 4
+    assert four["greedy_toy-gpt2.pickle"]["val"][:2] == two["greedy_toy-gpt2.pickle"]["val"]
+    assert len(four["greedy_toy-gpt2.pickle"]["val"]) == 4
     assert neurons("--k", 1)[0] == 0 and same_values(pickles(tmp_path / "out"), four)
     (tmp_path / "out").rename(tmp_path / "first")
     assert neurons("--k", 4)[0] == 0
@@ -43,8 +45,9 @@ def test_a_larger_k_goes_on_and_a_smaller_one_keeps(neurons, likely, tmp_path):
 def test_what_random_orders_and_lazy_greedy_write(neurons, likely, tmp_path):
     code, output, _ = neurons("--k", 3, "--algo", "greedy,random", "--orders", 4, "--lazy")
     assert code == 0 and "evaluations of sets" in output and "certified equal to plain greedy" in output
-    found = pickles(tmp_path / "out")
-    assert np.shape(found["random_toy-gpt2.pickle"]["val"]) == (4, 3) and len(found["lazy_toy-gpt2.pickle"]["val"]) == 3
+    contents = pickles(tmp_path / "out")
+    assert np.shape(contents["random_toy-gpt2.pickle"]["val"]) == (4, 3)
+    assert len(contents["lazy_toy-gpt2.pickle"]["val"]) == 3
     assert (tmp_path / "out" / "sparsity_toy-gpt2.pdf").read_bytes().startswith(b"%PDF")
 
 
@@ -52,7 +55,8 @@ def test_other_settings_are_refused(neurons, likely, tmp_path):
     neurons("--k", 1, "--algo", "topk")
     before = pickles(tmp_path / "out")
     code, _, errors = neurons("--k", 1, "--dtype", "float64")
-    assert code == 2 and "dtype 'float32' -> 'float64'" in errors and same_values(pickles(tmp_path / "out"), before)
+    assert code == 2 and "dtype 'float32' -> 'float64'" in errors
+    assert same_values(pickles(tmp_path / "out"), before)
 
 
 @pytest.mark.parametrize("options, message", [
@@ -65,7 +69,8 @@ def test_other_settings_are_refused(neurons, likely, tmp_path):
 ])
 def test_what_cannot_be_selected(neurons, likely, tmp_path, options, message):
     code, _, errors = neurons(*options)
-    assert code == 2 and message in errors and len(errors.strip().splitlines()) == 1 and not (tmp_path / "out").exists()
+    assert code == 2 and message in errors and len(errors.strip().splitlines()) == 1
+    assert not (tmp_path / "out").exists()
 
 
 def test_no_prompt_that_counts(neurons, tmp_path):
@@ -85,23 +90,28 @@ def test_head_selection_needs_examples(run_script, toy_checkpoint, data, tmp_pat
 
 
 def test_head_selection_writes_what_the_contract_names(run_script, toy_checkpoint, data, tmp_path):
-    code, _, errors = run_script(HEAD_SELECTION, "--model_type", toy_checkpoint("gpt2"), "--out_dir", tmp_path, "--k", 2, "--do-filter", "False",
-                                      "--data", "winobias,winogender")
+    code, _, errors = run_script(HEAD_SELECTION, "--model_type", toy_checkpoint("gpt2"), "--out_dir",
+                                 tmp_path, "--k", 2, "--do-filter", "False", "--data", "winobias,winogender")
     assert code == 0, errors
     assert {path.name for path in tmp_path.glob("*.pickle")} == {
-        f"{kind}_toy-gpt2_{name}.pickle" for kind in ("topk", "greedy", "greedy_intermediate", "mean_effect") for name in ("winobias", "winogender")}
+        f"{kind}_toy-gpt2_{name}.pickle" for kind in ("topk", "greedy", "greedy_intermediate", "mean_effect")
+        for name in ("winobias", "winogender")}
     greedy = read_pickle(tmp_path / "greedy_toy-gpt2_winobias.pickle")
-    assert list(greedy) == ["val", "head"] and all(isinstance(part, int) for head in greedy["head"] for part in head)
-    assert {step: table.shape for step, table in read_pickle(tmp_path / "greedy_intermediate_toy-gpt2_winobias.pickle").items()} == {0: (3, 3, 4), 1: (3, 3, 4)}
+    assert list(greedy) == ["val", "head"]
+    assert all(isinstance(part, int) for head in greedy["head"] for part in head)
+    steps = read_pickle(tmp_path / "greedy_intermediate_toy-gpt2_winobias.pickle")
+    assert {step: table.shape for step, table in steps.items()} == {0: (3, 3, 4), 1: (3, 3, 4)}
 
 
 def test_killed_and_continued_equals_undisturbed(start_script, golden_model, tmp_path):
     def start(out_dir, how=start_script):
-        return how(f"{NEURON_SELECTION} -template_indices 1 --k 4 --algo topk,greedy,random --professions actress nurse teacher doctor",
+        return how(f"{NEURON_SELECTION} -template_indices 1 --k 4 --algo topk,greedy,random "
+                   "--professions actress nurse teacher doctor",
                    "-model", golden_model, "--out_dir", out_dir)
 
     def done(folder):
-        return [len(list(folder.glob("unfinished/*/*.npz"))), [path.stat().st_mtime_ns for path in folder.glob("*.pickle")]]
+        return [len(list(folder.glob("unfinished/*/*.npz"))),
+                [path.stat().st_mtime_ns for path in folder.glob("*.pickle")]]
 
     assert start(tmp_path / "undisturbed").wait() == 0
     rng = random.Random(0)
@@ -135,4 +145,5 @@ def test_a_foreign_file_is_not_overwritten(neurons, likely, tmp_path):
     (tmp_path / "out").mkdir()
     write_pickle(tmp_path / "out" / "marg_contrib.pickle", {"layer": [0], "neuron": [0], "val": [1.0]})
     code, _, errors = neurons("--k", 2)
-    assert code == 2 and "marg_contrib.pickle is already there and no manifest tells how it was made" in errors
+    assert code == 2
+    assert "marg_contrib.pickle is already there and no manifest tells how it was made" in errors

@@ -114,7 +114,7 @@ class Workplace:
     """Commands as from the shell, in this process, on toys loaded once; what each writes when it is alone."""
 
     def __init__(self, root, names):
-        self.root, self.names, self.kept, self.folders = root, names, {}, 0
+        self.root, self.names, self.results, self.folders = root, names, {}, 0
 
     def empty(self):
         """A new folder."""
@@ -169,8 +169,8 @@ class Workplace:
         if command not in self.kept:
             folder = self.empty()
             code, _, _ = self.run(f"{command} -out_dir {folder}", folder)
-            self.kept[command] = code, contents(folder)
-        return self.kept[command]
+            self.results[command] = code, contents(folder)
+        return self.results[command]
 
 
 @pytest.fixture(scope="module")
@@ -215,14 +215,14 @@ def runs(files):
 
 def finished(folder):
     """{path: bytes} of what a manifest calls finished, and the means that belong to it."""
-    found = {}
+    contents_of = {}
     for manifest in folder.glob("**/manifest.json"):
         for run in json.loads(manifest.read_text())["runs"]:
             for name in (name for name, entry in run["files"].items() if "rows" in entry):
                 mediator, _, model = name.rpartition(".")[0].partition("_")
                 paths = manifest.parent / name, manifest.parent / f"{mediator}_mean_{model}.csv"
-                found |= {path: path.read_bytes() for path in paths if path.exists()}
-    return found
+                contents_of |= {path: path.read_bytes() for path in paths if path.exists()}
+    return contents_of
 
 
 def meets_others(files, expected):
@@ -234,19 +234,19 @@ def meets_others(files, expected):
                for before in files for run in expected)
 
 
-def assert_same_numbers(name, found, expected):
+def assert_same_numbers(name, table, expected):
     """Equal up to the order of sums; a screening's rows where both ran the unit, or neither did."""
     read = pd.read_csv if name.endswith(".csv") else pd.read_parquet
-    found, expected = read(io.BytesIO(found)), read(io.BytesIO(expected))
-    assert list(found) == list(expected) and len(found) == len(expected), name
-    for column in found:
-        if found[column].dtype.kind == "f":
+    table, expected = read(io.BytesIO(table)), read(io.BytesIO(expected))
+    assert list(table) == list(expected) and len(table) == len(expected), name
+    for column in table:
+        if table[column].dtype.kind == "f":
             how = f"{column.removesuffix('_effect')}_method" if column.endswith("_effect") else "method"
-            alike = found[how] == expected[how] if how in found else slice(None)
-            np.testing.assert_allclose(found[column][alike], expected[column][alike], rtol=1e-4, atol=1e-5,
+            alike = table[how] == expected[how] if how in table else slice(None)
+            np.testing.assert_allclose(table[column][alike], expected[column][alike], rtol=1e-4, atol=1e-5,
                                        err_msg=f"{name}, {column}")
         elif "method" not in column:
-            assert (found[column] == expected[column]).all(), f"{name}, {column}"
+            assert (table[column] == expected[column]).all(), f"{name}, {column}"
 
 
 def check(workplace, steps):
@@ -284,12 +284,12 @@ def check(workplace, steps):
 
 def compare(step, now, fresh, alone):
     """What a command finished against what it writes into an empty folder; `alone`: byte by byte."""
-    found = tables(now)
+    tables_now = tables(now)
     for name, expected in tables(fresh).items():
-        assert name in found, f"{step}: no {name}"
+        assert name in tables_now, f"{step}: no {name}"
         if alone:
-            assert found[name] == expected, f"{step}: {name} is not the same"
-        assert_same_numbers(name, found[name], expected)
+            assert tables_now[name] == expected, f"{step}: {name} is not the same"
+        assert_same_numbers(name, tables_now[name], expected)
     for expected in runs(fresh):
         (run,) = [run for run in runs(now) if run["settings"] == expected["settings"]
                   and list(run["files"]) == list(expected["files"])]

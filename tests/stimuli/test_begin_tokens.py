@@ -36,21 +36,26 @@ def with_begin_token(request, toy_checkpoint, toy_tokenizer, tmp_path_factory):
 def test_a_begin_token_stands_before_every_prompt(with_begin_token, toy_tokenizer):
     model = Model(gpt2_version=str(with_begin_token))
     assert begin_tokens(model.tokenizer) == [9] and begin_tokens(toy_tokenizer) == []
-    plain, begun = (fill(tokenizer, "The {} said that", "nurse") for tokenizer in (toy_tokenizer, model.tokenizer))
+    plain, begun = (fill(tokenizer, "The {} said that", "nurse")
+                    for tokenizer in (toy_tokenizer, model.tokenizer))
     assert begun.tokens == (9, *plain.tokens) and begun.slot == (plain.slot[0] + 1, plain.slot[1] + 1)
     one = Intervention(model.tokenizer, "The {} said that", ["nurse", "man", "woman"], ["he", "she"])
-    assert one.candidates_tok == [model.tokenizer(word, add_special_tokens=False)["input_ids"] for word in (" he", " she")]
+    assert one.candidates_tok == [model.tokenizer(word, add_special_tokens=False)["input_ids"]
+                                  for word in (" he", " she")]
     with torch.no_grad():
-        expected = model.model(torch.tensor([[9, *plain.tokens]])).logits[0, -1].softmax(-1)[[ids[0] for ids in one.candidates_tok]]
-    found = model.neuron_intervention_single_experiment(one, "man_indirect")
-    np.testing.assert_allclose(found[:2], expected, rtol=1e-5)
+        probabilities = model.model(torch.tensor([[9, *plain.tokens]])).logits[0, -1].softmax(-1)
+        expected = probabilities[[ids[0] for ids in one.candidates_tok]]
+    results = model.neuron_intervention_single_experiment(one, "man_indirect")
+    np.testing.assert_allclose(results[:2], expected, rtol=1e-5)
 
 
 def test_what_frames_a_text_of_a_masked_model_is_no_begin_token(with_begin_token):
     tokenizer = PreTrainedTokenizerFast.from_pretrained(with_begin_token)
     framed = len(tokenizer("a")["input_ids"]) == 3
     tokenizer.mask_token = tokenizer.convert_ids_to_tokens(11)
-    assert begin_tokens(tokenizer) == [9] and not is_masked(tokenizer)  # as Gemma's, which names a mask and predicts the next token
+    # as Gemma's, which names a mask and predicts the next token
+    assert begin_tokens(tokenizer) == [9] and not is_masked(tokenizer)
     tokenizer = PreTrainedTokenizerFast.from_pretrained(with_begin_token)
-    tokenizer.mask_token, tokenizer.cls_token = tokenizer.convert_ids_to_tokens(11), tokenizer.bos_token  # as RoBERTa's
+    # as RoBERTa's
+    tokenizer.mask_token, tokenizer.cls_token = tokenizer.convert_ids_to_tokens(11), tokenizer.bos_token
     assert is_masked(tokenizer) and begin_tokens(tokenizer) == ([] if framed else [9])

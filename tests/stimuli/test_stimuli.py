@@ -12,7 +12,8 @@ from mediation.stimuli.templates import TEMPLATES, select_templates, split_base_
 
 def test_templates_are_those_of_the_paper_in_its_order():
     assert len(TEMPLATES) == 17
-    assert TEMPLATES[0] == "The {} said that" and TEMPLATES[6] == "The {} ate because" and TEMPLATES[16] == "The {} yelled because"
+    assert TEMPLATES[0] == "The {} said that" and TEMPLATES[6] == "The {} ate because"
+    assert TEMPLATES[16] == "The {} yelled because"
     assert template_file_stem(TEMPLATES[12]) == "The_X_went_home_because"
     assert list(select_templates([9, 1, 9])) == [9, 1]
     assert len(select_templates(None)) == 17
@@ -20,17 +21,20 @@ def test_templates_are_those_of_the_paper_in_its_order():
 
 @pytest.mark.parametrize("index", [0, 18, 99, -1])
 def test_a_template_outside_the_list(index):
-    with pytest.raises(InputError, match=f"template index {index} does not exist: templates are numbered 1 to 17"):
+    with pytest.raises(InputError,
+                       match=f"template index {index} does not exist: templates are numbered 1 to 17"):
         select_templates([1, index])
 
 
 def test_a_base_string_is_taken_apart():
-    assert split_base_string("The registered_nurse stayed up because") == ("The {} stayed up because", "registered_nurse")
+    template, word = split_base_string("The registered_nurse stayed up because")
+    assert (template, word) == ("The {} stayed up because", "registered_nurse")
     with pytest.raises(InputError, match="fits none"):
         split_base_string("A nurse said that")
 
 
-@given(st.text("abcdef _", min_size=1).filter(str.strip), st.sampled_from(["The {} said that", "{} said", "He saw the {}, who", "({})"]))
+@given(st.text("abcdef _", min_size=1).filter(str.strip),
+       st.sampled_from(["The {} said that", "{} said", "He saw the {}, who", "({})"]))
 def test_the_slot_is_the_tokens_of_the_substitute(toy_tokenizer, word, base_string):
     prompt = fill(toy_tokenizer, base_string, word)
     start, end = prompt.slot
@@ -57,19 +61,22 @@ def test_what_cannot_be_filled(toy_tokenizer, base_string, substitute, message):
 
 
 def test_candidates_stand_after_a_blank(toy_tokenizer):
-    assert tokenize_candidate(toy_tokenizer, "he")[0] == tokenize_candidate(toy_tokenizer, " he ")[0] == ["Ġhe"]
+    assert tokenize_candidate(toy_tokenizer,
+                              "he")[0] == tokenize_candidate(toy_tokenizer, " he ")[0] == ["Ġhe"]
     with pytest.raises(InputError, match="empty candidate"):
         tokenize_candidate(toy_tokenizer, " ")
 
 
 def test_words_that_are_not_single_tokens_are_dropped_with_the_reason(toy_tokenizer, rated):
-    kept, dropped = professions.usable(toy_tokenizer, "The {} said that", [rated[word] for word in ("nurse", "violinist", "captain")])
-    assert [p.word for p in kept] == ["nurse", "captain"]
+    usable, dropped = professions.usable(toy_tokenizer, "The {} said that",
+                                         [rated[word] for word in ("nurse", "violinist", "captain")])
+    assert [p.word for p in usable] == ["nurse", "captain"]
     assert dropped["violinist"].endswith(")") and " tokens (" in dropped["violinist"]
 
 
 def test_professions_by_name_and_number():
-    assert [p.word for p in professions.select(["nurse", "doctor"])] == ["doctor", "nurse"]  # the file's order
+    # the file's order
+    assert [p.word for p in professions.select(["nurse", "doctor"])] == ["doctor", "nurse"]
     assert len(professions.select(None, 12)) == 12
     with pytest.raises(InputError, match="no rating for 'plumbr': choose from the 320 words"):
         professions.select(["nurse", "plumbr"])
@@ -78,7 +85,8 @@ def test_professions_by_name_and_number():
 
 
 def test_definitional_words_and_biases(rated):
-    assert rated["waitress"].is_definitional and rated["monk"].is_definitional and not rated["nurse"].is_definitional
+    assert rated["waitress"].is_definitional and rated["monk"].is_definitional
+    assert not rated["nurse"].is_definitional
     assert rated["nurse"].bias == -1.0 and rated["writer"].bias == 0
 
 

@@ -25,9 +25,11 @@ def test_what_is_written_is_read(tmp_path):
 
 def test_a_csv_has_the_same_columns(tmp_path):
     path = tmp_path / "stimuli.csv"
-    path.write_text('\ufeffid,base,substitutes,candidates,group\r\n1,"The {} said, that",nurse|man,"[""she"", ""he""]",\r\n\r\n2,{} ran,a|b|c,x|y,g\r\n')
-    assert stimulus_files.read(path) == [Stimulus("1", "The {} said, that", ("nurse", "man"), ("she", "he"), "", 2),
-                                         Stimulus("2", "{} ran", ("a", "b", "c"), ("x", "y"), "g", 4)]
+    path.write_text("\ufeffid,base,substitutes,candidates,group\r\n"
+                    '1,"The {} said, that",nurse|man,"[""she"", ""he""]",\r\n\r\n2,{} ran,a|b|c,x|y,g\r\n')
+    assert stimulus_files.read(path) == [
+        Stimulus("1", "The {} said, that", ("nurse", "man"), ("she", "he"), "", 2),
+        Stimulus("2", "{} ran", ("a", "b", "c"), ("x", "y"), "g", 4)]
 
 
 @pytest.mark.parametrize("change, message", [
@@ -35,7 +37,8 @@ def test_a_csv_has_the_same_columns(tmp_path):
     ({"base": "no slot"}, "line 2: field 'base': 'no slot' has 0 slots"),
     ({"base": "{} and {}"}, "has 2 slots"),
     ({"base": ["{}"]}, "field 'base' is a list: write a text"),
-    ({"substitutes": ["nurse"]}, "field 'substitutes' has 1: give the null prompt's and at least one alternative"),
+    ({"substitutes": ["nurse"]},
+     "field 'substitutes' has 1: give the null prompt's and at least one alternative"),
     ({"substitutes": "nurse"}, "field 'substitutes' is a text: write a list"),
     ({"substitutes": ["nurse", ""]}, "field 'substitutes' is empty"),
     ({"substitutes": ["nurse", "nurse "]}, "field 'substitutes': two of them are the same"),
@@ -53,7 +56,8 @@ def test_a_csv_has_the_same_columns(tmp_path):
 def test_faults_name_line_and_field(tmp_path, change, message):
     with pytest.raises(InputError) as error:
         stimulus_files.read(jsonl(tmp_path, GOOD_STIMULUS, {**GOOD_STIMULUS, "id": "two", **change}))
-    assert message in str(error.value) and "stimuli.jsonl, line 2" in str(error.value) and "\n" not in str(error.value)
+    assert message in str(error.value) and "stimuli.jsonl, line 2" in str(error.value)
+    assert "\n" not in str(error.value)
 
 
 @pytest.mark.parametrize("rows, message", [
@@ -74,7 +78,8 @@ def test_faults_of_lines(tmp_path, rows, message):
 def test_a_missing_field_and_a_missing_file(tmp_path):
     for name in stimulus_files.FIELDS[:-1]:
         with pytest.raises(InputError, match=f"field '{name}' is missing"):
-            stimulus_files.read(jsonl(tmp_path, {key: value for key, value in GOOD_STIMULUS.items() if key != name}))
+            stimulus_files.read(jsonl(tmp_path,
+                                      {key: value for key, value in GOOD_STIMULUS.items() if key != name}))
     with pytest.raises(InputError, match="cannot be read"):
         stimulus_files.read(tmp_path / "nothing.jsonl")
     (tmp_path / "twice.csv").write_text("id,base,substitutes,candidates,candidates\n1,{},a|b,c|d,e|f\n")
@@ -106,12 +111,17 @@ def test_three_hundred_malformed_files(tmp_path, ending):
 
 def test_the_grammar_of_agreement():
     stimuli = agreement.generate(30)
-    assert len({(stimulus.base, stimulus.substitutes, stimulus.candidates) for stimulus in stimuli}) == len(stimuli) == 30 * 10
+    assert len({(stimulus.base, stimulus.substitutes, stimulus.candidates)
+                for stimulus in stimuli}) == len(stimuli) == 30 * 10
     assert len({stimulus.id for stimulus in stimuli}) == len(stimuli) and stimuli == agreement.generate(30)
     for stimulus in stimuli:
         structure, number = stimulus.group.split(", ")
-        assert (stimulus.candidates[0] in ("is", "was", "has")) == (number == "singular")  # fits the null prompt's noun
-        assert stimulus.substitutes[number == "singular"].endswith("s") and not stimulus.substitutes[number != "singular"].endswith("s")
-        assert len(stimulus.base.split()) == {"simple": 2, "one distractor": 3, "two distractors": 5}.get(structure, len(stimulus.base.split()))
+        # fits the null prompt's noun
+        assert (stimulus.candidates[0] in ("is", "was", "has")) == (number == "singular")
+        assert stimulus.substitutes[number == "singular"].endswith("s")
+        assert not stimulus.substitutes[number != "singular"].endswith("s")
+        assert len(stimulus.base.split()) == {"simple": 2, "one distractor": 3,
+                                              "two distractors": 5}.get(structure, len(stimulus.base.split()))
     many = agreement.generate(1000)
-    assert len({(stimulus.base, stimulus.substitutes, stimulus.candidates) for stimulus in many}) == len(many) == 2 * (30 + 180 + 900 + 1000 + 1000)
+    assert len({(stimulus.base, stimulus.substitutes, stimulus.candidates)
+                for stimulus in many}) == len(many) == 2 * (30 + 180 + 900 + 1000 + 1000)

@@ -8,7 +8,14 @@ import pytest
 from scipy import stats
 
 from mediation.model.fast_rows import FastRows
-from mediation.studies.error_budget import LIKELY, Check, draws, largest_share_off, units_to_check, within_budget
+from mediation.studies.error_budget import (
+    LIKELY,
+    Check,
+    draws,
+    largest_share_off,
+    units_to_check,
+    within_budget,
+)
 
 
 def test_first_layers_and_largest_effects_are_always_checked():
@@ -18,7 +25,8 @@ def test_first_layers_and_largest_effects_are_always_checked():
     seen = set()
     for seed in range(50):
         drawn, likely = units_to_check(swept, np.arange(1000), 100, 4, seed)
-        assert len(drawn) == 4 and {400, 777} <= {*drawn, *likely} and sum(unit < 100 for unit in likely) >= LIKELY - sum(unit < 100 for unit in drawn)
+        assert len(drawn) == 4 and {400, 777} <= {*drawn, *likely}
+        assert sum(unit < 100 for unit in likely) >= LIKELY - sum(unit < 100 for unit in drawn)
         assert len({*drawn, *likely}) == len(drawn) + len(likely)
         seen |= {*drawn}
     assert len(seen) > 150  # others in every sweep
@@ -32,14 +40,17 @@ def test_only_what_was_run_is_checked():
 
 def test_the_share_is_clopper_and_pearsons():
     for number in (1, 59, 1000):
-        assert largest_share_off(number) == pytest.approx(stats.binomtest(0, number, alternative="less").proportion_ci(0.95, method="exact").high)
+        interval = stats.binomtest(0, number, alternative="less").proportion_ci(0.95, method="exact")
+        assert largest_share_off(number) == pytest.approx(interval.high)
     assert largest_share_off(0) == 1
 
 
 def test_checks_add_up_and_survive_a_manifest():
     total = Check(1e-5, 4, 3) + Check(2e-5, 4, 2)
-    assert total == Check(2e-5, 8, 5) == Check.from_entry(total.entry()) == Check.from_arrays(total.to_arrays())
-    assert Check.from_entry({"largest_deviation_from_full_passes": 1e-5}) == Check(1e-5, 0, 0)  # a manifest of before
+    assert total == Check(2e-5, 8,
+                          5) == Check.from_entry(total.entry()) == Check.from_arrays(total.to_arrays())
+    # a manifest of before
+    assert Check.from_entry({"largest_deviation_from_full_passes": 1e-5}) == Check(1e-5, 0, 0)
 
 
 def test_every_stimulus_of_a_sweep_is_drawn_from():
@@ -54,7 +65,7 @@ def test_a_fast_sweep_that_is_repeated_does_not_touch_what_was_counted_before():
     def sweep():
         model.fast_rows.add(FastRows(48, 10, 16, 0, 9e-4))
 
-    found = iter([Check(0.1, 4, 2), Check(1e-6, 4, 2)])
-    within_budget(model, sweep, lambda _: next(found), options, "a sweep")
+    checks = iter([Check(0.1, 4, 2), Check(1e-6, 4, 2)])
+    within_budget(model, sweep, lambda _: next(checks), options, "a sweep")
     assert model.fast_rows.exact >= 16 + 48 and model.fast_rows.repeated == 1
     assert model.fast_rows.sampled >= 16 and model.fast_rows.largest_deviation >= 7e-4

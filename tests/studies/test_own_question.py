@@ -17,7 +17,7 @@ from tests.helpers import malformed
 
 
 def test_slots_of_other_lengths_do_not_share_a_tree(toy_model):
-    """Alike up to the slot's end, but with one token changed or two: estimates of one are not those of the other."""
+    """Alike up to the slot's end, but with one token changed or two: estimates are not shared."""
     model = toy_model()
     stimuli = [Stimulus("a", "The {} said that", ("nurse doctor", "nurse captain"), ("she", "he")),
                Stimulus("b", "The nurse {} said that", ("doctor", "captain"), ("she", "he"))]
@@ -26,20 +26,26 @@ def test_slots_of_other_lengths_do_not_share_a_tree(toy_model):
 
 
 def test_long_families_are_run_in_parts(toy_model):
-    stimuli = [Stimulus(str(number), "The {} said" + " that" * 40 + f" {number}", ("nurse", "man"), ("she", "he")) for number in range(60)]
-    found = families([comparison.intervention for comparison in build_comparisons(toy_model(), "x", stimuli, None)])
-    assert sorted(index for members in found for index in members) == list(range(60)) and 1 < len(found) < 10
+    stimuli = [Stimulus(str(number), "The {} said" + " that" * 40 + f" {number}", ("nurse", "man"),
+                        ("she", "he")) for number in range(60)]
+    groups = families([comparison.intervention
+                       for comparison in build_comparisons(toy_model(), "x", stimuli, None)])
+    assert sorted(index for members in groups for index in members) == list(range(60))
+    assert 1 < len(groups) < 10
 
 
 def test_three_hundred_malformed_files_end_in_one_line(toy_model, tmp_path):
-    """What the reader lets through (emoji, other scripts, strange words) either fits the model or is refused with file and line."""
+    """What the reader lets through either fits the model or is refused with file and line.
+
+    Emoji, other scripts, strange words are among it.
+    """
     model, path, run = toy_model(), tmp_path / "mine.jsonl", 0
     for number in range(300):
         path.write_bytes(malformed(random.Random(1000 + number)))
         try:
             comparisons = build_comparisons(model, path, stimulus_files.read(path), "last")
-            found = model.base_in_trees([comparisons[-1].intervention])
-            assert torch.isfinite(found).all() and (found < 0).all()
+            log_probabilities = model.base_in_trees([comparisons[-1].intervention])
+            assert torch.isfinite(log_probabilities).all() and (log_probabilities < 0).all()
             run += 1
         except InputError as error:
             assert str(error).startswith(f"{path}, line ") and "\n" not in str(error)
@@ -49,8 +55,10 @@ def test_three_hundred_malformed_files_end_in_one_line(toy_model, tmp_path):
 def test_a_unit_missed_in_several_comparisons_of_a_tree_is_one_miss():
     """Unit 3 was drawn; it is among the strongest of the second and the third comparison."""
     effects = np.array([[5.0, 4, 3, 1, 0], [5, 4, 3, 9, 0], [5, 4, 3, 9, 0]])
-    arrays = {"base": np.zeros((3, 2, 2)), "log_probabilities": np.stack([np.zeros_like(effects), effects], axis=2), "chosen": np.array([0, 1, 2]),
-              "drawn": np.array([3, 4]), "rest": np.int64(2), "estimates": effects[:, 3:]}
+    arrays = {"base": np.zeros((3, 2, 2)),
+              "log_probabilities": np.stack([np.zeros_like(effects), effects], axis=2),
+              "chosen": np.array([0, 1, 2]), "drawn": np.array([3, 4]), "rest": np.int64(2),
+              "estimates": effects[:, 3:]}
     account = Account(samples=[sample_of(arrays, position, 0, "tree_0", "nurse", 3) for position in range(3)])
     screen = account.entry(3)["screen"]
     assert (screen["drawn"], screen["missed"], screen["rest"]) == (2, [["nurse", 3]], 2)
