@@ -77,8 +77,8 @@ def describe_screening(screening: Screening, samples: Sequence[Mapping[str, Any]
              "(bound 0): more professions, or a larger --screen_sample, make one")
     worst = [min((sample[name] for sample in samples if sample[name] is not None), default=float("nan"))
              for name in ("pearson", "spearman")]
-    return (f"method screen: {screening.drawn} random neurons of the {screening.rest} a prompt that were left "
-            "out "
+    return (f"method screen: {screening.drawn} random neurons of the {screening.rest} a prompt that were "
+            "left out "
             f"were run: {screening.missed} belong to the exact top {screening.top} of one of their "
             f"prompts\n{bound}\n"
             f"estimates against exact runs in these samples (change in log odds): Pearson {worst[0]:.4f}, "
@@ -228,8 +228,8 @@ def mediation(
     summary = summary_of_groups(totals["group"], totals["total_effect"])
     lines += [f"| {row['group']} | {row['comparisons']} | {row['mean of logs']:.4g} | {row['median']:.4g} "
               f"| {row['mean']:.4g} | {row['share above 0']:.2f} |" for _, row in summary.iterrows()]
-    lines += ["", "Means of odds ratios are driven by few strong comparisons: see the mean of their logarithms "
-              "and the median beside them."]
+    lines += ["", "Means of odds ratios are driven by few strong comparisons: see the mean of their "
+              "logarithms and the median beside them."]
     for name, mediator in mediators.items():
         lines += _mediator(name, mediator)
     lines += ["", "## How it was made", ""]
