@@ -279,11 +279,10 @@ def write_interventions(
     tables = unwritten(run_folder, run)
     study = ProfessionStudy(model, run_folder, interventions, run_folder.open_files(run),
                             StudyOptions.of(options))
-    prompts = sum(len(interventions[entry["template"]]) for entry in tables.values())
-    total = (model.num_layers + 1) * model.num_neurons * prompts
-    with tqdm(total=total, unit=" interventions", unit_scale=True, smoothing=0.05,
+    kinds = dict.fromkeys(entry["intervention_type"] for entry in tables.values())
+    with tqdm(total=study.interventions_of(kinds), unit=" interventions", unit_scale=True, smoothing=0.05,
               disable=not tables) as progress:
-        for kind in dict.fromkeys(entry["intervention_type"] for entry in tables.values()):
+        for kind in kinds:
             for name, entry in study.write(kind, tables, progress):
                 run_folder.finish_file(run, name, **entry)
             study.forget(kind)

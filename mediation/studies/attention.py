@@ -131,7 +131,7 @@ def sweep_examples(model: LanguageModel, interventions: Sequence[Intervention], 
     for task in tasks:
         arrays = shards(task.key)
         entries.append(entry_of(model, task.intervention, arrays))
-        for swept in head_results(arrays).values():
+        for swept in head_results(task, arrays).values():
             account.add(swept)
     content = {**about, "num_examples_analyzed": len(entries), **means(entries), "results": entries}
     write_json(run_folder.folder / name, content, indent=None)

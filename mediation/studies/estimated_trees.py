@@ -47,8 +47,7 @@ class PromptGradients(Task):
 class Gradients:
     """The tasks that take the gradients of every different prompt of a study's stimuli.
 
-    Null prompts go a few trees at once, always the same ones, so that a run that was stopped gives the same
-    numbers; alternatives go all together.
+    A few trees at once, always the same ones, so that a run that was stopped gives the same numbers.
 
     Args:
         table: of the shards; types: how many intervention types they serve.
@@ -59,9 +58,9 @@ class Gradients:
         self.tasks: list[PromptGradients] = []
         self._where: dict[tuple, tuple[tuple[str, str], int]] = {}
         for trees in batch(families(stimuli), WORDS_AT_ONCE):
-            self._add([stimuli[member] for members in trees for member in members], NULL)
-        for prompt in range(1, max((len(stimulus.prompts) for stimulus in stimuli), default=1)):
-            self._add([stimulus for stimulus in stimuli if len(stimulus.prompts) > prompt], prompt)
+            of_trees = [stimuli[member] for members in trees for member in members]
+            for prompt in range(max(len(stimulus.prompts) for stimulus in of_trees)):
+                self._add([stimulus for stimulus in of_trees if len(stimulus.prompts) > prompt], prompt)
 
     def _add(self, stimuli: Sequence[Intervention], prompt: int) -> None:
         """One task per number of places, of the prompts that no task has yet."""

@@ -99,12 +99,12 @@ def probabilities(log_probabilities: Float64[np.ndarray, "S 2"]) -> Float64[np.n
     return torch.from_numpy(log_probabilities).exp().numpy()
 
 
-def head_results(arrays: Arrays) -> dict[str, Swept]:
-    """{effect: numbers} of a Heads task, whose units are the S sets; what both effects share stands with the first."""
+def head_results(task: Heads, arrays: Arrays) -> dict[str, Swept]:
+    """{effect: numbers} of a task, whose units are the S sets; what both effects share stands with the first."""
     fast = FastRows(*arrays["fast"]) if "fast" in arrays else None
     base, check = np.log(arrays["probabilities"]), Check.from_arrays(arrays)
     shares = [(float(arrays["seconds"]), check, fast), (0.0, NOTHING_CHECKED, None)]
-    return {kind: Swept(arrays[kind], base, arrays.get(f"{kind}_exact"), *share)
+    return {kind: Swept(arrays[kind], base, arrays.get(f"{kind}_exact"), *share, source=(task.key, kind))
             for kind, share in zip(EFFECTS, shares)}
 
 

@@ -27,6 +27,7 @@ from mediation.studies.error_budget import budget
 from mediation.studies.trees import TOKENS_TOGETHER, Tree, digest, reaches_output
 
 INTERPOLATED_FROM = 12  # words from which on direct effects are interpolated: a neuron needs 8 to 12 runs
+ASKED_FOR = 0.5  # part of the words x templates that are stimuli: an interpolant gives all of them, wanted or not
 
 
 @dataclass(frozen=True)
@@ -44,6 +45,15 @@ class Alternative:
     template_of: dict[int, int]
     templates: tuple[Intervention, ...]
     words: tuple[Intervention, ...]
+
+    def serves(self, run_on: int) -> bool:
+        """Whether interpolation costs less than to run all: many words, most of them in most of the templates.
+
+        The prompts of all templates have to fit into one tree.
+        """
+        dense = len(self.members) >= ASKED_FOR * len(self.words) * len(self.templates)
+        tokens = sum(len(stimulus.prompts[run_on].tokens) for stimulus in self.templates)
+        return len(self.words) >= INTERPOLATED_FROM and dense and tokens <= TOKENS_TOGETHER
 
     def tasks(self, model: LanguageModel, table: str) -> tuple["Values", list["InterpolatedLayer"]]:
         """The task of the words' values, and one per layer."""
@@ -71,7 +81,7 @@ def alike_in_alternative(model: LanguageModel, stimuli: Sequence[Intervention], 
             beginning = prompt.tokens[: prompt.slot[1]], str(stimulus.places[run_on]), str(stimulus.candidates_tok)
             alike.setdefault(beginning, []).append(index)
     groups = (alternative_of(stimuli, members, kind, run_on, options) for members in alike.values())
-    return [group for group in groups if len(group.words) >= INTERPOLATED_FROM and fits_together(group, run_on)]
+    return [group for group in groups if group.serves(run_on)]
 
 
 def alternative_of(stimuli: Sequence[Intervention], members: list[int], kind: str, run_on: int,
@@ -86,11 +96,6 @@ def alternative_of(stimuli: Sequence[Intervention], members: list[int], kind: st
         template_of[member] = templates.setdefault(alternative.tokens, (len(templates), stimuli[member]))[0]
     return Alternative(kind, options, tuple(members), word_of, template_of,
                        *(tuple(stimulus for _, stimulus in each.values()) for each in (templates, words)))
-
-
-def fits_together(group: Alternative, run_on: int) -> bool:
-    """Whether the alternative's prompts in all templates are few enough for one tree."""
-    return sum(len(stimulus.prompts[run_on].tokens) for stimulus in group.templates) <= TOKENS_TOGETHER
 
 
 @dataclass(frozen=True)

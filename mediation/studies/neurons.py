@@ -110,7 +110,7 @@ class NeuronResults:
             arrays["log_probabilities"][position], arrays["base"][position], arrays.get("exact"),
             seconds=float(arrays["seconds"]) / len(task.stimuli) + self.seconds_before,
             check=Check(check.deviation, 0, 0) if position else check,  # counted once for a tree
-            fast=FastRows(*arrays["fast"]) if "fast" in arrays else None, sample=sample)
+            fast=FastRows(*arrays["fast"]) if "fast" in arrays else None, source=(task.key, position), sample=sample)
 
     def interpolation(self) -> dict[str, float] | None:
         """For the manifest: how many neurons were interpolated between words, and how many run for every word."""
@@ -121,12 +121,13 @@ class NeuronResults:
         neurons, run = (sum(len(part) for part in parts) for parts in
                         ([layer.low for layer in layers], [layer.run for layer in layers]))
         evaluations = sum(layer.evaluations for layer in layers) / neurons
+        prompts = sum(isinstance(task, InterpolatedTree) for task, _ in self.sweep.where)
         return {"interpolated": neurons - run, "run_for_every_word": run, "evaluations_a_neuron": evaluations,
-                "largest_error": max(layer.error for layer in layers)}
+                "largest_error": max(layer.error for layer in layers), "prompts": prompts}
 
 
 def describe_interpolation(kind: str, counts: dict[str, float], word: str) -> str:
     """One line for people on what `NeuronResults.interpolation` says of an intervention type; `word`: "profession"."""
-    return (f"{kind}: {counts['interpolated']} neurons interpolated between {word}s ({counts['evaluations_a_neuron']:.1f} "
-            f"runs per neuron, errors seen or estimated up to {counts['largest_error']:.1e}), "
-            f"{counts['run_for_every_word']} run for every {word}")
+    return (f"{kind}: {counts['interpolated']} neurons interpolated between {word}s ({counts['prompts']} prompts; "
+            f"{counts['evaluations_a_neuron']:.1f} runs per neuron, errors seen or estimated up to "
+            f"{counts['largest_error']:.1e}), {counts['run_for_every_word']} run for every {word}")

@@ -76,8 +76,8 @@ class SweepOfNeurons:
         sets = None if mediator.sets is None else torch.from_numpy(mediator.sets(model))
         estimates = options.estimates and mediator.estimated
         gradients = Gradients(stimuli, table, len(EFFECTS)) if estimates else None
-        self.sweeps = {kind: plan(model, stimuli, kind, options, table, sets=sets, gradients=gradients)
-                       for kind in EFFECTS}
+        labels = [f"{comparison.stimulus.id}, {comparison.alternative}" for comparison in comparisons]
+        self.sweeps = {kind: plan(model, stimuli, kind, options, table, labels, sets, gradients) for kind in EFFECTS}
         # gradients serve both effects: the second finds them computed
         self.stages = [stage for sweep in self.sweeps.values() for stage in sweep.stages]
 
@@ -114,9 +114,10 @@ class SweepOfHeads:
     def results(self, shards: Shards) -> Callable[[int], tuple[dict[str, Swept], float]]:
         """See `Sweep`."""
         def of_comparison(index: int) -> tuple[dict[str, Swept], float]:
-            arrays = shards(self.tasks[index].key)
+            task = self.tasks[index]
+            arrays = shards(task.key)
             null1, null2 = arrays["probabilities"][0]
-            return head_results(arrays), float(log_odds(null2, null1))
+            return head_results(task, arrays), float(log_odds(null2, null1))
 
         return of_comparison
 

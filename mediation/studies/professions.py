@@ -42,6 +42,11 @@ class ProfessionStudy:
             stimuli = [interventions[template][word] for template, word in self.prompts(templates)]
             self.gradients = Gradients(stimuli, f"gradients_{model.name}", len(self.names))
 
+    def interventions_of(self, kinds: Iterable[str]) -> int:
+        """How many interventions the sweeps of these types are."""
+        units = (self.model.num_layers + 1) * self.model.num_neurons
+        return units * sum(len(self.prompts(self.names[kind])) for kind in kinds)
+
     def prompts(self, templates: Iterable[str]) -> list[tuple[str, str]]:
         """(template, word) of all prompts, word by word: a word's templates are one tree."""
         templates = list(templates)
@@ -71,8 +76,9 @@ class ProfessionStudy:
                     accounts[template].add(swept)
                     columns = self.columns(word, self.interventions[template][word], swept)
                     rows[template] = append[template](columns)
+        interpolation = results.interpolation()
         for template, name in files.items():
-            accounts[template].interpolation = results.interpolation()
+            accounts[template].interpolation = interpolation
             yield name, accounts[template].entry(rows[template])
 
     def columns(self, word: str, intervention: Intervention, swept: Swept) -> dict[str, Any]:

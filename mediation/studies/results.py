@@ -49,6 +49,7 @@ class Swept:
     seconds: float
     check: Check
     fast: FastRows | None
+    source: tuple
     sample: Sample | None = None
 
 
@@ -78,10 +79,14 @@ class Account:
     check: Check = NOTHING_CHECKED
     fast: FastRows = field(default_factory=FastRows)
     samples: list[Sample] = field(default_factory=list)
+    counted: set[tuple] = field(default_factory=set)
     interpolation: dict[str, Any] | None = None
 
     def add(self, swept: Swept) -> None:
-        """Count in what gave one stimulus' numbers."""
+        """Count in what gave one stimulus' numbers; once, where the same comparison stands twice in a file."""
+        if swept.source in self.counted:
+            return
+        self.counted.add(swept.source)
         self.seconds += swept.seconds
         self.check += swept.check
         if swept.fast:

@@ -206,7 +206,8 @@ class SelectionFiles:
     def objectives(self, kind: str, step: str | int, sets: Sequence[Sequence[int]],
                    examples: Mapping[Any, Example] | None = None) -> Float64[np.ndarray, "N sets"]:
         """Objectives of sets for every example, each kept at once. `examples`: in place of the selection's."""
-        tasks = [Objectives(self.names[kind], f"{step}_{key}", f"{self.title}{kind} {step}", 1, example, tuple(sets))
+        same = tuple(sets)  # once for all examples: there may be 17,856 of them
+        tasks = [Objectives(self.names[kind], f"{step}_{key}", f"{self.title}{kind} {step}", 1, example, same)
                  for key, example in (examples or self.examples).items()]
         with tqdm(total=len(tasks), unit=self.unit) as progress:
             shards = engine.run(self.model, [tasks], self.run_folder, progress)

@@ -121,3 +121,31 @@ def test_what_was_read_last_stays_in_memory_within_a_limit(tmp_path, monkeypatch
     for name in "abca":
         shards(("table", name))
     assert [name for _, name in shards.in_memory] == ["c", "a"]
+
+
+def test_words_that_have_a_template_each_are_not_interpolated(mediate, monkeypatch):
+    """An interpolant gives all words in all templates: where few of these are asked for, running them is cheaper."""
+    monkeypatch.setattr(interpolated_trees, "INTERPOLATED_FROM", 3)
+    stimuli = [{**STIMULI[0], "id": word, "base": f"The {{}} said that {word}", "substitutes": [word, "man"]} for word in WORDS]
+    _, _, runs = mediate("diagonal", "--mediators", "neurons", stimuli=stimuli)
+    assert "interpolation" not in runs[-1]["files"]["neurons_toy-llama.csv"]
+
+
+def test_a_comparison_that_stands_twice_in_a_file_is_counted_once(mediate):
+    pronoun = {"base": "The captain told the nurse that {}", "substitutes": ["she", "he"], "candidates": ["was", "had"]}
+    entries = []
+    for name, ids in (("once", ["a"]), ("twice", ["a", "b"])):
+        _, tables, runs = mediate(name, "--mediators", "heads", stimuli=[{"id": each, **pronoun} for each in ids])
+        entries.append(runs[-1]["files"]["heads_toy-llama.csv"])
+        assert len(tables["heads"]) == len(ids) * 3 * 4
+    assert entries[0]["checked_at_random"] == entries[1]["checked_at_random"] == 2
+
+
+def test_alternatives_are_taken_a_few_trees_at_once(mediate, monkeypatch):
+    """One task for all of them would grow with the study."""
+    monkeypatch.setattr(estimated_trees, "WORDS_AT_ONCE", 2)
+    sizes, take = [], estimated_trees.neuron_gradients_of
+    monkeypatch.setattr(estimated_trees, "neuron_gradients_of", lambda model, stimuli, prompt: sizes.append(len(stimuli)) or take(model, stimuli, prompt))
+    stimuli = [{**STIMULI[0], "id": word, "base": f"The {{}} said that {word}", "substitutes": [word, "man"]} for word in WORDS]
+    mediate("alternatives", "--mediators", "neurons", "--method", "gradient", stimuli=stimuli)
+    assert sorted(sizes) == [1, 1, 2, 2, 2, 2]
