@@ -24,12 +24,15 @@ APPROACHES = (1, 2, 3, 4, 5, 6)
 
 @dataclass(frozen=True)
 class Masking:
-    """How a candidate is scored: the approach (1 to 6) and the ids of the tokens that it needs."""
+    """How a candidate is scored: the approach (1 to 6) and the ids of the tokens that it needs.
+
+    `begin`, `separator`: may be None for approaches 1 to 3, which do not need them.
+    """
 
     approach: int
     mask: int
-    begin: int
-    separator: int
+    begin: int | None
+    separator: int | None
 
     @classmethod
     def of(cls, tokenizer: PreTrainedTokenizerBase, approach: int) -> "Masking":
