@@ -33,7 +33,8 @@ def main(options: argparse.Namespace) -> None:
     left_out: dict[str, list[str]] = {}
     stems = sorted({path.stem.removesuffix(f"_{kind}_{options.model}") for path, kind in paths.items()})
     for stem in tqdm(stems, desc="templates", unit=" templates"):
-        tables: dict[str, dict] = {}  # {type: {word: (log odds without, and with one intervention on each neuron)}}
+        # {type: {word: (log odds without, and with one intervention on each neuron)}}
+        tables: dict[str, dict] = {}
         for path, kind in paths.items():
             if path.stem == f"{stem}_{kind}_{options.model}":
                 for piece in read_pieces(path, kind):

@@ -164,8 +164,8 @@ def write_mediators(
         interventions = 2 * len(fitting) * mediator.count(model)
         account, groups = Account(), [comparison.stimulus.group for comparison in fitting]
         with tqdm(total=interventions, unit=" interventions", unit_scale=True, smoothing=0.05) as progress:
-            effects = own_question.rows(model, fitting, mediator, shards, StudyOptions.of(options), run_folder,
-                                        progress, account)
+            effects = own_question.rows(model, fitting, mediator, shards, StudyOptions.of(options),
+                                        run_folder, progress, account)
             rows, table = write_effects(run_folder.folder / file, mediator.units(model), effects, groups)
         write_csv(means, table)
         run_folder.finish_file(run, file, **account.entry(rows))

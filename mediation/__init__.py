@@ -1,8 +1,10 @@
 """The library under the scripts; its folders stand in the order in which data flows.
 
-stimuli: what is asked - model: a language model whose forward pass can be resumed - mediators: what can be changed in it -
-studies: which sweeps make a study - effects: from probabilities to numbers - results: the formats - reports: what people look at.
+stimuli: what is asked - model: a language model whose forward pass can be resumed - mediators: what can be
+changed in it - studies: which sweeps make a study - effects: from probabilities to numbers - results: the
+formats - reports: what people look at.
 files, options and errors serve all of them. Who may import whom is a test: tests/test_rooms.py.
 """
 
-__version__ = "0.2.0"  # raised whenever a number may change: what an unfinished run kept under another version is computed again
+# raised whenever a number may change: what an unfinished run kept under another version is computed again
+__version__ = "0.2.0"

@@ -14,7 +14,8 @@ from mediation.model.readout import log_sum_exp
 from mediation.reports import plots
 from tests.helpers import PROJECT
 
-ANNOTATED = ("effects", "files", "mediators", "model", "reports", "stimuli", "results", "studies", "options.py", "assets.py")
+ANNOTATED = ("effects", "files", "mediators", "model", "reports", "stimuli", "results", "studies",
+             "options.py", "assets.py")
 PUBLIC = ("__init__", "__call__")
 
 

@@ -27,7 +27,8 @@ def read_selections(paths: dict[str, Path], label: str) -> dict[str, dict[str, A
         if path.exists():
             content = read_pickle(path)
             try:
-                orders = zip(content["val"], content[label]) if kind == "random" else [(content["val"], content[label])]
+                orders = (zip(content["val"], content[label]) if kind == "random"
+                          else [(content["val"], content[label])])
                 for values, pairs in orders:
                     check_choice(values, pairs)
             except (KeyError, TypeError, ValueError, IndexError) as error:

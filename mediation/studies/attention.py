@@ -1,4 +1,5 @@
-"""The attention study: examples chosen, their sweeps kept as they go, checked, and written as the study's JSON has them."""
+"""The attention study: examples chosen, their sweeps kept as they go, checked, and written as the study's
+JSON has them."""
 
 import shlex
 import sys
@@ -34,7 +35,8 @@ def get_odds_ratio(intervention: Intervention, model: LanguageModel) -> float:
 
 def perform_intervention(intervention: Intervention, model: LanguageModel,
                          effect_types: Sequence[str] = EFFECTS) -> dict[str, Any]:
-    """Every head, layer and the whole model of one stimulus, as an entry of the study's JSON (see `read_results`)."""
+    """Every head, layer and the whole model of one stimulus, as an entry of the study's JSON (see
+    `read_results`)."""
     swept = {kind: head_sweeps.heads_layers_and_model(model, intervention, kind) for kind in effect_types}
     return result_entry(intervention, model.continuation_probabilities(intervention), swept)
 
@@ -54,7 +56,8 @@ def run_study(model: LanguageModel, examples: Sequence[PronounStimulus], data: s
         examples: all of the data set's; data: "winobias" or "winogender"; name: of the JSON.
         about: keys of the JSON that say what it is: model_version, do_filter, split or stat.
 
-    Returns: path of the JSON. A finished one is left as it is; an unfinished one goes on with the next example.
+    Returns: path of the JSON. A finished one is left as it is; an unfinished one goes on with the next
+    example.
     """
     run_folder = RunFolder(Path(options.out_dir) / f"{data}_data")
     settings, method = describe_settings(model, examples, about, options)
@@ -68,7 +71,8 @@ def run_study(model: LanguageModel, examples: Sequence[PronounStimulus], data: s
         run = run_folder.begin({"settings": settings, "files": {name: {}}, "command": shlex.join(sys.argv),
                                 "machine": describe_machine(model), "started": now(), "finished": None})
         chosen = [interventions[index] for index in selected]
-        sweep_examples(model, chosen, run_folder, run, name, {**about, **method, **counts}, StudyOptions.of(options))
+        sweep_examples(model, chosen, run_folder, run, name, {**about, **method, **counts},
+                       StudyOptions.of(options))
         run_folder.update(run, finished=now())
         return run_folder.folder / name
 
@@ -76,7 +80,8 @@ def run_study(model: LanguageModel, examples: Sequence[PronounStimulus], data: s
 def describe_settings(model: LanguageModel, examples: Sequence[PronounStimulus], about: dict[str, Any],
                       options: Any) -> tuple[dict[str, Any], dict[str, str]]:
     """What decides the numbers; and the part of it that says how they were computed, where not exactly."""
-    method = {name: getattr(options, name) for name in ("method", "precision") if getattr(options, name) != "exact"}
+    method = {name: getattr(options, name) for name in ("method", "precision")
+              if getattr(options, name) != "exact"}
     settings = {
         **about, "model": model.name, "weights_sha256": model.weights_sha256(),
         "examples_sha256": sha256(repr(examples).encode()).hexdigest(),
@@ -97,7 +102,8 @@ def masking_suffix(model: LanguageModel) -> str:
 
 def select_examples(model: LanguageModel, interventions: Sequence[Intervention],
                     options: Any) -> tuple[Sequence[int], dict[str, Any]]:
-    """Indices of the examples that are analysed, all or the model-filtered ones; and what a JSON says of the choice."""
+    """Indices of the examples that are analysed, all or the model-filtered ones; and what a JSON says of the
+    choice."""
     counts: dict[str, Any] = {"num_examples_loaded": len(interventions)}
     if not options.do_filter:
         return range(len(interventions)), counts
@@ -106,21 +112,22 @@ def select_examples(model: LanguageModel, interventions: Sequence[Intervention],
     selected, aligned, threshold = strong_examples(ratios, options.filter_quantile)
     print(f"{aligned} of {len(interventions)} examples have an odds ratio above 1, {len(selected)} above the "
           f"threshold {threshold:.6f}")
-    counts |= {"num_examples_aligned": aligned, "filter_quantile": options.filter_quantile, "threshold": threshold}
+    counts |= {"num_examples_aligned": aligned, "filter_quantile": options.filter_quantile,
+               "threshold": threshold}
     return selected, counts
 
 
 def build_interventions(model: LanguageModel, examples: Sequence[PronounStimulus]) -> list[Intervention]:
     """The examples in the model's tokens, each checked to fit an attention study."""
-    interventions = [Intervention(model.tokenizer, example.base_string, example.substitutes, example.candidates,
-                                  model.device) for example in examples]
+    interventions = [Intervention(model.tokenizer, example.base_string, example.substitutes,
+                                  example.candidates, model.device) for example in examples]
     for intervention in interventions:
         intervention.check_for_attention()
     return interventions
 
 
-def sweep_examples(model: LanguageModel, interventions: Sequence[Intervention], run_folder: RunFolder, run: int,
-                   name: str, about: dict[str, Any], options: StudyOptions) -> None:
+def sweep_examples(model: LanguageModel, interventions: Sequence[Intervention], run_folder: RunFolder,
+                   run: int, name: str, about: dict[str, Any], options: StudyOptions) -> None:
     """Sweep the examples, and write the JSON when all are there."""
     tasks = [head_task(model, intervention, options, name, f"example {count} of {len(interventions)}")
              for count, intervention in enumerate(interventions, start=1)]
@@ -141,8 +148,9 @@ def sweep_examples(model: LanguageModel, interventions: Sequence[Intervention], 
     if account.fast.rows:
         print(account.fast)
     if options.method == "gradient":
-        print(f"compared the estimates of {account.check.random} random heads and {account.check.likely} with the "
-              f"largest effects with full passes: log-probabilities differ by at most {account.check.deviation:.1e}")
+        print(f"compared the estimates of {account.check.random} random heads and {account.check.likely} "
+              f"with the largest effects with full passes: log-probabilities differ by at most "
+              f"{account.check.deviation:.1e}")
     else:
         what = "heads" + (" among those run" if options.method == "screen" else "")
         print(describe_check(account.check, budget(options).total, what))

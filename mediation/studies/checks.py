@@ -98,8 +98,9 @@ def check_finite(stimuli: Sequence[Intervention], kind: str, log_probabilities: 
     """Raises InputError when a model gave what is no probability above 0, with or without intervention."""
     for stimulus, intervened, without in zip(stimuli, log_probabilities, base):
         if not (np.isfinite(intervened).all() and np.isfinite(without).all()):
-            raise InputError(f"{stimulus.base_strings[0]!r}, {kind}: the model gave probabilities that are zero or "
-                             "not numbers: try --dtype float32 or float64, or check the model's weights")
+            raise InputError(f"{stimulus.base_strings[0]!r}, {kind}: the model gave probabilities that are "
+                             "zero or not numbers: try --dtype float32 or float64, or check the model's "
+                             "weights")
 
 
 def check_all(model: LanguageModel, stimuli: Sequence[Intervention], kind: str,
@@ -111,8 +112,8 @@ def check_all(model: LanguageModel, stimuli: Sequence[Intervention], kind: str,
     Those where an error is likely are chosen in one of the stimuli.
 
     Args:
-        units: the units that were run (None: all); sets: where units are sets of neurons; sample: how many are
-            drawn at random.
+        units: the units that were run (None: all); sets: where units are sets of neurons; sample: how many
+            are drawn at random.
     """
     total, seed = NOTHING_CHECKED, seed_of(stimuli[0], kind, options.seed)
     random = draws(len(stimuli), sample, seed)

@@ -37,8 +37,8 @@ def build_comparisons(model: LanguageModel, path: str | Path, stimuli: Sequence[
         null, *alternatives = stimulus.substitutes
         for alternative in alternatives:
             try:
-                intervention = Intervention(model.tokenizer, stimulus.base, [null, alternative], stimulus.candidates,
-                                            model.device, multi_token, any_length=True)
+                intervention = Intervention(model.tokenizer, stimulus.base, [null, alternative],
+                                            stimulus.candidates, model.device, multi_token, any_length=True)
                 check_expressible(intervention, null, alternative, longest)
             except InputError as error:
                 raise InputError(f"{path}, line {stimulus.line}: {error}") from error
@@ -55,8 +55,8 @@ def check_expressible(intervention: Intervention, null: str, alternative: str, l
     if candidates[0] == candidates[1]:
         raise InputError("field 'candidates': both are the same tokens to this model: choose others")
     if prompts[0].tokens == prompts[1].tokens:
-        raise InputError(f"field 'substitutes': {null!r} and {alternative!r} are the same tokens to this model: "
-                         "choose others")
+        raise InputError(f"field 'substitutes': {null!r} and {alternative!r} are the same tokens to this "
+                         "model: choose others")
 
 
 def longest_text(model: LanguageModel) -> float:
@@ -65,7 +65,8 @@ def longest_text(model: LanguageModel) -> float:
     longest = getattr(config, "max_position_embeddings", None) or float("inf")
     if not model.masking:
         return longest
-    before = config.pad_token_id + 1 if config.model_type == "roberta" else 0  # positions begin behind the padding's
+    # positions begin behind the padding's
+    before = config.pad_token_id + 1 if config.model_type == "roberta" else 0
     return longest - before - (2 if model.masking.approach > 3 else 0)
 
 

@@ -1,10 +1,11 @@
-"""The engine: it computes a study's tasks, stage by stage, and keeps what each of them gives in a shard at once.
+"""The engine: it computes a study's tasks, stage by stage, and keeps what each of them gives in a shard at
+once.
 
     comparisons -> stages of tasks -> [engine] -> shards -> results
 
-A study yields stages, which are lists of tasks. Tasks of one stage do not need each other; they may need what tasks
-of earlier stages gave. A run that was stopped goes on with the first task that has no shard. Another engine
-replaces `run` and nothing else.
+A study yields stages, which are lists of tasks. Tasks of one stage do not need each other; they may need
+what tasks of earlier stages gave. A run that was stopped goes on with the first task that has no shard.
+Another engine replaces `run` and nothing else.
 """
 
 import time
@@ -21,7 +22,8 @@ from mediation.mediators.batches import Progress
 from mediation.mediators.neuron_sweeps import SweepOptions
 from mediation.model.language_model import LanguageModel
 
-# of shards that were read last: a tree of prompts needs the gradients of its own prompts and of two alternatives
+# of shards that were read last: a tree of prompts needs the gradients of its own prompts and of two
+# alternatives
 BYTES_IN_MEMORY = 256_000_000
 
 Arrays = dict[str, Any]  # {name: NumPy array}
@@ -33,7 +35,8 @@ Earlier = Callable[[Key], Arrays]
 class StudyOptions:
     """How a study's sweeps are run: what the scripts' options of these names say.
 
-    `seed` starts all draws: of checks against full passes, and of what screening runs beside the strongest units.
+    `seed` starts all draws: of checks against full passes, and of what screening runs beside the strongest
+    units.
     """
 
     method: str = "exact"
@@ -51,7 +54,8 @@ class StudyOptions:
     @classmethod
     def of(cls, options: Any) -> "StudyOptions":
         """From a command line; what a script does not ask for is left at its default."""
-        named = {field.name: getattr(options, field.name) for field in fields(cls) if hasattr(options, field.name)}
+        named = {field.name: getattr(options, field.name) for field in fields(cls)
+                 if hasattr(options, field.name)}
         return cls(**named)
 
     @property
@@ -69,9 +73,9 @@ class StudyOptions:
 class Task:
     """One piece of a study's work, a plain record that names the shard of what it gives.
 
-    `table`: file, or work for several files, whose shards are removed together; `name`: of the shard among these,
-    from what the task computes, so that another run's shards are never taken for it; `title`: for the progress bar;
-    `interventions`: how many it runs.
+    `table`: file, or work for several files, whose shards are removed together; `name`: of the shard among
+    these, from what the task computes, so that another run's shards are never taken for it; `title`: for the
+    progress bar; `interventions`: how many it runs.
     """
 
     table: str
@@ -83,7 +87,8 @@ class Task:
         """A function of the model and of what earlier tasks gave, and of nothing else.
 
         Args:
-            earlier: gives an earlier task's arrays by its key; progress: told of interventions as they are done.
+            earlier: gives an earlier task's arrays by its key; progress: told of interventions as they are
+                done.
         """
         raise NotImplementedError
 
@@ -108,8 +113,8 @@ class Shards:
         """
         arrays = self.in_memory.pop(key, None) or self.run_folder.load_shard(*key)
         if arrays is None:
-            raise InputError(f"{self.run_folder.shard_path(*key)} was damaged or removed while it was needed: give "
-                             "the same command again, it is computed anew")
+            raise InputError(f"{self.run_folder.shard_path(*key)} was damaged or removed while it was "
+                             "needed: give the same command again, it is computed anew")
         self.in_memory[key] = arrays  # the one that was asked for last stands last
         while len(self.in_memory) > 1 and self._bytes() > BYTES_IN_MEMORY:
             del self.in_memory[next(iter(self.in_memory))]
@@ -119,7 +124,8 @@ class Shards:
         return sum(array.nbytes for arrays in self.in_memory.values() for array in arrays.values())
 
 
-def run(model: LanguageModel, stages: Iterable[Sequence[Task]], run_folder: RunFolder, progress: tqdm) -> Shards:
+def run(model: LanguageModel, stages: Iterable[Sequence[Task]], run_folder: RunFolder,
+        progress: tqdm) -> Shards:
     """Compute every task that has no shard yet, in this process, one after the other.
 
     Args:

@@ -1,9 +1,10 @@
-"""How far a log-probability of a sweep may be from its full pass: what each step may add, and what is checked.
+"""How far a log-probability of a sweep may be from its full pass: what each step may add, and what is
+checked.
 
-Each step keeps to its part where it works; no intervention that is checked against a full pass under plain hooks may
-be off by more than the sum. What is checked: some interventions at random, which say how many of all can be off, and
-some where an error is likely: in the first layers, whose error every later layer carries on, and where the effect is
-largest.
+Each step keeps to its part where it works; no intervention that is checked against a full pass under plain
+hooks may be off by more than the sum. What is checked: some interventions at random, which say how many of
+all can be off, and some where an error is likely: in the first layers, whose error every later layer carries
+on, and where the effect is largest.
 """
 
 from collections.abc import Callable
@@ -18,7 +19,8 @@ from mediation.mediators import batches, interpolation
 from mediation.model import readout
 from mediation.model.language_model import LanguageModel
 
-# in a log-probability; about ten times the largest that was seen on the models of the tests and on SmolLM2-135M
+# in a log-probability; about ten times the largest that was seen on the models of the tests and on
+# SmolLM2-135M
 ROUNDING = {"float32": 5e-4, "float64": 1e-5, "bfloat16": 0.5, "float16": 0.1}
 CHECKED = 4  # interventions of a sweep that are drawn at random
 LIKELY = 2  # further ones of the first layers, and as many with the largest effects
@@ -57,7 +59,8 @@ class Budget:
 
 def budget(options: Precision) -> Budget:
     """The Budget of a run with these options."""
-    normaliser = readout.TOLERANCE if options.dtype == "float32" else 0.0  # the others sum the whole vocabulary
+    # the others sum the whole vocabulary
+    normaliser = readout.TOLERANCE if options.dtype == "float32" else 0.0
     return Budget(ROUNDING[options.dtype], interpolation.TOLERANCE.get(options.dtype, 0.0), normaliser,
                   batches.BOUND if options.precision == "fast" else 0.0)
 
@@ -66,8 +69,8 @@ def budget(options: Precision) -> Budget:
 class Check:
     """Interventions of a sweep that were run again as full passes.
 
-    `deviation`: the largest difference in a log-probability; `random`, `likely`: how many were drawn at random, and
-    chosen where an error is likely.
+    `deviation`: the largest difference in a log-probability; `random`, `likely`: how many were drawn at
+    random, and chosen where an error is likely.
     """
 
     deviation: float
@@ -103,8 +106,8 @@ NOTHING_CHECKED = Check(0.0, 0, 0)
 
 
 def units_to_check(
-    log_probabilities: Float[np.ndarray, "2 U"], among: Int[np.ndarray, " ran"], first_layers: int, random: int,
-    seed: Any, largest: int = LIKELY,
+    log_probabilities: Float[np.ndarray, "2 U"], among: Int[np.ndarray, " ran"], first_layers: int,
+    random: int, seed: Any, largest: int = LIKELY,
 ) -> tuple[Int[np.ndarray, " drawn"], Int[np.ndarray, " likely"]]:
     """Units of a sweep to be run again, each once: those drawn at random, and those where an error is likely.
 
@@ -124,36 +127,40 @@ def units_to_check(
 
 
 def draws(stimuli: int, random: int, seed: Any) -> Int[np.ndarray, " stimuli"]:
-    """How many of a sweep's random interventions are drawn from each stimulus: all interventions are as likely."""
+    """How many of a sweep's random interventions are drawn from each stimulus: all interventions are as
+    likely."""
     chosen = np.random.default_rng([*seed, 1]).integers(stimuli, size=random)
     return np.bincount(chosen, minlength=stimuli)
 
 
 def largest_share_off(random: int) -> float:
-    """With 95% confidence at most this share of the interventions is off, when none of so many random ones was."""
+    """With 95% confidence at most this share of the interventions is off, when none of so many random ones
+    was."""
     return 1 - (1 - CONFIDENCE) ** (1 / random) if random else 1.0
 
 
 def describe_check(check: Check, total: float, units: str) -> str:
     """One line for people on a run's Check; `units`: what was intervened upon, such as "neurons"."""
-    return (f"checked {check.random} random {units} and {check.likely} in the first layers or with the largest "
-            f"effects against full passes under plain hooks: log-probabilities differ by at most "
+    return (f"checked {check.random} random {units} and {check.likely} in the first layers or with the "
+            f"largest effects against full passes under plain hooks: log-probabilities differ by at most "
             f"{check.deviation:.1e} (accepted: {total:.1e}); with 95% confidence "
             f"at most {largest_share_off(check.random):.1%} of the interventions on them are off by more")
 
 
-def within_budget(model: LanguageModel, sweep: Callable[[], Any], check: Callable[[Any], Check], options: Precision,
-                  what: str, remedy: str = REMEDY) -> tuple[Any, Check]:
-    """What `sweep()` gives and its Check. A fast sweep that is off by more than the budget is run again exactly.
+def within_budget(model: LanguageModel, sweep: Callable[[], Any], check: Callable[[Any], Check],
+                  options: Precision, what: str, remedy: str = REMEDY) -> tuple[Any, Check]:
+    """What `sweep()` gives and its Check. A fast sweep that is off by more than the budget is run again
+    exactly.
 
     Args:
-        check: function of what the sweep gave; what: the sweep in words, for the message; remedy: what to do where
-            it was in full precision.
+        check: function of what the sweep gave; what: the sweep in words, for the message; remedy: what to do
+            where it was in full precision.
 
     Raises:
         InputError: a sweep in full precision is off by more than the budget.
     """
-    before = model.fast_rows.take() if model.fast_rows else None  # of other sweeps, to be counted beside this one
+    # of other sweeps, to be counted beside this one
+    before = model.fast_rows.take() if model.fast_rows else None
     result, accepted = sweep(), budget(options).total
     checked = check(result)
     if model.fast_rows and not checked.deviation <= accepted:  # what is not a number is off, too
@@ -164,6 +171,6 @@ def within_budget(model: LanguageModel, sweep: Callable[[], Any], check: Callabl
     if model.fast_rows and before:
         model.fast_rows.add(before)
     if not checked.deviation <= accepted:
-        raise InputError(f"{what}: the sweep and full passes differ by {checked.deviation:.1e} in a log-probability, "
-                         f"more than the accepted {accepted:.1e}: {remedy}")
+        raise InputError(f"{what}: the sweep and full passes differ by {checked.deviation:.1e} in a "
+                         f"log-probability, more than the accepted {accepted:.1e}: {remedy}")
     return result, checked

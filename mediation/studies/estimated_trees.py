@@ -87,8 +87,9 @@ class Gradients:
 def bytes_of_gradients(model: LanguageModel, stimuli: Sequence[Intervention], method: str) -> int:
     """Bytes that the methods that estimate keep on disk on the way, about.
 
-    Of each null prompt two gradients and a value of every neuron at each token that is changed; of each stimulus,
-    for one intervention type at a time, two log-probabilities; with screening, which neurons were run as well.
+    Of each null prompt two gradients and a value of every neuron at each token that is changed; of each
+    stimulus, for one intervention type at a time, two log-probabilities; with screening, which neurons were
+    run as well.
     """
     units = (model.num_layers + 1) * model.num_neurons
     places = [len(stimulus.places[NULL]) for stimulus in stimuli]
@@ -97,18 +98,20 @@ def bytes_of_gradients(model: LanguageModel, stimuli: Sequence[Intervention], me
 
 
 def trees_to_compare(stimuli: Sequence[Intervention], trees: Sequence[Sequence[int]]) -> set[int]:
-    """Numbers of the trees whose estimates are compared with full passes: as many as the largest has stimuli."""
+    """Numbers of the trees whose estimates are compared with full passes: as many as the largest has
+    stimuli."""
     count = max(TREES_COMPARED, *map(len, trees))
-    return set(sorted(range(len(trees)), key=lambda number: hash_of(stimuli[trees[number][0]].base_strings[0]))[:count])
+    return set(sorted(range(len(trees)),
+                      key=lambda number: hash_of(stimuli[trees[number][0]].base_strings[0]))[:count])
 
 
 @dataclass(frozen=True)
 class EstimatedTree(Tree):
     """The same to first order; with method screen the strongest units run exactly, and a few drawn at random.
 
-    Word embedding and first block are always among those that are run: there estimates are poor. Gives `exact`
-    bool [U] as well, which units were run; with screening `chosen` and `drawn` (units), `rest` (how many were left
-    out) and `estimates` [N, drawn] (changes in log odds).
+    Word embedding and first block are always among those that are run: there estimates are poor. Gives
+    `exact` bool [U] as well, which units were run; with screening `chosen` and `drawn` (units), `rest` (how
+    many were left out) and `estimates` [N, drawn] (changes in log odds).
 
     `gradients`: for each stimulus and prompt (key of a PromptGradients, position there); `compared`: whether
     estimates are compared with full passes.
@@ -120,13 +123,15 @@ class EstimatedTree(Tree):
     def compute(self, model: LanguageModel, earlier: Earlier, progress: Progress) -> Arrays:
         """See `Task`."""
         base = self.base(model)
-        moved = np.stack([self.first_order(position, earlier, of_stimulus) for position, of_stimulus in enumerate(base)])
+        moved = np.stack([self.first_order(position, earlier, of_stimulus)
+                          for position, of_stimulus in enumerate(base)])
         screened = self.options.method == "screen"
         arrays = self.screen(model, moved, base) if screened else self.estimate(model, moved, base)
         progress(self.interventions)
         return arrays
 
-    def first_order(self, position: int, earlier: Earlier, base: Float64[np.ndarray, "P 2"]) -> Float64[np.ndarray, "U 2"]:
+    def first_order(self, position: int, earlier: Earlier,
+                    base: Float64[np.ndarray, "P 2"]) -> Float64[np.ndarray, "U 2"]:
         """Log-probabilities of one stimulus under each intervention, to first order from those without."""
         run_on, values_of, minus = INTERVENTION_TYPES[self.kind]
 
@@ -156,11 +161,14 @@ class EstimatedTree(Tree):
         options, width, run_on = self.options, model.num_neurons, INTERVENTION_TYPES[self.kind].run_on
         without = base[:, run_on]  # [N, 2]
         estimates = moved[:, :, 1] - moved[:, :, 0] - (without[:, 1] - without[:, 0])[:, None]
-        silent = np.zeros(moved.shape[1], bool)  # a last layer that cannot reach the output: no effect, as it is
+        # a last layer that cannot reach the output: no effect, as it is
+        silent = np.zeros(moved.shape[1], bool)
         silent[-width:] = not any(reaches_output(stimulus, run_on) for stimulus in self.stimuli)
-        rng = np.random.default_rng([options.seed, hash_of(self.label), list(INTERVENTION_TYPES).index(self.kind)])
+        rng = np.random.default_rng([options.seed, hash_of(self.label),
+                                     list(INTERVENTION_TYPES).index(self.kind)])
         count = int(options.screen_share * len(silent))
-        chosen, drawn, rest = screened_units(np.abs(estimates), silent, 2 * width, count, options.screen_sample, rng)
+        chosen, drawn, rest = screened_units(np.abs(estimates), silent, 2 * width, count,
+                                             options.screen_sample, rng)
         units = np.concatenate([chosen, drawn])
 
         def sweep():
@@ -172,16 +180,16 @@ class EstimatedTree(Tree):
         _, check = self.within_budget(model, sweep, units)
         exact = silent.copy()
         exact[units] = True
-        return self.arrays(model, check, moved, base, exact=exact, chosen=chosen, drawn=drawn, rest=np.int64(rest),
-                           estimates=estimates[:, drawn])
+        return self.arrays(model, check, moved, base, exact=exact, chosen=chosen, drawn=drawn,
+                           rest=np.int64(rest), estimates=estimates[:, drawn])
 
 
 def capped(log_probabilities: Float[np.ndarray, "2 *U"],
            candidates: Sequence[Sequence[int]]) -> Float[np.ndarray, "2 *U"]:
     """Estimates of two candidates, both lowered alike where they would be no log-probabilities: odds stay.
 
-    Two single tokens' probabilities add up to at most 1; means over several tokens (`candidates`: lists of ids)
-    are at most 1 each.
+    Two single tokens' probabilities add up to at most 1; means over several tokens (`candidates`: lists of
+    ids) are at most 1 each.
     """
     if all(len(ids) == 1 for ids in candidates):
         return log_probabilities - np.maximum(np.logaddexp(*log_probabilities), 0)

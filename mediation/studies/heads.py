@@ -1,7 +1,8 @@
-"""Sweeps of attention heads, of all heads of an attention layer, and of the whole model: one task per stimulus.
+"""Sweeps of attention heads, of all heads of an attention layer, and of the whole model: one task per
+stimulus.
 
-Symbols in shapes: S = L x H + L + 1 sets of heads (every head alone, every layer's heads together, all heads of the
-model), L layers, H heads per layer.
+Symbols in shapes: S = L x H + L + 1 sets of heads (every head alone, every layer's heads together, all heads
+of the model), L layers, H heads per layer.
 """
 
 import zlib
@@ -43,8 +44,8 @@ class Heads(Task):
     """All sets of heads of one stimulus.
 
     Gives `probabilities` [2 prompts, 2] without intervention, and {effect} [S, 2], log-probabilities of both
-    candidates; the arrays of a Check, and `fast`. Methods that estimate add {effect}_exact bool [S]: what was run.
-    Layers and the whole model always are.
+    candidates; the arrays of a Check, and `fast`. Methods that estimate add {effect}_exact bool [S]: what
+    was run. Layers and the whole model always are.
     """
 
     intervention: Intervention
@@ -81,15 +82,18 @@ class Heads(Task):
             swept = heads_in_sets(model, self.intervention, kind, sets, self.options.batch_size, progress)
             arrays = {kind: swept.numpy()}
         if not np.isfinite(arrays[kind]).all():
-            raise InputError(f"{self.intervention.base_strings[0]!r}: the model gave probabilities that are zero or "
-                             "not numbers: try --dtype float32 or float64, or check the model's weights")
+            raise InputError(f"{self.intervention.base_strings[0]!r}: the model gave probabilities that are "
+                             "zero or not numbers: try --dtype float32 or float64, or check the model's "
+                             "weights")
         return arrays
 
     def check(self, model: LanguageModel, kind: str, arrays: Arrays) -> Check:
-        """Check of one effect's heads (of those that were run): other random ones for every stimulus and effect."""
+        """Check of one effect's heads (of those that were run): other random ones for every stimulus and
+        effect."""
         heads = model.num_layers * model.num_heads
         among = np.flatnonzero(arrays[f"{kind}_exact"][:heads]) if self.options.method == "screen" else None
-        seed = [self.options.seed, EFFECTS.index(kind), zlib.crc32(str(self.intervention.base_strings).encode())]
+        seed = [self.options.seed, EFFECTS.index(kind),
+                zlib.crc32(str(self.intervention.base_strings).encode())]
         of_heads = probabilities(arrays[kind][:heads]).T
         return check_heads(model, self.intervention, kind, list(of_heads), seed=seed, among=among)
 
@@ -100,7 +104,8 @@ def probabilities(log_probabilities: Float64[np.ndarray, "S 2"]) -> Float64[np.n
 
 
 def head_results(task: Heads, arrays: Arrays) -> dict[str, Swept]:
-    """{effect: numbers} of a task, whose units are the S sets; what both effects share stands with the first."""
+    """{effect: numbers} of a task, whose units are the S sets; what both effects share stands with the
+    first."""
     fast = FastRows(*arrays["fast"]) if "fast" in arrays else None
     base, check = np.log(arrays["probabilities"]), Check.from_arrays(arrays)
     shares = [(float(arrays["seconds"]), check, fast), (0.0, NOTHING_CHECKED, None)]
@@ -110,7 +115,8 @@ def head_results(task: Heads, arrays: Arrays) -> dict[str, Swept]:
 
 def estimated_heads(model: LanguageModel, intervention: Intervention, kind: str, options: StudyOptions,
                     progress: Progress) -> tuple[Float64[Tensor, "S 2"], Bool[Tensor, "S"]]:
-    """Log-probabilities with heads to first order (with method screen the strongest run), and which sets were run."""
+    """Log-probabilities with heads to first order (with method screen the strongest run), and which sets were
+    run."""
     layers, heads = model.num_layers, model.num_layers * model.num_heads
     estimates = head_estimates(model, intervention, kind).reshape(-1, 2)
     c1, c2 = model.continuation_probabilities(intervention)[0 if kind == "indirect" else 1]

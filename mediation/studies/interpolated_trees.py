@@ -1,11 +1,12 @@
 """Direct effects of many words: each neuron a function of the value put in, evaluated at each word's value.
 
-In a direct effect the alternative's prompt is the same for all words, and only the value put into a neuron differs:
-a few values of each neuron serve all of them (`mediators.interpolation`).
+In a direct effect the alternative's prompt is the same for all words, and only the value put into a neuron
+differs: a few values of each neuron serve all of them (`mediators.interpolation`).
 
     values of the words -> one layer's functions after the other -> trees of prompts
 
-Symbols in shapes: W words, L layers, D neurons per layer, N stimuli of a tree, templates: prompts of the alternative.
+Symbols in shapes: W words, L layers, D neurons per layer, N stimuli of a tree, templates: prompts of the
+alternative.
 """
 
 from collections.abc import Sequence
@@ -27,15 +28,16 @@ from mediation.studies.error_budget import budget
 from mediation.studies.trees import TOKENS_TOGETHER, Tree, digest, reaches_output
 
 INTERPOLATED_FROM = 12  # words from which on direct effects are interpolated: a neuron needs 8 to 12 runs
-ASKED_FOR = 0.5  # part of the words x templates that are stimuli: an interpolant gives all of them, wanted or not
+# part of the words x templates that are stimuli: an interpolant gives all of them, wanted or not
+ASKED_FOR = 0.5
 
 
 @dataclass(frozen=True)
 class Alternative:
     """Stimuli whose alternative's prompts are alike up to the slot's end: many words in a few templates.
 
-    `members`: indices of the stimuli; `word_of`, `template_of`: {member: number of its word, of its template};
-    `templates`, `words`: a stimulus that has each.
+    `members`: indices of the stimuli; `word_of`, `template_of`: {member: number of its word, of its
+    template}; `templates`, `words`: a stimulus that has each.
     """
 
     kind: str
@@ -47,7 +49,8 @@ class Alternative:
     words: tuple[Intervention, ...]
 
     def serves(self, run_on: int) -> bool:
-        """Whether interpolation costs less than to run all: many words, most of them in most of the templates.
+        """Whether interpolation costs less than to run all: many words, most of them in most of the
+        templates.
 
         The prompts of all templates have to fit into one tree.
         """
@@ -59,16 +62,18 @@ class Alternative:
         """The task of the words' values, and one per layer."""
         name, words = f"{digest(self.words)}_{digest(self.templates, self.kind)}", f"{len(self.words)} words"
         values = Values(table, f"values_{name}", f"{self.kind}, values of {words}", 0, self.words)
-        layers = [InterpolatedLayer(table, f"layer_{layer}_{name}", f"{self.kind}, layer {layer}, {words} at once",
-                                    model.num_neurons * len(self.members), self.templates, self.kind, self.options,
-                                    layer, values.key)
+        layers = [InterpolatedLayer(table, f"layer_{layer}_{name}",
+                                    f"{self.kind}, layer {layer}, {words} at once",
+                                    model.num_neurons * len(self.members), self.templates, self.kind,
+                                    self.options, layer, values.key)
                   for layer in range(model.num_layers + 1)]
         return values, layers
 
 
 def alike_in_alternative(model: LanguageModel, stimuli: Sequence[Intervention], kind: str,
                          options: StudyOptions) -> list[Alternative]:
-    """The Alternatives of a direct effect that have enough words, where interpolation is exact up to rounding."""
+    """The Alternatives of a direct effect that have enough words, where interpolation is exact up to
+    rounding."""
     run_on, values_of, minus = INTERVENTION_TYPES[kind]
     direct = values_of == NULL and minus is None
     smooth = options.dtype in ("float32", "float64") and not has_kinks(model.model.config)
@@ -78,7 +83,8 @@ def alike_in_alternative(model: LanguageModel, stimuli: Sequence[Intervention], 
     for index, stimulus in enumerate(stimuli):
         if all(len(places) == 1 for places in stimulus.places):  # an interpolant has one variable
             prompt = stimulus.prompts[run_on]
-            beginning = prompt.tokens[: prompt.slot[1]], str(stimulus.places[run_on]), str(stimulus.candidates_tok)
+            beginning = (prompt.tokens[: prompt.slot[1]], str(stimulus.places[run_on]),
+                         str(stimulus.candidates_tok))
             alike.setdefault(beginning, []).append(index)
     groups = (alternative_of(stimuli, members, kind, run_on, options) for members in alike.values())
     return [group for group in groups if group.serves(run_on)]
@@ -125,7 +131,8 @@ class InterpolatedLayer(Task):
     def compute(self, model: LanguageModel, earlier: Earlier, progress: Progress) -> Arrays:
         """See `Task`."""
         at = np.ascontiguousarray(earlier(self.values)["values"][:, self.layer])
-        functions = direct_interpolants(model, list(self.templates), self.kind, at, self.layer, self.options.sweep)
+        functions = direct_interpolants(model, list(self.templates), self.kind, at, self.layer,
+                                        self.options.sweep)
         progress(self.interventions)
         return {**functions.to_arrays(), "at": at}
 
@@ -134,8 +141,8 @@ class InterpolatedLayer(Task):
 class InterpolatedTree(Tree):
     """The same numbers as a Tree's, each neuron's function evaluated at the word's value.
 
-    `word`: its number among the words; `columns`: the number of each stimulus' template; `layers`: keys of the
-    InterpolatedLayers.
+    `word`: its number among the words; `columns`: the number of each stimulus' template; `layers`: keys of
+    the InterpolatedLayers.
     """
 
     word: int = 0
@@ -154,7 +161,8 @@ class InterpolatedTree(Tree):
             functions = Interpolants.from_arrays(arrays)
             of_layers.append(functions(arrays["at"][self.word], self.word))  # [D, 2 x templates]
         values = np.stack(of_layers)  # [L + 1, D, 2 x templates]
-        swept = np.stack([values[:, :, 2 * column: 2 * column + 2] for column in self.columns])  # [N, L + 1, D, 2]
+        swept = np.stack([values[:, :, 2 * column: 2 * column + 2]
+                          for column in self.columns])  # [N, L + 1, D, 2]
         base = self.base(model)
         for position, stimulus in enumerate(self.stimuli):
             if not reaches_output(stimulus, run_on):
@@ -163,7 +171,8 @@ class InterpolatedTree(Tree):
         check_finite(self.stimuli, self.kind, swept, base)
         check, accepted = self.check(model, swept), budget(self.options).total - budget(self.options).fast
         if not check.deviation <= accepted:
-            raise InputError(f"{self.stimuli[0].base_strings[0]!r}, {self.kind}: interpolation and full passes "
-                             f"differ by {check.deviation:.1e} in a log-probability, more than the accepted "
-                             f"{accepted:.1e}: use --full_passes with another -out_dir, and please report the model")
+            raise InputError(f"{self.stimuli[0].base_strings[0]!r}, {self.kind}: interpolation and full "
+                             f"passes differ by {check.deviation:.1e} in a log-probability, more than the "
+                             f"accepted {accepted:.1e}: use --full_passes with another -out_dir, and please "
+                             f"report the model")
         return self.arrays(model, check, swept, base)

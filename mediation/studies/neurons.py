@@ -1,6 +1,8 @@
-"""The sweep of one intervention type over a study's stimuli: which tasks, in which stages, and what they gave.
+"""The sweep of one intervention type over a study's stimuli: which tasks, in which stages, and what they
+gave.
 
-    stimuli -> trees of prompts -> stages: [gradients,] [values, layers,] trees -> numbers, stimulus by stimulus
+    stimuli -> trees of prompts -> stages: [gradients,] [values, layers,] trees
+            -> numbers, stimulus by stimulus
 """
 
 from collections.abc import Sequence
@@ -31,8 +33,8 @@ from mediation.studies.trees import Tree, digest, families
 class NeuronSweep:
     """The tasks of one intervention type.
 
-    `stages`: lists of tasks, the last of which hold the numbers; `where`: for each stimulus of the study (its task,
-    its position there); `types`: how many intervention types the tasks of the other stages serve.
+    `stages`: lists of tasks, the last of which hold the numbers; `where`: for each stimulus of the study
+    (its task, its position there); `types`: how many intervention types the tasks of the other stages serve.
     """
 
     stages: list[Sequence[Task]]
@@ -76,7 +78,8 @@ def plan(model: LanguageModel, stimuli: Sequence[Intervention], kind: str, optio
             task = InterpolatedTree(**about, word=group.word_of[members[0]], layers=keys,
                                     columns=tuple(group.template_of[member] for member in members))
         elif gradients:
-            task = EstimatedTree(**about, gradients=tuple(map(gradients.where, of_tree)), compared=number in compared)
+            task = EstimatedTree(**about, gradients=tuple(map(gradients.where, of_tree)),
+                                 compared=number in compared)
         else:
             task = Tree(**about, sets=sets)
         tasks.append(task)
@@ -90,13 +93,15 @@ class NeuronResults:
     """What a sweep gave, stimulus by stimulus.
 
     Args:
-        sweep: whose tasks were computed; shards: of these; top: size of the top of which screening must miss nothing.
+        sweep: whose tasks were computed; shards: of these; top: size of the top of which screening must miss
+            nothing.
     """
 
     def __init__(self, sweep: NeuronSweep, shards: Shards, top: int) -> None:
         self.sweep, self.shards, self.top = sweep, shards, top
         before = sum(float(shards(task.key)["seconds"]) for stage in sweep.stages[:-1] for task in stage)
-        self.seconds_before = before / sweep.types / len(sweep.where)  # a stimulus' share of the earlier stages
+        # a stimulus' share of the earlier stages
+        self.seconds_before = before / sweep.types / len(sweep.where)
 
     def __call__(self, index: int) -> Swept:
         """The numbers of one stimulus, by its index in the study."""
@@ -110,10 +115,12 @@ class NeuronResults:
             arrays["log_probabilities"][position], arrays["base"][position], arrays.get("exact"),
             seconds=float(arrays["seconds"]) / len(task.stimuli) + self.seconds_before,
             check=Check(check.deviation, 0, 0) if position else check,  # counted once for a tree
-            fast=FastRows(*arrays["fast"]) if "fast" in arrays else None, source=(task.key, position), sample=sample)
+            fast=FastRows(*arrays["fast"]) if "fast" in arrays else None,
+            source=(task.key, position), sample=sample)
 
     def interpolation(self) -> dict[str, float] | None:
-        """For the manifest: how many neurons were interpolated between words, and how many run for every word."""
+        """For the manifest: how many neurons were interpolated between words, and how many run for every
+        word."""
         layers = [Interpolants.from_arrays(self.shards(task.key))
                   for stage in self.sweep.stages for task in stage if isinstance(task, InterpolatedLayer)]
         if not layers:
@@ -127,7 +134,9 @@ class NeuronResults:
 
 
 def describe_interpolation(kind: str, counts: dict[str, float], word: str) -> str:
-    """One line for people on what `NeuronResults.interpolation` says of an intervention type; `word`: "profession"."""
-    return (f"{kind}: {counts['interpolated']} neurons interpolated between {word}s ({counts['prompts']} prompts; "
-            f"{counts['evaluations_a_neuron']:.1f} runs per neuron, errors seen or estimated up to "
-            f"{counts['largest_error']:.1e}), {counts['run_for_every_word']} run for every {word}")
+    """One line for people on what `NeuronResults.interpolation` says of an intervention type; `word`:
+    "profession"."""
+    return (f"{kind}: {counts['interpolated']} neurons interpolated between {word}s "
+            f"({counts['prompts']} prompts; {counts['evaluations_a_neuron']:.1f} runs per neuron, "
+            f"errors seen or estimated up to {counts['largest_error']:.1e}), "
+            f"{counts['run_for_every_word']} run for every {word}")

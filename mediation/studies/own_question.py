@@ -1,7 +1,7 @@
 """Effects of mediators on stimuli of one's own: stages of tasks, and the rows of the tables.
 
-Log odds are those of the second candidate over the first. Effects are (odds under the intervention - odds of the
-null prompt) / odds of the null prompt (Vig et al. 2020, section 3).
+Log odds are those of the second candidate over the first. Effects are (odds under the intervention - odds of
+the null prompt) / odds of the null prompt (Vig et al. 2020, section 3).
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -33,7 +33,8 @@ from mediation.studies.results import Account, Swept
 def describe_stimuli(model: LanguageModel, stimuli: Sequence[Stimulus], options: Any) -> dict[str, Any]:
     """What decides total effects, and all else as well."""
     settings = {"model": model.name, "weights_sha256": model.weights_sha256(), "dtype": options.dtype,
-                "multi_token": options.multi_token, "stimuli_sha256": sha256(repr(stimuli).encode()).hexdigest()}
+                "multi_token": options.multi_token,
+                "stimuli_sha256": sha256(repr(stimuli).encode()).hexdigest()}
     return settings | ({"masking_approach": model.masking.approach} if model.masking else {})
 
 
@@ -52,8 +53,9 @@ def describe_settings(common: dict[str, Any], mediators: Sequence[Mediator], opt
 class Sweep(Protocol):
     """A sweep of one or more mediators over comparisons, both effects.
 
-    `stages`: its tasks; `results`: of their shards, a function of a comparison's index to ({effect: Swept}, the null
-    prompt's log odds); `probabilities`: exp of log-probabilities; `interpolation`: {effect: what was interpolated}.
+    `stages`: its tasks; `results`: of their shards, a function of a comparison's index to ({effect: Swept},
+    the null prompt's log odds); `probabilities`: exp of log-probabilities; `interpolation`: {effect: what was
+    interpolated}.
     """
 
     stages: list[Sequence[Task]]
@@ -69,15 +71,16 @@ class SweepOfNeurons:
 
     probabilities = staticmethod(np.exp)
 
-    def __init__(self, model: LanguageModel, comparisons: Sequence[Comparison], mediator: Mediator, table: str,
-                 options: StudyOptions) -> None:
+    def __init__(self, model: LanguageModel, comparisons: Sequence[Comparison], mediator: Mediator,
+                 table: str, options: StudyOptions) -> None:
         self.options = options
         stimuli = [comparison.intervention for comparison in comparisons]
         sets = None if mediator.sets is None else torch.from_numpy(mediator.sets(model))
         estimates = options.estimates and mediator.estimated
         gradients = Gradients(stimuli, table, len(EFFECTS)) if estimates else None
         labels = [f"{comparison.stimulus.id}, {comparison.alternative}" for comparison in comparisons]
-        self.sweeps = {kind: plan(model, stimuli, kind, options, table, labels, sets, gradients) for kind in EFFECTS}
+        self.sweeps = {kind: plan(model, stimuli, kind, options, table, labels, sets, gradients)
+                       for kind in EFFECTS}
         # gradients serve both effects: the second finds them computed
         self.stages = [stage for sweep in self.sweeps.values() for stage in sweep.stages]
 
@@ -105,9 +108,10 @@ class SweepOfHeads:
 
     probabilities = staticmethod(probabilities)
 
-    def __init__(self, model: LanguageModel, comparisons: Sequence[Comparison], mediator: Mediator, table: str,
-                 options: StudyOptions) -> None:
-        self.tasks = [head_task(model, comparison.intervention, options, table, f"comparison {number} of {len(comparisons)}")
+    def __init__(self, model: LanguageModel, comparisons: Sequence[Comparison], mediator: Mediator,
+                 table: str, options: StudyOptions) -> None:
+        self.tasks = [head_task(model, comparison.intervention, options, table,
+                                f"comparison {number} of {len(comparisons)}")
                       for number, comparison in enumerate(comparisons, start=1)]
         self.stages: list[Sequence[Task]] = [self.tasks]
 
@@ -161,6 +165,7 @@ def write_total_effects(path: Path, model: LanguageModel, comparisons: Sequence[
             "candidate1": candidates[0], "candidate2": candidates[1],
             "candidate1_base_prob": c1, "candidate2_base_prob": c2,
             "candidate1_alt_prob": alt1, "candidate2_alt_prob": alt2,
-            "odds_base": np.exp(base), "odds_alt": np.exp(alternative), "total_effect": effect(alternative, base)})
+            "odds_base": np.exp(base), "odds_alt": np.exp(alternative),
+            "total_effect": effect(alternative, base)})
     write_csv(path, pd.DataFrame(table))
     return len(table)

@@ -25,14 +25,15 @@ class ProfessionStudy:
 
     Args:
         interventions: {template: {word: Intervention}}.
-        open_files: {file: {"template", "intervention_type"}} that are computed together, finished ones of this run
-            among them: the same trees of prompts whenever the run was stopped.
+        open_files: {file: {"template", "intervention_type"}} that are computed together, finished ones of
+            this run among them: the same trees of prompts whenever the run was stopped.
     """
 
     def __init__(self, model: LanguageModel, run_folder: RunFolder,
                  interventions: dict[str, dict[str, Intervention]], open_files: dict[str, dict],
                  options: StudyOptions) -> None:
-        self.model, self.run_folder, self.interventions, self.options = model, run_folder, interventions, options
+        self.model, self.run_folder, self.interventions, self.options = (
+            model, run_folder, interventions, options)
         self.names: dict[str, dict[str, str]] = {}  # {intervention type: {template: file}}
         for name, entry in open_files.items():
             self.names.setdefault(entry["intervention_type"], {})[entry["template"]] = name
@@ -51,7 +52,8 @@ class ProfessionStudy:
         """(template, word) of all prompts, word by word: a word's templates are one tree."""
         templates = list(templates)
         words = dict.fromkeys(word for template in templates for word in self.interventions[template])
-        return [(template, word) for word in words for template in templates if word in self.interventions[template]]
+        return [(template, word) for word in words for template in templates
+                if word in self.interventions[template]]
 
     def sweep(self, kind: str, progress: tqdm) -> tuple[NeuronResults, list[tuple[str, str]]]:
         """The results of one intervention type, and its prompts in their order."""
@@ -63,7 +65,8 @@ class ProfessionStudy:
         return NeuronResults(sweep, shards, self.options.screen_top), prompts
 
     def write(self, kind: str, todo: Iterable[str], progress: tqdm) -> Iterator[tuple[str, dict[str, Any]]]:
-        """Sweep one type and write those of its tables that are in `todo`; (file, its entry in the manifest) each."""
+        """Sweep one type and write those of its tables that are in `todo`; (file, its entry in the manifest)
+        each."""
         results, prompts = self.sweep(kind, progress)
         files = {template: name for template, name in self.names[kind].items() if name in todo}
         accounts, rows = {template: Account() for template in files}, {}
@@ -84,7 +87,8 @@ class ProfessionStudy:
     def columns(self, word: str, intervention: Intervention, swept: Swept) -> dict[str, Any]:
         """The rows of one word, as the study's tables have them."""
         one, other = swept.log_probabilities.T
-        layer, neuron = (index.ravel() for index in np.indices((self.model.num_layers + 1, self.model.num_neurons)))
+        layer, neuron = (index.ravel() for index in
+                         np.indices((self.model.num_layers + 1, self.model.num_neurons)))
         columns = base_columns(word, intervention, np.exp(swept.base).ravel().tolist())
         unknown = np.full(len(one), np.nan)
         columns |= {"candidate1_prob": unknown if self.options.odds_only else np.exp(one),
@@ -93,7 +97,8 @@ class ProfessionStudy:
         if self.options.odds_only:
             columns["log_odds"] = one - other
         if swept.exact is not None:
-            columns["method"] = np.where(swept.exact, "exact", "gradient") if swept.exact.any() else "gradient"
+            columns["method"] = (np.where(swept.exact, "exact", "gradient") if swept.exact.any()
+                                 else "gradient")
         return columns
 
     def forget(self, kind: str) -> None:
@@ -110,8 +115,8 @@ class ProfessionStudy:
 def screening(files: Sequence[dict[str, Any]], top: int) -> Screening:
     """The Screening of a run from its files' entries in the manifest.
 
-    A unit drawn for a profession and type is run in all templates at once: it is one draw, and missed when it is
-    missed in one of them.
+    A unit drawn for a profession and type is run in all templates at once: it is one draw, and missed when
+    it is missed in one of them.
     """
     drawn: dict[str, int] = {}
     missed = set()

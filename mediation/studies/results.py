@@ -19,9 +19,9 @@ from mediation.studies.error_budget import NOTHING_CHECKED, Check
 class Sample:
     """What the units that screening drew at random say for one stimulus.
 
-    `draw`: name of the task that drew them, once for all stimuli that it ran together; `label`: what these are
-    called; `missed`: those of the `drawn` units that belong to the exact top of this stimulus; `rest`: how many
-    units were left out; `estimates`, `exact`: changes in log odds of those that were drawn.
+    `draw`: name of the task that drew them, once for all stimuli that it ran together; `label`: what these
+    are called; `missed`: those of the `drawn` units that belong to the exact top of this stimulus; `rest`:
+    how many units were left out; `estimates`, `exact`: changes in log odds of those that were drawn.
     """
 
     draw: str
@@ -37,10 +37,10 @@ class Sample:
 class Swept:
     """A sweep's numbers for one stimulus and one kind of effect.
 
-    `log_probabilities`: of both candidates under each intervention; `base`: without, of each prompt; `exact`: which
-    units were run, None for all of them; `seconds`: this stimulus' share; `check`: where stimuli were run together,
-    the number of interventions that were checked stands with the first; `fast`: this stimulus' share in the counts
-    of the fast precision; `sample`: of a screening.
+    `log_probabilities`: of both candidates under each intervention; `base`: without, of each prompt;
+    `exact`: which units were run, None for all of them; `seconds`: this stimulus' share; `check`: where
+    stimuli were run together, the number of interventions that were checked stands with the first; `fast`:
+    this stimulus' share in the counts of the fast precision; `sample`: of a screening.
     """
 
     log_probabilities: Float64[np.ndarray, "U 2"]
@@ -57,8 +57,9 @@ def sample_of(arrays: Arrays, position: int, run_on: int, draw: str, label: str,
     """The Sample of one stimulus of a screened tree of prompts.
 
     Args:
-        arrays: what the task gave; position: of the stimulus in the tree; run_on: the prompt that was intervened
-            upon; draw, label: as in a Sample; top: size of the top of which screening must miss nothing.
+        arrays: what the task gave; position: of the stimulus in the tree; run_on: the prompt that was
+            intervened upon; draw, label: as in a Sample; top: size of the top of which screening must miss
+            nothing.
     """
     swept, base = arrays["log_probabilities"][position], arrays["base"][position, run_on]
     effects = swept[:, 1] - swept[:, 0] - (base[1] - base[0])
@@ -72,7 +73,8 @@ def sample_of(arrays: Arrays, position: int, run_on: int, draw: str, label: str,
 class Account:
     """What a manifest says of a table, added up over the sweeps whose numbers it holds.
 
-    `interpolation`: what was interpolated between words (see `NeuronResults.interpolation`), where anything was.
+    `interpolation`: what was interpolated between words (see `NeuronResults.interpolation`), where anything
+    was.
     """
 
     seconds: float = 0.0
@@ -83,7 +85,8 @@ class Account:
     interpolation: dict[str, Any] | None = None
 
     def add(self, swept: Swept) -> None:
-        """Count in what gave one stimulus' numbers; once, where the same comparison stands twice in a file."""
+        """Count in what gave one stimulus' numbers; once, where the same comparison stands twice in a
+        file."""
         if swept.source in self.counted:
             return
         self.counted.add(swept.source)
@@ -106,9 +109,11 @@ class Account:
         return entry
 
     def _screen(self) -> dict[str, Any]:
-        """A unit is drawn once for all stimuli of a tree: it is one draw, and missed when one of them misses it."""
+        """A unit is drawn once for all stimuli of a tree: it is one draw, and missed when one of them misses
+        it."""
         drawn = {sample.draw: sample.drawn for sample in self.samples}
-        missed = {(sample.draw, unit): [sample.label, unit] for sample in self.samples for unit in sample.missed}
+        missed = {(sample.draw, unit): [sample.label, unit]
+                  for sample in self.samples for unit in sample.missed}
         estimates, exact = (np.concatenate(parts) for parts in
                             zip(*((sample.estimates, sample.exact) for sample in self.samples)))
         return {"drawn": sum(drawn.values()), "rest": max(sample.rest for sample in self.samples),

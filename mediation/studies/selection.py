@@ -1,7 +1,8 @@
-"""Choosing few units that together have a large effect: the best alone (top-k), or one after the other (greedy).
+"""Choosing few units that together have a large effect: the best alone (top-k), or one after the other
+(greedy).
 
-A *unit* is a head or a neuron, addressed by its index in a table [layers, units of a layer]. The objective of a set
-is its mean effect over examples.
+A *unit* is a head or a neuron, addressed by its index in a table [layers, units of a layer]. The objective
+of a set is its mean effect over examples.
 
 Symbols in shapes: N examples, cells: units of the table.
 """
@@ -53,9 +54,9 @@ def greedy_step(values: Float[np.ndarray, "*shape"], chosen: Iterable[int]) -> t
 class LazyGreedy:
     """Greedy that evaluates only units whose last gain can still win (Minoux 1978).
 
-    A unit's last gain bounds its next one only if gains never grow as the set does. Nothing says that they do not
-    here, so each growth that is seen is counted, and the result is certified equal to plain greedy only if no unit
-    was left out in any step.
+    A unit's last gain bounds its next one only if gains never grow as the set does. Nothing says that they
+    do not here, so each growth that is seen is counted, and the result is certified equal to plain greedy
+    only if no unit was left out in any step.
 
     `gains`: last known gain of every unit.
     """
@@ -71,7 +72,8 @@ class LazyGreedy:
         """True when every step evaluated every open unit, which makes it plain greedy."""
         return self.saved == 0
 
-    def step(self, evaluate: Callable[[list[int]], Float[np.ndarray, " cells"]], value: float) -> tuple[int, float]:
+    def step(self, evaluate: Callable[[list[int]], Float[np.ndarray, " cells"]],
+             value: float) -> tuple[int, float]:
         """Choose one more unit.
 
         Args:
@@ -101,7 +103,8 @@ class LazyGreedy:
 class Example(Protocol):
     """What an objective is the mean over: a stimulus, and what is changed in it."""
 
-    def objectives(self, model: LanguageModel, sets: Sequence[Sequence[int]]) -> Float64[np.ndarray, " sets"]: ...
+    def objectives(self, model: LanguageModel,
+                   sets: Sequence[Sequence[int]]) -> Float64[np.ndarray, " sets"]: ...
 
 
 @dataclass(frozen=True)
@@ -124,9 +127,11 @@ class HeadExample:
 
 @dataclass(frozen=True)
 class NeuronExample:
-    """Odds ratios minus 1 toward the anti-stereotypical gender, of sets of neurons changed together in one stimulus.
+    """Odds ratios minus 1 toward the anti-stereotypical gender, of sets of neurons changed together in one
+    stimulus.
 
-    `kind`: intervention type; `sign`: of the log odds he over she; a unit is `first` + its number, layer by layer.
+    `kind`: intervention type; `sign`: of the log odds he over she; a unit is `first` + its number, layer by
+    layer.
     """
 
     intervention: Intervention
@@ -139,7 +144,8 @@ class NeuronExample:
         """Of each set."""
         longest = max(map(len, sets))
         # a neuron named twice is changed once, so the first one fills short rows
-        padded = [[self.first + unit for unit in (*units, *[units[0]] * (longest - len(units)))] for units in sets]
+        padded = [[self.first + unit for unit in (*units, *[units[0]] * (longest - len(units)))]
+                  for units in sets]
         swept, base = neuron_sets(model, self.intervention, self.kind, torch.tensor(padded), self.batch_size)
         intervened, without = swept[:, 0] - swept[:, 1], base[0] - base[1]
         return np.asarray(effect(self.sign * intervened, self.sign * without))
@@ -167,7 +173,8 @@ class Objectives(Task):
 
 
 class SelectionFiles:
-    """The pickles of one selection: shards while an evaluation is under way, a file as soon as a step is done.
+    """The pickles of one selection: shards while an evaluation is under way, a file as soon as a step is
+    done.
 
     Args:
         run_folder, run: after `claim` and `begin`; names: {"topk": file name, "greedy": ..., ...}.
@@ -205,7 +212,8 @@ class SelectionFiles:
 
     def objectives(self, kind: str, step: str | int, sets: Sequence[Sequence[int]],
                    examples: Mapping[Any, Example] | None = None) -> Float64[np.ndarray, "N sets"]:
-        """Objectives of sets for every example, each kept at once. `examples`: in place of the selection's."""
+        """Objectives of sets for every example, each kept at once. `examples`: in place of the
+        selection's."""
         same = tuple(sets)  # once for all examples: there may be 17,856 of them
         tasks = [Objectives(self.names[kind], f"{step}_{key}", f"{self.title}{kind} {step}", 1, example, same)
                  for key, example in (examples or self.examples).items()]
@@ -235,23 +243,26 @@ class SelectionFiles:
         return selection
 
     def random_orders(self, k: int, orders: int, seed: int) -> dict[str, Any]:
-        """Mean objective of the first 1 to k units of random orders: {"val": [orders][k], label: [orders][k]}."""
+        """Mean objective of the first 1 to k units of random orders: {"val": [orders][k],
+        label: [orders][k]}."""
         selection = self.read("random")
         if selection is None or len(selection["val"]) < orders or len(selection["val"][0]) < k:
             drawn = [np.random.default_rng([seed, number]).permutation(self.cells)[:k].tolist()
                      for number in range(orders)]
             sets = [order[:size] for order in drawn for size in range(1, k + 1)]
             means = self.objectives("random", f"{orders}x{k}", sets).mean(axis=0)
-            selection = {"val": means.reshape(orders, k).tolist(), self.label: [self.named(order) for order in drawn]}
+            selection = {"val": means.reshape(orders, k).tolist(),
+                         self.label: [self.named(order) for order in drawn]}
             self.write("random", selection, k)
             self.run_folder.remove_shards(self.names["random"])
         return selection
 
     def greedy(self, k: int) -> dict[str, Any]:
-        """One unit after the other: {"val": [k], label: [(layer, unit)]}; a step is on disk before the next begins.
+        """One unit after the other: {"val": [k], label: [(layer, unit)]}; a step is on disk before the next
+        begins.
 
-        greedy_intermediate holds {step: [N, layers, units of a layer]}: the objective of the set with each unit
-        added; cells of units already in it carry no meaning.
+        greedy_intermediate holds {step: [N, layers, units of a layer]}: the objective of the set with each
+        unit added; cells of units already in it carry no meaning.
         """
         selection = self.read("greedy") or {"val": [], self.label: []}
         tables = self.read("greedy_intermediate") or {}
@@ -314,7 +325,8 @@ class NeuronSelectionFiles(SelectionFiles):
 
 
 def run(files: SelectionFiles, order: list[int], options: Any) -> dict[str, dict[str, Any]]:
-    """The selections that the command line asks for, {title: {"val", label, ...}}; `order`: the best alone first."""
+    """The selections that the command line asks for, {title: {"val", label, ...}}; `order`: the best alone
+    first."""
     selections = {}
     if "topk" in options.algo:
         top_k = files.top_k(order, options.k)

@@ -26,7 +26,8 @@ TOKENS_TOGETHER = 1024  # of prompts that are run as one tree: its attention wei
 
 
 def families(stimuli: Sequence[Intervention]) -> list[list[int]]:
-    """Indices of stimuli that are run as one tree, of at most TOKENS_TOGETHER tokens (or one stimulus) each."""
+    """Indices of stimuli that are run as one tree, of at most TOKENS_TOGETHER tokens (or one stimulus)
+    each."""
     members: dict[tuple, list[int]] = {}
     sizes: dict[tuple, int] = {}
     for index, stimulus in enumerate(stimuli):
@@ -44,7 +45,8 @@ def digest(stimuli: Sequence[Intervention], *more: str) -> str:
 
 
 def reaches_output(stimulus: Intervention, prompt: int) -> bool:
-    """False where a later position than the slot's predicts the candidates: the last layer cannot reach it."""
+    """False where a later position than the slot's predicts the candidates: the last layer cannot reach
+    it."""
     return stimulus.places[prompt][-1] == len(stimulus.prompts[prompt].tokens) - 1
 
 
@@ -55,7 +57,8 @@ class Tree(Task):
     Gives `log_probabilities` [N, U, 2] of both candidates under each intervention, `base` [N, P, 2] without,
     the arrays of a Check, and `fast` (of FastRows) where that precision was asked for.
 
-    `label`: what the stimuli are called; `sets` int64 [U, K]: neurons that are changed together, None for each alone.
+    `label`: what the stimuli are called; `sets` int64 [U, K]: neurons that are changed together, None for
+    each alone.
     """
 
     stimuli: tuple[Intervention, ...]
@@ -104,10 +107,11 @@ class Tree(Task):
         return np.moveaxis(swept, 1, 2), base.reshape(len(results), -1, 2)
 
     def within_budget(self, model: LanguageModel, sweep: Callable[[], tuple],
-                      units: Int[np.ndarray, " ran"] | None = None, sets: Tensor | None = None) -> tuple[Any, Check]:
+                      units: Int[np.ndarray, " ran"] | None = None,
+                      sets: Tensor | None = None) -> tuple[Any, Check]:
         """What `sweep()` gives, log-probabilities first, and the Check of it, drawn among `units`."""
-        return within_budget(model, sweep, lambda swept: self.check(model, swept[0], units, sets), self.options,
-                             f"{self.stimuli[0].base_strings[0]!r}, {self.kind}")
+        return within_budget(model, sweep, lambda swept: self.check(model, swept[0], units, sets),
+                             self.options, f"{self.stimuli[0].base_strings[0]!r}, {self.kind}")
 
     def check(self, model: LanguageModel, swept: Float[np.ndarray, "N U 2"],
               units: Int[np.ndarray, " ran"] | None = None, sets: Tensor | None = None,

@@ -168,7 +168,8 @@ def test_units_are_ranked_by_their_mean():
     table = statistics.ranked_units(effects, {"layer": np.array([0, 0, 1]), "head": np.array([0, 1, 0])})
     assert list(table) == ["layer", "head", "mean", "standard deviation", "share above 0"]
     assert table["mean"].tolist() == [5, 2, -1] and table["share above 0"].tolist() == [1, 1, 0]
-    assert table["layer"].tolist() == [1, 0, 0] and table["standard deviation"][1] == pytest.approx(np.sqrt(2))
+    assert (table["layer"].tolist() == [1, 0, 0]
+            and table["standard deviation"][1] == pytest.approx(np.sqrt(2)))
 
 
 def test_the_strongest_part_of_each_layer_is_by_size():
@@ -190,7 +191,8 @@ def test_groups_have_rows_of_their_own_where_there_are_several():
 
 
 def test_a_profession_counts_with_the_mean_over_its_prompts():
-    table = pd.DataFrame({"word": ["a", "b", "a"], "bias": [1.0, 2, 1], "definitional": False, "effect": [1.0, 5, 2]})
+    table = pd.DataFrame({"word": ["a", "b", "a"], "bias": [1.0, 2, 1], "definitional": False,
+                          "effect": [1.0, 5, 2]})
     assert statistics.means_of_professions(table, "effect")["effect"].tolist() == [1.5, 5]
 
 

@@ -135,7 +135,8 @@ def test_a_sweep_with_an_error_that_the_first_sample_did_not_tell_is_run_again_e
     truth, exactly, approximately = two_ways(error_of)
     result = torch.zeros(400, 1, dtype=torch.float64)
     fast = FastRows(rows=100, exact=10, sampled=20, largest_deviation=1e-4)
-    in_two_precisions(exactly, approximately, torch.arange(400), torch.zeros(400, dtype=torch.long), 50, result, fast)
+    in_two_precisions(exactly, approximately, torch.arange(400), torch.zeros(400, dtype=torch.long), 50,
+                      result, fast)
     assert (result == truth).all()
     assert fast == FastRows(rows=500, exact=410, sampled=20, repeated=1, largest_deviation=1e-4)
     assert "1 sweeps" in str(fast)

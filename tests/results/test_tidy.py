@@ -1,4 +1,5 @@
-"""The tidy table: what the writers wrote and what was published reads as the same effects; bad input ends in one line."""
+"""The tidy table: what the writers wrote and what was published reads as the same effects; bad input ends in
+one line."""
 
 import json
 
@@ -27,8 +28,8 @@ def write_neuron_table(path, probabilities, **more):
     layer, neuron = (index.ravel() for index in np.indices((LAYERS, NEURONS)))
     with table_writer(path) as append:
         for word, values in probabilities.items():
-            base = [word, f"The {word} said that", "The man said that", "The woman said that", "['Ġhe']", "['Ġshe']",
-                    .1, .2, .3, .1, .1, .4]
+            base = [word, f"The {word} said that", "The man said that", "The woman said that",
+                    "['Ġhe']", "['Ġshe']", .1, .2, .3, .1, .1, .4]
             append({**dict(zip(neuron_tables.BASE_COLUMNS, base)), "candidate1_prob": values[:, 0],
                     "candidate2_prob": values[:, 1], "layer": layer, "neuron": neuron, **more})
     return path
@@ -52,7 +53,8 @@ def test_a_neuron_table_reads_as_written(tmp_path, generator, ending, kind, alte
 
 
 def test_the_order_of_candidates_does_not_matter(tmp_path, generator):
-    path = write_neuron_table(tmp_path / "t.csv", {"nurse": generator.uniform(.01, .5, (LAYERS * NEURONS, 2))})
+    path = write_neuron_table(tmp_path / "t.csv",
+                              {"nurse": generator.uniform(.01, .5, (LAYERS * NEURONS, 2))})
     (expected,) = neuron_tables.read_pieces(path, "man_indirect")
     table = pd.read_csv(path, index_col=0)
     other = {"candidate1": "candidate2", "candidate2": "candidate1"}
@@ -65,8 +67,8 @@ def test_the_order_of_candidates_does_not_matter(tmp_path, generator):
 
 def test_rows_in_any_order_and_methods_stay_with_their_neurons(tmp_path, generator):
     methods = np.array(["exact", "gradient", "exact", "gradient", "gradient", "exact"])
-    path = write_neuron_table(tmp_path / "t.csv", {word: generator.uniform(.01, .5, (6, 2)) for word in WORDS},
-                              method=methods)
+    path = write_neuron_table(tmp_path / "t.csv",
+                              {word: generator.uniform(.01, .5, (6, 2)) for word in WORDS}, method=methods)
     expected = list(neuron_tables.read_pieces(path, "man_direct"))
     pd.read_csv(path, index_col=0).sample(frac=1, random_state=1).reset_index(drop=True).to_csv(path)
     shuffled = {piece.cluster: piece for piece in neuron_tables.read_pieces(path, "man_direct")}
@@ -96,15 +98,19 @@ def result():
     generator, entries = np.random.default_rng(1), []
     for number in range(2):
         base = generator.uniform(.1, 2)
-        entry = {"base_string1": f"x{number} she", "base_string2": f"x{number} he", "candidate1": "a", "candidate2": "b",
+        entry = {"base_string1": f"x{number} she", "base_string2": f"x{number} he",
+                 "candidate1": "a", "candidate2": "b",
                  "candidate1_base_prob": .1, "candidate2_base_prob": .1 * base, "odds_base": base,
-                 "candidate1_alt_prob": .1, "candidate2_alt_prob": .2, "odds_alt": 2.0, "total_effect": 2 / base - 1}
+                 "candidate1_alt_prob": .1, "candidate2_alt_prob": .2, "odds_alt": 2.0,
+                 "total_effect": 2 / base - 1}
         for kind in attention_results.EFFECTS:
             odds = generator.uniform(.5, 2, (2, 3)) * base
             entry |= {f"{kind}_odds_head": odds.tolist(), f"{kind}_effect_head": (odds / base - 1).tolist(),
-                      f"{kind}_effect_layer": generator.uniform(-.5, 1, 2).tolist(), f"{kind}_effect_model": .7}
+                      f"{kind}_effect_layer": generator.uniform(-.5, 1, 2).tolist(),
+                      f"{kind}_effect_model": .7}
         entries.append(entry)
-    return {"model_version": "m", "do_filter": False, "split": "dev", "num_examples_loaded": 2, "num_examples_analyzed": 2,
+    return {"model_version": "m", "do_filter": False, "split": "dev",
+            "num_examples_loaded": 2, "num_examples_analyzed": 2,
             **attention_results.means(entries), "results": entries}
 
 
@@ -124,18 +130,21 @@ def test_a_json_reads_as_written(tmp_path, result, odds):
     for piece in pieces:
         entry = result["results"][int(piece.cluster)]
         assert piece.log_odds_base == np.log(entry["odds_base"])
-        np.testing.assert_allclose(effect(piece.log_odds, piece.log_odds_base), piece.stored, rtol=1e-12, atol=1e-15)
+        np.testing.assert_allclose(effect(piece.log_odds, piece.log_odds_base), piece.stored,
+                                   rtol=1e-12, atol=1e-15)
         assert piece.layer[-1] == ("all" if piece.unit is None else 1)
     units = side_by_side(pieces, "heads", "direct")
     np.testing.assert_array_equal([units.grid(row) for row in units.effects],
                                   [entry["direct_effect_head"] for entry in result["results"]])
     layers = attention_results.layer_effects(result["results"], "indirect")
     assert layers.layer.tolist() == [0, 1]
-    np.testing.assert_array_equal(layers.effects, [entry["indirect_effect_layer"] for entry in result["results"]])
+    np.testing.assert_array_equal(layers.effects,
+                                  [entry["indirect_effect_layer"] for entry in result["results"]])
 
 
 @pytest.mark.parametrize("method, exact, expected", [
-    ("gradient", None, ["gradient"] * 6), ("screen", [[True, False, False]] * 2, ["exact", *["gradient"] * 2] * 2)])
+    ("gradient", None, ["gradient"] * 6),
+    ("screen", [[True, False, False]] * 2, ["exact", *["gradient"] * 2] * 2)])
 def test_heads_that_were_estimated_say_so(tmp_path, result, method, exact, expected):
     """Layers and the whole model are run by every method."""
     result["method"] = method
@@ -150,7 +159,8 @@ def test_heads_that_were_estimated_say_so(tmp_path, result, method, exact, expec
     (lambda entry: entry.update(odds_base=0.0), r"results\[1\]: odds_base is not above 0"),
     (lambda entry: entry.update(indirect_effect_model=-1.5), r"results\[1\]: indirect effects are below -1"),
     (lambda entry: entry["direct_odds_head"].pop(), r"results\[1\]: direct_odds_head is not layers x heads"),
-    (lambda entry: entry.update(indirect_odds_head=[["x"] * 3] * 2), "indirect_odds_head is not a table of numbers"),
+    (lambda entry: entry.update(indirect_odds_head=[["x"] * 3] * 2),
+     "indirect_odds_head is not a table of numbers"),
     (lambda entry: entry.update(direct_exact_head="no"), "direct_exact_head is not")])
 def test_a_json_with_other_odds_is_told_in_one_line(tmp_path, result, damage, message):
     damage(result["results"][1])
@@ -160,7 +170,8 @@ def test_a_json_with_other_odds_is_told_in_one_line(tmp_path, result, damage, me
 
 
 def test_published_files(shared):
-    """Of heads, layers and models; those that lack odds have the base odds and effects to compute them from."""
+    """Of heads, layers and models; those that lack odds have the base odds and effects to compute them
+    from."""
     without_odds = 0
     for path in attention_results.find_results(shared / "published"):
         results = attention_results.read_results(path)["results"]
@@ -187,7 +198,8 @@ def own_rows(generator, count, exact=None):
     for name, group, alternative in (("1", "NA", "man"), ("1", "NA", "woman"), ("null", "", "man")):
         c1 = generator.uniform(.1, .5, count)
         probabilities = {kind: np.stack([c1, c1 * np.exp(base + change)], axis=1) for kind, change in
-                         (("indirect", np.r_[0, generator.normal(0, .1, count - 1)]), ("direct", np.full(count, .3)))}
+                         (("indirect", np.r_[0, generator.normal(0, .1, count - 1)]),
+                          ("direct", np.full(count, .3)))}
         rows.append(Row({"id": name, "group": group, "alternative": alternative}, group, base, probabilities,
                         {} if exact is None else dict.fromkeys(probabilities, exact)))
     return rows
@@ -204,7 +216,8 @@ def test_a_table_of_ones_own_reads_as_written(tmp_path, monkeypatch, generator, 
     pieces = list(mediation_tables.read_pieces(path, "sets", "context"))
     assert [(piece.cluster, piece.group, piece.kind) for piece in pieces] == [
         (row.columns["id"], row.group, kind) for row in rows for kind in attention_results.EFFECTS]
-    for piece, (row, kind) in zip(pieces, [(row, kind) for row in rows for kind in attention_results.EFFECTS]):
+    for piece, (row, kind) in zip(pieces, [(row, kind) for row in rows
+                                           for kind in attention_results.EFFECTS]):
         under = log_odds(row.probabilities[kind][:, 1], row.probabilities[kind][:, 0])
         np.testing.assert_array_equal(piece.log_odds, under)
         np.testing.assert_array_equal(piece.effects, effect(under, row.base))
@@ -216,17 +229,20 @@ def test_a_table_of_ones_own_reads_as_written(tmp_path, monkeypatch, generator, 
 
 @pytest.mark.parametrize("change, message", [
     (lambda table: table.drop(columns="direct_effect"), "column 'direct_effect' is missing"),
-    (lambda table: table.assign(indirect_effect="x"), "row 1, column 'indirect_effect' is not an odds ratio minus 1"),
-    (lambda table: table.assign(candidate1_direct_prob=1.5), "column 'candidate1_direct_prob' is not a probability"),
+    (lambda table: table.assign(indirect_effect="x"),
+     "row 1, column 'indirect_effect' is not an odds ratio minus 1"),
+    (lambda table: table.assign(candidate1_direct_prob=1.5),
+     "column 'candidate1_direct_prob' is not a probability"),
     (lambda table: table.assign(layer="some"), "column 'layer' is neither a number nor 'all'"),
     (lambda table: table.assign(head=.5), "column 'head' is not a number"),
     (lambda table: table.iloc[[*range(4), *range(8, 12), *range(4, 8)]].assign(alternative="man"),
      "rows of '1', 'man' do not stand together"),
     (lambda table: table.iloc[:-1], "'null', 'man' does not have the same units"),
-    (lambda table: table.iloc[[0, 0, 1, 2]], "'1', 'man' does not have the same units as the others, once each"),
+    (lambda table: table.iloc[[0, 0, 1, 2]],
+     "'1', 'man' does not have the same units as the others, once each"),
     (lambda table: table.iloc[:0], "no rows"),
-    (lambda table: pd.concat([table.iloc[:, :5], table[["head"]].rename(columns={"head": "more"}), table.iloc[:, 5:]],
-                             axis=1), "columns head, more stand between")])
+    (lambda table: pd.concat([table.iloc[:, :5], table[["head"]].rename(columns={"head": "more"}),
+                              table.iloc[:, 5:]], axis=1), "columns head, more stand between")])
 def test_a_damaged_table_of_ones_own_is_told_in_one_line(tmp_path, generator, change, message):
     path = tmp_path / "heads_m.csv"
     write_effects(path, HEADS, own_rows(generator, 4), ["NA"])

@@ -1,4 +1,5 @@
-"""docs/code.md shows how to add a mediator, an architecture, a study and a statistic: its examples run here as they stand."""
+"""docs/code.md shows how to add a mediator, an architecture, a study and a statistic: its examples run here
+as they stand."""
 
 import re
 
@@ -15,15 +16,19 @@ from mediation.mediators.neuron_sweeps import neurons_in_trees
 from mediation.model.architectures import ARCHITECTURES
 from tests.helpers import PROJECT, TINY
 
-EXAMPLES = re.findall(r"## To add an? (\w+)\n.*?```python\n(.*?)```", (PROJECT / "docs" / "code.md").read_text(), re.DOTALL)
-LINES = """{"id": "1", "base": "The {} said that", "substitutes": ["nurse", "man"], "candidates": ["he", "she"]}
-{"id": "2", "base": "The {} went home because", "substitutes": ["captain", "man"], "candidates": ["he", "she"]}
+EXAMPLES = re.findall(r"## To add an? (\w+)\n.*?```python\n(.*?)```",
+                      (PROJECT / "docs" / "code.md").read_text(), re.DOTALL)
+LINES = """\
+{"id": "1", "base": "The {} said that", "substitutes": ["nurse", "man"], "candidates": ["he", "she"]}
+{"id": "2", "base": "The {} went home because", "substitutes": ["captain", "man"], \
+"candidates": ["he", "she"]}
 """
 
 
 @pytest.fixture
 def example():
-    """example("study") -> the names that an example of the page defines; what it registers is taken back after the test."""
+    """example("study") -> the names that an example of the page defines; what it registers is taken back
+    after the test."""
     before = dict(CATALOGUE), dict(ARCHITECTURES)
 
     def run(name):
@@ -44,7 +49,8 @@ def test_the_page_has_an_example_of_each():
 def test_a_mediator_is_one_record(example, run_script, toy_checkpoint, toy_model, tmp_path):
     example("mediator")
     (tmp_path / "mine.jsonl").write_text(LINES)
-    command = f"mediate.py {tmp_path / 'mine.jsonl'} -model {toy_checkpoint('llama')} --out_dir {tmp_path / 'out'} --mediators layer_pairs"
+    command = (f"mediate.py {tmp_path / 'mine.jsonl'} -model {toy_checkpoint('llama')} "
+               f"--out_dir {tmp_path / 'out'} --mediators layer_pairs")
     code, printed, error = run_script(command)
     assert code == 0 and "layer_pairs" in printed, error
     table = pd.read_csv(tmp_path / "out" / "layer_pairs_toy-llama.csv")
@@ -54,7 +60,8 @@ def test_a_mediator_is_one_record(example, run_script, toy_checkpoint, toy_model
     both = torch.arange(2 * 16)[None] + 16  # layers 1 and 2
     one, other = neurons_in_trees(model, [stimulus], "indirect", units=both)[0, 0]
     row = table[(table["id"] == 1) & (table["layer"] == 1)].iloc[0]
-    np.testing.assert_allclose([row["candidate1_indirect_prob"], row["candidate2_indirect_prob"]], [one.exp(), other.exp()], rtol=1e-6)
+    np.testing.assert_allclose([row["candidate1_indirect_prob"], row["candidate2_indirect_prob"]],
+                               [one.exp(), other.exp()], rtol=1e-6)
 
 
 def test_an_architecture_is_one_entry(example, toy_tokenizer, tmp_path, in_double):
@@ -69,7 +76,8 @@ def test_an_architecture_is_one_entry(example, toy_tokenizer, tmp_path, in_doubl
     stimulus = Intervention(model.tokenizer, "The {} said that", ["nurse", "man"], ["he", "she"])
     swept = model.neuron_intervention_single_experiment(stimulus, "indirect")[4:]
     by_full_passes = Model(gpt2_version=str(tmp_path / "toy-olmo2"), dtype=torch.float64, full_passes=True)
-    for one, other in zip(swept, by_full_passes.neuron_intervention_single_experiment(stimulus, "indirect")[4:]):
+    for one, other in zip(swept,
+                          by_full_passes.neuron_intervention_single_experiment(stimulus, "indirect")[4:]):
         torch.testing.assert_close(one, other, rtol=1e-10, atol=0)
 
 

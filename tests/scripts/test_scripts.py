@@ -88,7 +88,8 @@ def test_full_passes_give_the_same_tables(run_script, finished, toy_checkpoint, 
     assert run_script(RUN, "-model", toy_checkpoint("gpt2"), "-out_dir", tmp_path, "--full_passes",
                       "--intervention_types", "woman_direct")[0] == 0
     (path,) = tmp_path.glob("results/*/The_X_said_that_woman_direct_toy-gpt2.csv")
-    for piece, expected in zip(read_pieces(path, "woman_direct"), read_pieces(finished / path.name, "woman_direct"), strict=True):
+    for piece, expected in zip(read_pieces(path, "woman_direct"),
+                               read_pieces(finished / path.name, "woman_direct"), strict=True):
         assert piece.comparison == expected.comparison
         assert piece.log_odds_base == pytest.approx(expected.log_odds_base, abs=1e-5)
         np.testing.assert_allclose(piece.log_odds, expected.log_odds, atol=1e-4)
@@ -186,7 +187,8 @@ def test_a_run_with_exchanged_candidates_reads_the_same(run_script, finished, to
                                 "--odds_only")
     assert code == 0, error
     (path,) = tmp_path.glob("results/*/The_X_said_that_man_indirect_toy-gpt2.csv")
-    for piece, expected in zip(read_pieces(path, "man_indirect"), read_pieces(finished / path.name, "man_indirect"), strict=True):
+    for piece, expected in zip(read_pieces(path, "man_indirect"),
+                               read_pieces(finished / path.name, "man_indirect"), strict=True):
         assert piece.comparison == expected.comparison
         assert piece.log_odds_base == pytest.approx(expected.log_odds_base, abs=1e-5)
         np.testing.assert_allclose(piece.log_odds, expected.log_odds, atol=1e-4)

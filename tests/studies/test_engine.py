@@ -1,4 +1,5 @@
-"""One pipeline: what one study could do serves the others; the engine goes on where it was, and reads nothing damaged."""
+"""One pipeline: what one study could do serves the others; the engine goes on where it was, and reads nothing
+damaged."""
 
 import json
 from dataclasses import dataclass
@@ -14,19 +15,23 @@ from mediation.studies import engine, estimated_trees, interpolated_trees
 
 WORDS = ("nurse", "teacher", "doctor", "captain", "clerk")
 TEMPLATES = ("The {} said that", "The {} went home because")
-STIMULI = [{"id": f"{word}-{number}", "base": template, "substitutes": [word, "man"], "candidates": ["he", "she"]}
+STIMULI = [{"id": f"{word}-{number}", "base": template, "substitutes": [word, "man"],
+            "candidates": ["he", "she"]}
            for word in WORDS for number, template in enumerate(TEMPLATES)]
 
 
 @pytest.fixture
 def mediate(run_script, toy_checkpoint, tmp_path):
-    """mediate(folder name, *options) -> (what was printed, {mediator: table}, the manifest's runs) on a toy."""
+    """mediate(folder name, *options) -> (what was printed, {mediator: table}, the manifest's runs) on a
+    toy."""
     def run(name, *options, stimuli=STIMULI):
         path, folder = tmp_path / f"{name}.jsonl", tmp_path / name
         path.write_text("".join(json.dumps(stimulus) + "\n" for stimulus in stimuli))
-        code, printed, error = run_script("mediate.py", path, "-model", toy_checkpoint("llama"), "--out_dir", folder, *options)
+        code, printed, error = run_script("mediate.py", path, "-model", toy_checkpoint("llama"),
+                                          "--out_dir", folder, *options)
         assert code == 0, error
-        tables = {mediator: pd.read_csv(folder / f"{mediator}_toy-llama.csv") for mediator in ("neurons", "mlps", "heads", "layers")
+        tables = {mediator: pd.read_csv(folder / f"{mediator}_toy-llama.csv")
+                  for mediator in ("neurons", "mlps", "heads", "layers")
                   if (folder / f"{mediator}_toy-llama.csv").exists()}
         return printed, tables, RunFolder(folder).read()["runs"]
     return run
@@ -45,12 +50,14 @@ def test_direct_effects_of_many_words_of_ones_own_are_interpolated(mediate, monk
     printed, tables, runs = mediate("interpolated", "--mediators", "neurons")
     assert_alike(tables["neurons"], exact["neurons"], 1e-4)
     counts = runs[-1]["files"]["neurons_toy-llama.csv"]["interpolation"]
-    assert list(counts) == ["direct"] and counts["direct"]["interpolated"] + counts["direct"]["run_for_every_word"] == 4 * 16
+    assert (list(counts) == ["direct"]
+            and counts["direct"]["interpolated"] + counts["direct"]["run_for_every_word"] == 4 * 16)
     assert f"direct: {counts['direct']['interpolated']} neurons interpolated between words" in printed
 
 
 def test_full_passes_of_every_mediator_equal_the_descent(mediate):
-    stimuli = [*STIMULI[:2], {"id": "x", "base": "The captain told the nurse that {}", "substitutes": ["she", "he"], "candidates": ["was", "had"]}]
+    stimuli = [*STIMULI[:2], {"id": "x", "base": "The captain told the nurse that {}",
+                              "substitutes": ["she", "he"], "candidates": ["was", "had"]}]
     _, descent, _ = mediate("descent", stimuli=stimuli)
     _, reference, runs = mediate("reference", "--full_passes", stimuli=stimuli)
     assert set(reference) == {"neurons", "mlps", "heads", "layers"} and runs[-1]["settings"]["full_passes"]
@@ -59,7 +66,8 @@ def test_full_passes_of_every_mediator_equal_the_descent(mediate):
 
 
 def test_gradients_of_slots_of_several_sizes_are_taken_apart(mediate):
-    stimuli = [*STIMULI[:2], {"id": "two", "base": TEMPLATES[0], "substitutes": ["nurse clerk", "man man"], "candidates": ["he", "she"]}]
+    stimuli = [*STIMULI[:2], {"id": "two", "base": TEMPLATES[0], "substitutes": ["nurse clerk", "man man"],
+                              "candidates": ["he", "she"]}]
     options = ("--mediators", "neurons", "--multi_token", "all", "--method")
     _, tables, _ = mediate("all", *options, "gradient", stimuli=stimuli)
     _, exact, _ = mediate("run", *options, "exact", stimuli=stimuli)
@@ -107,7 +115,8 @@ def test_the_engine_goes_on_with_the_first_task_that_has_no_shard(tmp_path):
         engine.run(computed, [[first], [second], [third]], run_folder, progress)
     assert computed == ["first", "second", "third", "second"]
     path.unlink()
-    with pytest.raises(InputError, match="damaged or removed while it was needed: give the same command again"):
+    with pytest.raises(InputError,
+                       match="damaged or removed while it was needed: give the same command again"):
         engine.Shards(run_folder)(second.key)
 
 
@@ -124,18 +133,22 @@ def test_what_was_read_last_stays_in_memory_within_a_limit(tmp_path, monkeypatch
 
 
 def test_words_that_have_a_template_each_are_not_interpolated(mediate, monkeypatch):
-    """An interpolant gives all words in all templates: where few of these are asked for, running them is cheaper."""
+    """An interpolant gives all words in all templates: where few of these are asked for, running them is
+    cheaper."""
     monkeypatch.setattr(interpolated_trees, "INTERPOLATED_FROM", 3)
-    stimuli = [{**STIMULI[0], "id": word, "base": f"The {{}} said that {word}", "substitutes": [word, "man"]} for word in WORDS]
+    stimuli = [{**STIMULI[0], "id": word, "base": f"The {{}} said that {word}", "substitutes": [word, "man"]}
+               for word in WORDS]
     _, _, runs = mediate("diagonal", "--mediators", "neurons", stimuli=stimuli)
     assert "interpolation" not in runs[-1]["files"]["neurons_toy-llama.csv"]
 
 
 def test_a_comparison_that_stands_twice_in_a_file_is_counted_once(mediate):
-    pronoun = {"base": "The captain told the nurse that {}", "substitutes": ["she", "he"], "candidates": ["was", "had"]}
+    pronoun = {"base": "The captain told the nurse that {}", "substitutes": ["she", "he"],
+               "candidates": ["was", "had"]}
     entries = []
     for name, ids in (("once", ["a"]), ("twice", ["a", "b"])):
-        _, tables, runs = mediate(name, "--mediators", "heads", stimuli=[{"id": each, **pronoun} for each in ids])
+        _, tables, runs = mediate(name, "--mediators", "heads",
+                                  stimuli=[{"id": each, **pronoun} for each in ids])
         entries.append(runs[-1]["files"]["heads_toy-llama.csv"])
         assert len(tables["heads"]) == len(ids) * 3 * 4
     assert entries[0]["checked_at_random"] == entries[1]["checked_at_random"] == 2
@@ -145,7 +158,10 @@ def test_alternatives_are_taken_a_few_trees_at_once(mediate, monkeypatch):
     """One task for all of them would grow with the study."""
     monkeypatch.setattr(estimated_trees, "WORDS_AT_ONCE", 2)
     sizes, take = [], estimated_trees.neuron_gradients_of
-    monkeypatch.setattr(estimated_trees, "neuron_gradients_of", lambda model, stimuli, prompt: sizes.append(len(stimuli)) or take(model, stimuli, prompt))
-    stimuli = [{**STIMULI[0], "id": word, "base": f"The {{}} said that {word}", "substitutes": [word, "man"]} for word in WORDS]
+    monkeypatch.setattr(
+        estimated_trees, "neuron_gradients_of",
+        lambda model, stimuli, prompt: sizes.append(len(stimuli)) or take(model, stimuli, prompt))
+    stimuli = [{**STIMULI[0], "id": word, "base": f"The {{}} said that {word}", "substitutes": [word, "man"]}
+               for word in WORDS]
     mediate("alternatives", "--mediators", "neurons", "--method", "gradient", stimuli=stimuli)
     assert sorted(sizes) == [1, 1, 2, 2, 2, 2]
