@@ -15,7 +15,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForMaskedLM,
 # before anything of these is imported: signatures are checked at every call, shapes too; an int is a float;
 # the rest of the model and the mediators are left out, they are called so often: with all of the model
 # test_products.py took 40% more time, with the mediators test_engine.py took a third more
-ROOMS = ("effects", "model.readout", "reports", "results", "stimuli")
+ROOMS = ("effects", "model.readout", "reports", "results", "stimuli", "studies")
 install_import_hook([f"mediation.{room}" for room in ROOMS],
                     "beartype.beartype(conf=beartype.BeartypeConf(is_pep484_tower=True))")
 

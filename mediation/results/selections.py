@@ -1,6 +1,5 @@
 """The pickles of selections of heads or neurons, read back: ours and those of 2020."""
 
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -38,7 +37,7 @@ def read_selections(paths: dict[str, Path], label: str) -> dict[str, dict[str, A
     return selections
 
 
-def check_choice(values: Sequence[float], pairs: Sequence[Sequence[int]]) -> None:
+def check_choice(values: Any, pairs: Any) -> None:
     """Raises ValueError or TypeError when these are not as many finite numbers as pairs of whole numbers."""
     units, numbers = np.asarray(pairs), np.asarray(values, float)
     whole = np.issubdtype(units.dtype, np.integer)

@@ -58,8 +58,8 @@ def check_neurons(model: LanguageModel, intervention: Intervention, intervention
 
 @torch.no_grad()
 def check_heads(model: LanguageModel, intervention: Intervention, effect: str,
-                probabilities: Sequence[Float[np.ndarray | Tensor, "L H"]], sample: int = 1, seed: Seed = 0,
-                among: Int[np.ndarray, " ran"] | None = None) -> Check:
+                probabilities: Sequence[Float[np.ndarray | Tensor, "*heads"]], sample: int = 1,
+                seed: Seed = 0, among: Int[np.ndarray, " ran"] | None = None) -> Check:
     """Run single-head interventions again: a random sample, and the one with the largest effect.
 
     Args:

@@ -124,7 +124,7 @@ class Shards:
         return sum(array.nbytes for arrays in self.in_memory.values() for array in arrays.values())
 
 
-def run(model: LanguageModel, stages: Iterable[Sequence[Task]], run_folder: RunFolder,
+def run(model: Any, stages: Iterable[Sequence[Task]], run_folder: RunFolder,
         progress: tqdm) -> Shards:
     """Compute every task that has no shard yet, in this process, one after the other.
 

@@ -9,7 +9,7 @@ on, and where the effect is largest.
 
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 from jaxtyping import Float, Int
@@ -17,7 +17,6 @@ from jaxtyping import Float, Int
 from mediation.errors import InputError
 from mediation.mediators import batches, interpolation
 from mediation.model import readout
-from mediation.model.language_model import LanguageModel
 
 # in a log-probability; about ten times the largest that was seen on the models of the tests and on
 # SmolLM2-135M
@@ -28,6 +27,7 @@ CONFIDENCE = 0.95
 REMEDY = "use --full_passes with another -out_dir, and please report the model"
 
 
+@runtime_checkable
 class Precision(Protocol):
     """What the error of a run depends on."""
 
@@ -147,7 +147,7 @@ def describe_check(check: Check, total: float, units: str) -> str:
             f"at most {largest_share_off(check.random):.1%} of the interventions on them are off by more")
 
 
-def within_budget(model: LanguageModel, sweep: Callable[[], Any], check: Callable[[Any], Check],
+def within_budget(model: Any, sweep: Callable[[], Any], check: Callable[[Any], Check],
                   options: Precision, what: str, remedy: str = REMEDY) -> tuple[Any, Check]:
     """What `sweep()` gives and its Check. A fast sweep that is off by more than the budget is run again
     exactly.

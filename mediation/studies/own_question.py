@@ -7,7 +7,7 @@ the null prompt) / odds of the null prompt (Vig et al. 2020, section 3).
 from collections.abc import Callable, Iterator, Sequence
 from hashlib import sha256
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 import pandas as pd
@@ -50,6 +50,7 @@ def describe_settings(common: dict[str, Any], mediators: Sequence[Mediator], opt
     return settings
 
 
+@runtime_checkable
 class Sweep(Protocol):
     """A sweep of one or more mediators over comparisons, both effects.
 

@@ -9,7 +9,7 @@ Symbols in shapes: N examples, cells: units of the table.
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -100,6 +100,7 @@ class LazyGreedy:
         return best, fresh[best]
 
 
+@runtime_checkable
 class Example(Protocol):
     """What an objective is the mean over: a stimulus, and what is changed in it."""
 
@@ -225,7 +226,7 @@ class SelectionFiles:
         """Units as pairs of plain numbers, (layer, unit of the layer)."""
         return [(self.first_layer + unit // self.shape[1], unit % self.shape[1]) for unit in map(int, units)]
 
-    def cells_of(self, pairs: Iterable[Sequence[int]]) -> list[int]:
+    def cells_of(self, pairs: Iterable[Sequence[Any]]) -> list[int]:
         """The other way round."""
         return [(int(layer) - self.first_layer) * self.shape[1] + int(unit) for layer, unit in pairs]
 

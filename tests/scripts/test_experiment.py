@@ -154,8 +154,8 @@ def test_what_cannot_be_run_is_said(model, intervention, arguments, message):
     (["nurse", "man", "woman"], ["he", " he"], "same token"),
 ])
 def test_stimuli_that_are_none_of_a_neuron_study_are_refused(model, substitutes, candidates, message):
-    stimulus = Intervention(model.tokenizer, "The {} said that", substitutes, candidates)
-    with pytest.raises(InputError, match=message):
+    with pytest.raises(InputError, match=message):  # some by the stimulus itself, some by the experiment
+        stimulus = Intervention(model.tokenizer, "The {} said that", substitutes, candidates)
         model.neuron_intervention_single_experiment(stimulus, "man_direct")
 
 

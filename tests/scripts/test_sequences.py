@@ -166,7 +166,7 @@ class Workplace:
 
     def fresh(self, command):
         """(exit code, {file: bytes}) of a command in an empty folder."""
-        if command not in self.kept:
+        if command not in self.results:
             folder = self.empty()
             code, _, _ = self.run(f"{command} -out_dir {folder}", folder)
             self.results[command] = code, contents(folder)
