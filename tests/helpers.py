@@ -189,6 +189,20 @@ def results_of(model, folder, stimuli, kind, options):
     return run_folder, NeuronResults(sweep, shards, options.screen_top)
 
 
+def interrupt_at(monkeypatch, function, call):
+    """Ctrl-C in the n-th call of a function, named by its place and name; returns the list of all calls."""
+    calls, original = [], getattr(*function)
+
+    def interrupted(*arguments, **named):
+        calls.append(arguments)
+        if len(calls) == call:
+            raise KeyboardInterrupt
+        return original(*arguments, **named)
+
+    monkeypatch.setattr(*function, interrupted)
+    return calls
+
+
 def tables(out_dir):
     """{name: bytes} of the profession study's tables."""
     return {path.name: path.read_bytes() for path in out_dir.glob("results/*/*.csv")}

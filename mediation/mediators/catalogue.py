@@ -28,7 +28,6 @@ class Mediator:
     `what`: a line for people.
     `sweep`: mediators of one sweep are computed together, and it says what is changed: "neurons" or
         "attention weights".
-    `unit`: the column that names a unit within its layer, None where a whole layer is one unit.
     `fits`: raises InputError (with its `reason`) for a stimulus for which the mediator is not defined in this
         model.
     `units`: of a model, the columns that name the mediator's units; `within`: of a model, its part of its
@@ -41,7 +40,6 @@ class Mediator:
     name: str
     what: str
     sweep: str
-    unit: str | None
     fits: Callable[[LanguageModel, Intervention], None]
     units: Callable[[LanguageModel], dict[str, np.ndarray]]
     within: Callable[[LanguageModel], slice]
@@ -85,23 +83,21 @@ def _of_one_layer(model):
 
 CATALOGUE = {mediator.name: mediator for mediator in (
     Mediator(
-        "neurons", "every neuron (word embedding, MLP outputs) at the slot", "neurons", "neuron",
-        _neurons_fit,
+        "neurons", "every neuron (word embedding, MLP outputs) at the slot", "neurons", _neurons_fit,
         units=lambda model: _columns((model.num_layers + 1, model.num_neurons), "layer", "neuron"),
         within=lambda _: slice(None), count=lambda model: (model.num_layers + 1) * model.num_neurons,
         estimated=True, screened=True),
     Mediator(
-        "mlps", "all of a layer's neurons at the slot", "neurons", None, _neurons_fit,
+        "mlps", "all of a layer's neurons at the slot", "neurons", _neurons_fit,
         units=lambda model: _columns((model.num_layers + 1,), "layer"),
         within=lambda _: slice(None), count=lambda model: model.num_layers + 1, sets=_of_one_layer),
     Mediator(
-        "heads", "every attention head's weights, on prompts of equal length", "attention weights", "head",
+        "heads", "every attention head's weights, on prompts of equal length", "attention weights",
         _attention_fits,
         units=lambda model: _columns((model.num_layers, model.num_heads), "layer", "head"),
         within=lambda model: slice(_heads(model)), count=_sets_of_heads, estimated=True),
     Mediator(
-        "layers", 'all heads of a layer, and of the model ("all")', "attention weights", None,
-        _attention_fits,
+        "layers", 'all heads of a layer, and of the model ("all")', "attention weights", _attention_fits,
         units=_every_layer_and_all, within=lambda model: slice(_heads(model), None), count=_sets_of_heads,
         estimated=True),
 )}

@@ -15,7 +15,7 @@ from torch import Tensor
 from mediation.errors import InputError
 from mediation.mediators.batches import Progress
 from mediation.mediators.gradients import head_gradients
-from mediation.mediators.heads import HeadEdits, heads_layers_model
+from mediation.mediators.heads import HeadEdits, heads_layers_and_whole, heads_layers_model
 from mediation.mediators.masked_heads import sweep_masked_heads
 from mediation.mediators.sweeps import heads_by_full_passes, sweep_heads
 from mediation.model.attention import attention_weights
@@ -89,10 +89,10 @@ def heads_layers_and_model(
     layers, heads = model.num_layers, model.num_heads
     chosen = heads_layers_model(layers, heads)
     log_probabilities = heads_in_sets(model, intervention, effect, chosen, batch_size, progress)
-    probabilities = log_probabilities.exp().split([layers * heads, layers, 1])
-    (head1, head2), (layer1, layer2), (model1, model2) = (part.unbind(dim=1) for part in probabilities)
-    head1, head2 = (of_candidate.reshape(layers, heads) for of_candidate in (head1, head2))
-    return head1, head2, layer1, layer2, model1.item(), model2.item()
+    (head1, layer1, model1), (head2, layer2, model2) = (
+        heads_layers_and_whole(of_candidate, layers, heads)
+        for of_candidate in log_probabilities.exp().unbind(dim=1))
+    return head1, head2, layer1, layer2, model1, model2
 
 
 def head_experiment(

@@ -5,6 +5,7 @@ context rows that can differ.
 """
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -37,6 +38,11 @@ def heads_layers_model(layers: int, heads: int) -> Bool[Tensor, "{layers*heads+l
     single = torch.eye(layers * heads, dtype=torch.bool).reshape(-1, layers, heads)
     whole_layers = torch.eye(layers, dtype=torch.bool).unsqueeze(2).expand(-1, -1, heads)
     return torch.cat([single, whole_layers, torch.ones(1, layers, heads, dtype=torch.bool)])
+
+
+def heads_layers_and_whole(values: Any, layers: int, heads: int) -> tuple:
+    """Numbers of the sets of `heads_layers_model` (array or tensor) in their parts: [L, H], [L] and one."""
+    return values[: layers * heads].reshape(layers, heads), values[layers * heads: -1], values[-1].item()
 
 
 def shift(edits: HeadEdits, layer: int) -> Change:

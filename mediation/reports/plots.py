@@ -311,19 +311,16 @@ def sparsity(
         return _save(figure, path)
 
 
-def mediator(
-    name: str, means: pd.DataFrame, model: str, folder: Path, label: str | None = None,
-) -> list[Path]:
+def mediator(name: str, means: pd.DataFrame, model: str, folder: Path) -> list[Path]:
     """Figures of one mediator from its table of means; returns the paths written.
 
     Heads have a map of layers and heads; other units a line of each layer's strongest 1%; whole layers bars.
 
     Args:
         name: as it stands in file names; means: table with group, layer, the column that names a unit, and
-            for both effects {effect}_effect_mean, _std, and the same of log effects; label: of the layers'
-            axis, by default as the columns tell it.
+            for both effects {effect}_effect_mean, _std, and the same of log effects.
     """
-    label, unit = label or _layers_label(means), unit_column(means)
+    label, unit = _layers_label(means), unit_column(means)
     means = means[means["layer"] != "all"].assign(layer=lambda table: table["layer"].astype(int))
     whole = means[means["group"] == "all"]
     groups = [group for group in means["group"].unique() if group != "all"]

@@ -198,14 +198,13 @@ def how_sure(runs: Sequence[Mapping[str, Any]], swept: Sequence[Mapping[str, Any
 @dataclass(frozen=True)
 class Mediator:
     """What is known of one mediator: table of means, name of the whole table, its entry in the manifest and
-    its run's, its screening; the heading of its section, by default its name."""
+    its run's, its screening."""
 
     means: pd.DataFrame
     file: str
     entry: dict[str, Any]
     run: dict[str, Any]
     screening: Screening | None = None
-    title: str | None = None
 
 
 def mediation(
@@ -250,7 +249,7 @@ def _mediator(name, mediator):
     whole = mediator.means[mediator.means["group"] == "all"]
     unit = unit_column(mediator.means)
     order = "The strongest by the size of the mean log indirect effect:" if unit else "By layer:"
-    lines = ["", f"## {mediator.title or _heading(name)}", "",
+    lines = ["", f"## {_heading(name)}", "",
              f"{_count(int(whole['comparisons'].iloc[0]), 'comparison')}. {order}", "",
              f"| {'layer-' + unit if unit else 'layer'} | indirect effect, mean of logs | mean | (std) "
              "| direct effect, mean of logs | mean | (std) |", "|" + 7 * " --- |"]

@@ -5,6 +5,7 @@ import shlex
 import sys
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict
+from functools import partial
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from mediation.effects.odds import log_odds
 from mediation.effects.statistics import strong_examples
 from mediation.files.storage import RunFolder, describe_machine, now, write_json
 from mediation.mediators import head_sweeps
+from mediation.mediators.heads import heads_layers_and_whole
 from mediation.model.language_model import LanguageModel
 from mediation.results.attention_results import EFFECTS, means, result_entry
 from mediation.stimuli.interventions import Intervention
@@ -138,7 +140,7 @@ def sweep_examples(model: LanguageModel, interventions: Sequence[Intervention], 
     for task in tasks:
         arrays = shards(task.key)
         entries.append(entry_of(model, task.intervention, arrays))
-        for swept in head_results(task, arrays).values():
+        for swept in head_results(task, arrays, shards.seconds[task.key]).values():
             account.add(swept)
     content = {**about, "num_examples_analyzed": len(entries), **means(entries), "results": entries}
     write_json(run_folder.folder / name, content, indent=None)
@@ -158,12 +160,7 @@ def sweep_examples(model: LanguageModel, interventions: Sequence[Intervention], 
 
 def entry_of(model: LanguageModel, intervention: Intervention, arrays: Arrays) -> dict[str, Any]:
     """One entry of the JSON's results, from the arrays of a Heads task."""
-    heads = model.num_layers * model.num_heads
-
-    def parts(values: np.ndarray) -> tuple:
-        """Of values [S]: heads [L, H], layers [L], the whole model's."""
-        return values[:heads].reshape(model.num_layers, model.num_heads), values[heads:-1], values[-1].item()
-
+    parts = partial(heads_layers_and_whole, layers=model.num_layers, heads=model.num_heads)
     swept = {}
     for kind in EFFECTS:
         one, other = (parts(column) for column in probabilities(arrays[kind]).T)

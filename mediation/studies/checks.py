@@ -25,6 +25,8 @@ from mediation.studies.engine import StudyOptions
 from mediation.studies.error_budget import CHECKED, NOTHING_CHECKED, Check, draws, units_to_check
 
 Seed = int | Sequence[int]
+NOT_PROBABILITIES = ("the model gave probabilities that are zero or not numbers: try --dtype float32 or "
+                     "float64, or check the model's weights")
 
 
 @torch.no_grad()
@@ -98,9 +100,7 @@ def check_finite(stimuli: Sequence[Intervention], kind: str, log_probabilities: 
     """Raises InputError when a model gave what is no probability above 0, with or without intervention."""
     for stimulus, intervened, without in zip(stimuli, log_probabilities, base):
         if not (np.isfinite(intervened).all() and np.isfinite(without).all()):
-            raise InputError(f"{stimulus.base_strings[0]!r}, {kind}: the model gave probabilities that are "
-                             "zero or not numbers: try --dtype float32 or float64, or check the model's "
-                             "weights")
+            raise InputError(f"{stimulus.base_strings[0]!r}, {kind}: {NOT_PROBABILITIES}")
 
 
 def check_all(model: LanguageModel, stimuli: Sequence[Intervention], kind: str,

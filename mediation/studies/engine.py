@@ -104,9 +104,10 @@ class Shards:
     def __init__(self, run_folder: RunFolder) -> None:
         self.run_folder = run_folder
         self.in_memory: dict[Key, Arrays] = {}
+        self.seconds: dict[Key, float] = {}  # that each task of the run took, whenever it was computed
 
     def __call__(self, key: Key) -> Arrays:
-        """The arrays of the task with this key, and the `seconds` that it took.
+        """The arrays of the task with this key.
 
         Raises:
             InputError: its shard is damaged, or gone.
@@ -137,11 +138,17 @@ def run(model: Any, stages: Iterable[Sequence[Task]], run_folder: RunFolder,
     for stage in stages:
         for task in stage:
             progress.set_description(task.title)
-            if run_folder.load_shard(*task.key) is None:
+            if task.key in shards.seconds:  # two sweeps may share a task
+                progress.update(task.interventions)
+                continue
+            shard = run_folder.load_shard(*task.key)
+            if shard is None:
                 started = time.perf_counter()
                 arrays = task.compute(model, shards, progress.update)
-                seconds = np.float64(time.perf_counter() - started)
-                run_folder.save_shard(*task.key, **arrays, seconds=seconds)
+                seconds = time.perf_counter() - started
+                run_folder.save_shard(*task.key, **arrays, seconds=np.float64(seconds))
             else:
+                seconds = float(shard["seconds"])
                 progress.update(task.interventions)
+            shards.seconds[task.key] = seconds
     return shards

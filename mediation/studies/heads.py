@@ -23,7 +23,7 @@ from mediation.model.fast_rows import FastRows
 from mediation.model.language_model import LanguageModel
 from mediation.results.attention_results import EFFECTS
 from mediation.stimuli.interventions import Intervention
-from mediation.studies.checks import check_heads
+from mediation.studies.checks import NOT_PROBABILITIES, check_heads
 from mediation.studies.engine import Arrays, Earlier, StudyOptions, Task
 from mediation.studies.error_budget import NOTHING_CHECKED, Check, within_budget
 from mediation.studies.results import Swept
@@ -82,9 +82,7 @@ class Heads(Task):
             swept = heads_in_sets(model, self.intervention, kind, sets, self.options.batch_size, progress)
             arrays = {kind: swept.numpy()}
         if not np.isfinite(arrays[kind]).all():
-            raise InputError(f"{self.intervention.base_strings[0]!r}: the model gave probabilities that are "
-                             "zero or not numbers: try --dtype float32 or float64, or check the model's "
-                             "weights")
+            raise InputError(f"{self.intervention.base_strings[0]!r}: {NOT_PROBABILITIES}")
         return arrays
 
     def check(self, model: LanguageModel, kind: str, arrays: Arrays) -> Check:
@@ -103,12 +101,12 @@ def probabilities(log_probabilities: Float64[np.ndarray, "S 2"]) -> Float64[np.n
     return torch.from_numpy(log_probabilities).exp().numpy()
 
 
-def head_results(task: Heads, arrays: Arrays) -> dict[str, Swept]:
+def head_results(task: Heads, arrays: Arrays, seconds: float) -> dict[str, Swept]:
     """{effect: numbers} of a task, whose units are the S sets; what both effects share stands with the
     first."""
     fast = FastRows(*arrays["fast"]) if "fast" in arrays else None
     base, check = np.log(arrays["probabilities"]), Check.from_arrays(arrays)
-    shares = [(float(arrays["seconds"]), check, fast), (0.0, NOTHING_CHECKED, None)]
+    shares = [(seconds, check, fast), (0.0, NOTHING_CHECKED, None)]
     return {kind: Swept(arrays[kind], base, arrays.get(f"{kind}_exact"), *share, source=(task.key, kind))
             for kind, share in zip(EFFECTS, shares)}
 

@@ -99,7 +99,7 @@ class NeuronResults:
 
     def __init__(self, sweep: NeuronSweep, shards: Shards, top: int) -> None:
         self.sweep, self.shards, self.top = sweep, shards, top
-        before = sum(float(shards(task.key)["seconds"]) for stage in sweep.stages[:-1] for task in stage)
+        before = sum(shards.seconds[task.key] for stage in sweep.stages[:-1] for task in stage)
         # a stimulus' share of the earlier stages
         self.seconds_before = before / sweep.types / len(sweep.where)
 
@@ -113,7 +113,7 @@ class NeuronResults:
             sample = sample_of(arrays, position, run_on, task.name, task.label, self.top)
         return Swept(
             arrays["log_probabilities"][position], arrays["base"][position], arrays.get("exact"),
-            seconds=float(arrays["seconds"]) / len(task.stimuli) + self.seconds_before,
+            seconds=self.shards.seconds[task.key] / len(task.stimuli) + self.seconds_before,
             check=Check(check.deviation, 0, 0) if position else check,  # counted once for a tree
             fast=FastRows(*arrays["fast"]) if "fast" in arrays else None,
             source=(task.key, position), sample=sample)

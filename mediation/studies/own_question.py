@@ -50,21 +50,22 @@ def describe_settings(common: dict[str, Any], mediators: Sequence[Mediator], opt
     return settings
 
 
+OfComparison = Callable[[int], tuple[dict[str, Swept], float]]
+
+
 @runtime_checkable
 class Sweep(Protocol):
     """A sweep of one or more mediators over comparisons, both effects.
 
     `stages`: its tasks; `results`: of their shards, a function of a comparison's index to ({effect: Swept},
-    the null prompt's log odds); `probabilities`: exp of log-probabilities; `interpolation`: {effect: what was
-    interpolated}.
+    the null prompt's log odds), and {effect: what was interpolated}; `probabilities`: exp of
+    log-probabilities.
     """
 
     stages: list[Sequence[Task]]
     probabilities: Callable[[np.ndarray], np.ndarray]
 
-    def results(self, shards: Shards) -> Callable[[int], tuple[dict[str, Swept], float]]: ...
-
-    def interpolation(self, shards: Shards) -> dict[str, dict[str, float]]: ...
+    def results(self, shards: Shards) -> tuple[OfComparison, dict[str, dict[str, float]]]: ...
 
 
 class SweepOfNeurons:
@@ -85,7 +86,7 @@ class SweepOfNeurons:
         # gradients serve both effects: the second finds them computed
         self.stages = [stage for sweep in self.sweeps.values() for stage in sweep.stages]
 
-    def results(self, shards: Shards) -> Callable[[int], tuple[dict[str, Swept], float]]:
+    def results(self, shards: Shards) -> tuple[OfComparison, dict[str, dict[str, float]]]:
         """See `Sweep`."""
         of_effects = {kind: NeuronResults(sweep, shards, self.options.screen_top)
                       for kind, sweep in self.sweeps.items()}
@@ -95,13 +96,8 @@ class SweepOfNeurons:
             null1, null2 = swept["indirect"].base[0]
             return swept, null2 - null1
 
-        return of_comparison
-
-    def interpolation(self, shards: Shards) -> dict[str, dict[str, float]]:
-        """See `Sweep`."""
-        counts = {kind: NeuronResults(sweep, shards, self.options.screen_top).interpolation()
-                  for kind, sweep in self.sweeps.items()}
-        return {kind: of_effect for kind, of_effect in counts.items() if of_effect}
+        counts = {kind: results.interpolation() for kind, results in of_effects.items()}
+        return of_comparison, {kind: of_effect for kind, of_effect in counts.items() if of_effect}
 
 
 class SweepOfHeads:
@@ -116,19 +112,16 @@ class SweepOfHeads:
                       for number, comparison in enumerate(comparisons, start=1)]
         self.stages: list[Sequence[Task]] = [self.tasks]
 
-    def results(self, shards: Shards) -> Callable[[int], tuple[dict[str, Swept], float]]:
+    def results(self, shards: Shards) -> tuple[OfComparison, dict[str, dict[str, float]]]:
         """See `Sweep`."""
         def of_comparison(index: int) -> tuple[dict[str, Swept], float]:
             task = self.tasks[index]
             arrays = shards(task.key)
             null1, null2 = arrays["probabilities"][0]
-            return head_results(task, arrays), float(log_odds(null2, null1))
+            swept = head_results(task, arrays, shards.seconds[task.key])
+            return swept, float(log_odds(null2, null1))
 
-        return of_comparison
-
-    def interpolation(self, shards: Shards) -> dict[str, dict[str, float]]:
-        """See `Sweep`: heads are all run."""
-        return {}
+        return of_comparison, {}
 
 
 SWEEPS: dict[str, Any] = {"neurons": SweepOfNeurons, "attention weights": SweepOfHeads}
@@ -143,7 +136,7 @@ def rows(model: LanguageModel, comparisons: Sequence[Comparison], mediator: Medi
     """
     sweep: Sweep = SWEEPS[mediator.sweep](model, comparisons, mediator, table, options)
     shards = engine.run(model, sweep.stages, run_folder, progress)
-    results, account.interpolation = sweep.results(shards), sweep.interpolation(shards)
+    results, account.interpolation = sweep.results(shards)
     within = mediator.within(model)
     for index, comparison in enumerate(comparisons):
         swept, base = results(index)

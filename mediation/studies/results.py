@@ -40,7 +40,8 @@ class Swept:
     `log_probabilities`: of both candidates under each intervention; `base`: without, of each prompt;
     `exact`: which units were run, None for all of them; `seconds`: this stimulus' share; `check`: where
     stimuli were run together, the number of interventions that were checked stands with the first; `fast`:
-    this stimulus' share in the counts of the fast precision; `sample`: of a screening.
+    this stimulus' share in the counts of the fast precision; `source`: what tells these numbers from all
+    others of the study, so that they are counted once; `sample`: of a screening.
     """
 
     log_probabilities: Float64[np.ndarray, "U 2"]

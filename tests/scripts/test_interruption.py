@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 
 from mediation.mediators.interpolation import LEVELS
 from mediation.studies import estimated_trees, interpolated_trees, trees
-from tests.helpers import COMMAND, tables
+from tests.helpers import COMMAND, interrupt_at, tables
 from tests.preloaded import new_process
 
 
@@ -277,15 +277,7 @@ def test_a_converted_folder_goes_on_in_its_new_format(run_script, toy_checkpoint
 
 
 def test_what_a_shorter_run_left_goes_with_the_longer_one(run_script, toy_checkpoint, tmp_path, monkeypatch):
-    sweep, calls = trees.neurons_in_trees, []
-
-    def stop_at_second(self, *arguments, **named):
-        calls.append(0)
-        if len(calls) == 2:
-            raise KeyboardInterrupt
-        return sweep(self, *arguments, **named)
-
-    monkeypatch.setattr(trees, "neurons_in_trees", stop_at_second)
+    interrupt_at(monkeypatch, (trees, "neurons_in_trees"), call=2)
     command = (f"{FEW} --intervention_types man_direct -model {toy_checkpoint('gpt2')} -out_dir {tmp_path} "
                "-template_indices")
     assert run_script(f"{command} 1 13")[0] == 130 and list(tmp_path.glob("results/*/unfinished/*"))

@@ -13,7 +13,7 @@ from mediation.mediators.neurons import INTERVENTION_TYPES
 from mediation.results.neuron_tables import read_pieces
 from mediation.studies import estimated_trees, trees
 from mediation.studies.heads import Heads
-from tests.helpers import assert_refused, contents
+from tests.helpers import assert_refused, contents, interrupt_at
 
 RUN = "run_profession_neuron_experiments.py -template_indices 1 13 --professions nurse captain teacher doctor"
 SCREEN = "--method screen --screen_share 0.625 --screen_sample 3 --screen_top 8"
@@ -140,15 +140,7 @@ def test_a_run_that_was_stopped_goes_on(run_script, toy_checkpoint, tmp_path, mo
     monkeypatch.setattr(estimated_trees, "WORDS_AT_ONCE", 2)
     command = f"{RUN} {options}"
     assert run_script(command, "-model", toy_checkpoint("llama"), "-out_dir", tmp_path / "whole")[0] == 0
-    done, original = [], getattr(*function)
-
-    def stop_at_third(self, *arguments, **named):
-        done.append(0)
-        if len(done) == 3:
-            raise KeyboardInterrupt
-        return original(self, *arguments, **named)
-
-    monkeypatch.setattr(*function, stop_at_third)
+    done = interrupt_at(monkeypatch, function, call=3)
     assert run_script(command, "-model", toy_checkpoint("llama"), "-out_dir", tmp_path / "stopped")[0] == 130
     assert list(tmp_path.glob("stopped/results/*/unfinished"))
     assert run_script(command, "-model", toy_checkpoint("llama"), "-out_dir", tmp_path / "stopped")[0] == 0
@@ -231,16 +223,8 @@ def test_the_attention_study_by_every_method(run_script, toy_checkpoint, data, t
 
 
 def test_an_attention_study_that_was_stopped_goes_on(run_script, toy_checkpoint, data, tmp_path, monkeypatch):
-    swept, compute = [], Heads.compute
-
-    def stop_at_second(*arguments):
-        swept.append(0)
-        if len(swept) == 2:
-            raise KeyboardInterrupt
-        return compute(*arguments)
-
     assert study(run_script, toy_checkpoint, tmp_path / "whole", "--method", "gradient")[0] == 0
-    monkeypatch.setattr(Heads, "compute", stop_at_second)
+    swept = interrupt_at(monkeypatch, (Heads, "compute"), call=2)
     assert study(run_script, toy_checkpoint, tmp_path / "stopped", "--method", "gradient")[0] == 130
     assert study(run_script, toy_checkpoint, tmp_path / "stopped", "--method", "gradient")[0] == 0
     one, other = (path.read_bytes() for path in sorted(tmp_path.glob("*/winobias_data/attention*.json")))

@@ -11,6 +11,7 @@ from mediation.mediators import batches, interpolation
 from mediation.mediators.heads import heads_layers_model
 from mediation.model import readout
 from mediation.studies import checks, error_budget, trees
+from tests.helpers import interrupt_at
 
 
 @pytest.mark.parametrize("script, options, result", [
@@ -39,17 +40,9 @@ STUDY = ("run_profession_neuron_experiments.py -template_indices 1 13 --professi
 
 def test_what_was_run_fast_survives_a_stop(toy_checkpoint, run_script, tmp_path, monkeypatch):
     """The manifest counts the rows of every sitting, not of the last process."""
-    sweep, calls = trees.neurons_in_trees, []
-
-    def stop_at_second(self, *arguments, **named):
-        calls.append(0)
-        if len(calls) == 2:
-            raise KeyboardInterrupt
-        return sweep(self, *arguments, **named)
-
     command = f"{STUDY} --precision fast -model {toy_checkpoint('llama')} -out_dir"
     assert run_script(command, tmp_path / "whole")[0] == 0
-    monkeypatch.setattr(trees, "neurons_in_trees", stop_at_second)
+    interrupt_at(monkeypatch, (trees, "neurons_in_trees"), call=2)
     assert run_script(command, tmp_path / "stopped")[0] == 130
     assert run_script(command, tmp_path / "stopped")[0] == 0
     manifests = [next(tmp_path.glob(f"{name}/results/*/manifest.json")) for name in ("whole", "stopped")]
