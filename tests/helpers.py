@@ -22,7 +22,9 @@ from mediation.files.storage import RunFolder, read_pickle
 from mediation.model.architectures import ARCHITECTURES
 from mediation.stimuli import stimulus_files
 from mediation.studies import engine, estimated_trees
+from mediation.studies.engine import StudyOptions
 from mediation.studies.neurons import NeuronResults, plan
+from mediation.studies.sites import Sites, kinds_of
 
 PROJECT = Path(__file__).parent.parent
 SHARED = Path(os.environ.get("MEDIATION_SHARED", PROJECT.parent / "shared"))
@@ -187,6 +189,13 @@ def results_of(model, folder, stimuli, kind, options):
     with tqdm(disable=True) as progress:
         shards = engine.run(model, sweep.stages, run_folder, progress)
     return run_folder, NeuronResults(sweep, shards, options.screen_top)
+
+
+def swept_by(model, comparison, request, **options):
+    """{effect: log-probabilities} of a request's sites in one comparison, without a folder."""
+    task = Sites("table", "name", "title", 0, comparison.intervention, request, StudyOptions(**options))
+    arrays = task.compute(model, lambda key: {}, lambda count: None)
+    return {kind: arrays[kind] for kind in kinds_of(request)}
 
 
 def interrupt_at(monkeypatch, function, call):

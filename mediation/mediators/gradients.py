@@ -9,13 +9,15 @@ Symbols in shapes: B prompts of T tokens, P positions, D neurons per layer, `lay
 embedding and L blocks; H heads, C predictions.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
 import torch
 from jaxtyping import Float, Float64, Int
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import PreTrainedModel
 
+from mediation.mediators.sites import mlps, recorded_sites, residuals
 from mediation.model.architectures import Parts
 from mediation.model.attention import recorded_weights
 from mediation.model.forward import Prediction, Tree, as_arguments
@@ -33,21 +35,14 @@ def neuron_gradients(
 
     Returns: log-probabilities, their gradients, and the values of the neurons.
     """
-    outputs: list[Tensor] = []
-    residual: list[Tensor] = []
-    handles = [parts.embedding.register_forward_hook(_leaf(outputs))]
-    handles += [mlp.register_forward_hook(lambda _, __, output: outputs.append(output)) for mlp in parts.mlps]
-    handles.append(parts.blocks[-1].register_forward_hook(lambda _, __, output: residual.append(output)))
-    try:
-        with torch.enable_grad():
-            model.base_model(prompts, use_cache=False, **as_arguments(model, tree))
-            log_probabilities = ReadOut(parts, predictions)(residual[0])  # [B, C]
-            # prompts do not see each other: the gradient of their sum is each prompt's own
-            gradients = [torch.autograd.grad(column.sum(), outputs, retain_graph=True)
-                         for column in log_probabilities.unbind(dim=1)]
-    finally:
-        for handle in handles:
-            handle.remove()
+    sites = [*mlps(parts), residuals(parts)[-1]]
+    with torch.enable_grad(), leaf(parts), recorded_sites(sites) as record:
+        model.base_model(prompts, use_cache=False, **as_arguments(model, tree))
+        *outputs, residual = record
+        log_probabilities = ReadOut(parts, predictions)(residual)  # [B, C]
+        # prompts do not see each other: the gradient of their sum is each prompt's own
+        gradients = [torch.autograd.grad(column.sum(), outputs, retain_graph=True)
+                     for column in log_probabilities.unbind(dim=1)]
 
     def at_places(of_layers):
         """Outputs or gradients of the layers -> [B, P, layers, D]."""
@@ -65,28 +60,21 @@ def head_gradients(
 
     Returns: log-probabilities, their gradients, and the weights themselves.
     """
-    outputs: list[Tensor] = []
-    residual: list[Tensor] = []
-    handles = [parts.embedding.register_forward_hook(_leaf(outputs)),
-               parts.blocks[-1].register_forward_hook(lambda _, __, output: residual.append(output))]
-    try:
-        with torch.enable_grad(), recorded_weights(parts) as weights:
-            model.base_model(tree.tokens.unsqueeze(0), use_cache=False, **as_arguments(model, tree))
-            log_probabilities = ReadOut(parts, tree.predictions)(residual[0])[0]
-            gradients = [torch.cat(torch.autograd.grad(of_candidate, weights, retain_graph=True))
-                         for of_candidate in log_probabilities]
-    finally:
-        for handle in handles:
-            handle.remove()
+    with (torch.enable_grad(), leaf(parts), recorded_sites(residuals(parts)[-1:]) as residual,
+          recorded_weights(parts) as weights):
+        model.base_model(tree.tokens.unsqueeze(0), use_cache=False, **as_arguments(model, tree))
+        log_probabilities = ReadOut(parts, tree.predictions)(residual[0])[0]
+        gradients = [torch.cat(torch.autograd.grad(of_candidate, weights, retain_graph=True))
+                     for of_candidate in log_probabilities]
     return log_probabilities.detach(), torch.stack(gradients), torch.cat(weights).detach()
 
 
-def _leaf(outputs: list[Tensor]) -> Callable[[nn.Module, tuple, Tensor], Tensor]:
-    """Hook that makes the word embedding's output the leaf of the graph.
-
-    No gradient is taken further down.
-    """
-    def detach(_module, _inputs, output):
-        outputs.append(output.detach().requires_grad_())
-        return outputs[-1]
-    return detach
+@contextmanager
+def leaf(parts: Parts) -> Iterator[None]:
+    """While open, the word embedding's output is the leaf of the graph: no gradient is taken further down."""
+    handle = parts.embedding.register_forward_hook(
+        lambda _module, _inputs, output: output.detach().requires_grad_())
+    try:
+        yield
+    finally:
+        handle.remove()

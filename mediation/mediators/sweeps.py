@@ -9,7 +9,7 @@ Symbols in shapes: B batch (interventions), R rows of them, S positions that can
 layers, H heads, D hidden size.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from jaxtyping import Float64, Int
@@ -29,6 +29,7 @@ from mediation.model.readout import ReadOut
 # rows x positions x width of the widest linear map: on a CPU what its cache holds (measured best between 2
 # and 3 million), on CUDA nothing was gained past it
 NUMBERS_AT_ONCE = {"cpu": 2_500_000, "cuda": 500_000_000}
+Descend = Callable[[Int[Tensor, "R"], ReadOut], Float64[Tensor, "R _"]]
 TOKENS_AT_MOST = {"cpu": 2048, "cuda": 65536}
 
 
@@ -151,38 +152,58 @@ def sweep(
     def descend(rows, read_out):
         return by_descent(parts, base, edits[rows.to(residual.device)], read_out)
 
-    _fill(result, rows, edits.layers.amin(dim=1).cpu(), descend, size, parts, base, predictions,
-          edits.position, odds_only, progress, fast)
+    Descents(parts, base, predictions, odds_only, fast).fill(
+        result, rows, edits.layers.amin(dim=1).cpu(), descend, size, edits.position, progress)
     return result
 
 
-def _fill(result, rows, layers, descend, size, parts, base, predictions, first, odds_only, progress, fast):
-    """Fill these rows of `result` by `descend`, exactly, or with `fast` in two precisions.
+class Descents:
+    """Fills rows of a sweep by descents from one base run: exactly, or with `fast` in two precisions.
 
-    `layers`: where each row begins; `descend`: a function of rows and a ReadOut; `first`: the position from
-    which on a row can change.
+    To be made once per base run: packing the weights looks at all of them.
+
+    Args:
+        odds_only: without the normaliser, see ReadOut; fast: None, or where rows are counted that are to be
+            run in bfloat16 on the difference to the base run, see `batches`.
     """
-    def read_out(in_bfloat16):
-        return ReadOut(parts, predictions, base.residuals[-1], len(rows), odds_only, in_bfloat16)
 
-    exact_read_out, exact_forwards = read_out(False), packed([*parts.blocks, parts.head])
+    def __init__(self, parts: Parts, base: BaseRun, predictions: Sequence[Prediction],
+                 odds_only: bool = False, fast: FastRows | None = None) -> None:
+        self.parts, self.base, self.predictions = parts, base, predictions
+        self.odds_only, self.fast = odds_only, fast
+        self.packed = packed([*parts.blocks, parts.head])
 
-    def exactly(rows):
-        with exchanged(exact_forwards):
-            return descend(rows, exact_read_out)
+    def fill(self, result: Float64[Tensor, "B P"], rows: Int[Tensor, "R"], layers: Int[Tensor, "B"],
+             descend: Descend, size: int, first: int, progress: Progress | None = None) -> None:
+        """Fill these rows of `result` by `descend`.
 
-    if fast is None or not len(rows):
-        in_batches(exactly, rows, size, result, progress)
-        return
-    fast_read_out = read_out(True)
-    # the blocks' maps only: the unembedding is left in the model's precision
-    fast_forwards = exact_forwards | on_differences(parts.blocks, base.linear_maps, first)
+        Args:
+            layers: where each row begins; descend: numbers of the rows with these indices by a ReadOut;
+            size: rows at once; first: the position from which on a row can change.
+        """
+        exact_read_out = self._read_out(len(rows), False)
 
-    def on_the_difference(rows):
-        with exchanged(fast_forwards):
-            return descend(rows, fast_read_out)
+        def exactly(rows):
+            with exchanged(self.packed):
+                return descend(rows, exact_read_out)
 
-    in_two_precisions(exactly, on_the_difference, rows, layers, size, result, fast, progress, odds_only)
+        if self.fast is None or not len(rows):
+            in_batches(exactly, rows, size, result, progress)
+            return
+        fast_read_out = self._read_out(len(rows), True)
+        # the blocks' maps only: the unembedding is left in the model's precision
+        forwards = self.packed | on_differences(self.parts.blocks, self.base.linear_maps, first)
+
+        def on_the_difference(rows):
+            with exchanged(forwards):
+                return descend(rows, fast_read_out)
+
+        in_two_precisions(exactly, on_the_difference, rows, layers, size, result, self.fast, progress,
+                          self.odds_only)
+
+    def _read_out(self, rows, in_bfloat16):
+        return ReadOut(self.parts, self.predictions, self.base.residuals[-1], rows, self.odds_only,
+                       in_bfloat16)
 
 
 def sweep_by_full_passes(
@@ -318,6 +339,6 @@ def sweep_heads_in(
 
     size = batch_size or automatic_batch_size(parts, context.device, len(tree.tokens) - edits.first)
     layers = edits.chosen.any(dim=2).int().argmax(dim=1).cpu()
-    _fill(result, rows, layers, descend, size, parts, base, tree.predictions, edits.first, False, progress,
-          fast)
+    Descents(parts, base, tree.predictions, fast=fast).fill(result, rows, layers, descend, size, edits.first,
+                                                            progress)
     return result

@@ -127,24 +127,27 @@ def layer_profiles(
         return _save(figure, path)
 
 
-EFFECT_LABELS = {"indirect": "natural indirect effect", "direct": "natural direct effect"}
-COLOURS = {"indirect": "C0", "direct": "C1"}
+EFFECT_LABELS = {"indirect": "natural indirect effect", "direct": "natural direct effect",
+                 "ablation": "effect of the ablation"}
+COLOURS = {"indirect": "C0", "direct": "C1", "ablation": "C2"}
+LOG = "\n(log odds ratio)"
+SHARE, STRONGEST = 0.01, "strongest 1% of each layer"  # of many units
 
 
-def _heat(axes, effects, kind):
-    """One cell per head, layers upward as they are run.
+def _heat(axes, effects, kind, scale="", labels=("head", "attention layer")):
+    """One cell per unit, layers upward as they are run.
 
-    Colours are centred on 0 = no effect. Direct effects of single heads all lie near the total effect: theirs
+    Colours are centred on 0 = no effect. Direct effects of single units all lie near the total effect: theirs
     span what there is.
     """
-    largest = np.abs(effects).max() or 1.0
+    largest = np.nanmax(np.abs(effects)) or 1.0
     around_0 = {"cmap": "RdBu_r", "vmin": -largest, "vmax": largest}
-    colours = around_0 if kind == "indirect" else {"cmap": "viridis"}
-    sns.heatmap(effects, ax=axes, **colours, cbar_kws={"label": EFFECT_LABELS[kind], "shrink": 0.8})
+    colours = {"cmap": "viridis"} if kind == "direct" else around_0
+    sns.heatmap(effects, ax=axes, **colours, cbar_kws={"label": EFFECT_LABELS[kind] + scale, "shrink": 0.8})
     axes.invert_yaxis()
     _thin_ticks(axes.xaxis, effects.shape[1])
     _thin_ticks(axes.yaxis, effects.shape[0])
-    axes.set(xlabel="head", ylabel="attention layer")
+    axes.set(xlabel=labels[0], ylabel=labels[1])
     axes.tick_params(labelrotation=0, length=2)
 
 
@@ -158,11 +161,13 @@ def _height(layers):
     return min(5.5, 1.5 + 0.09 * layers)
 
 
-def head_heat_map(effects: Float[np.ndarray, "L H"], kind: str, title: str, path: Path) -> Path:
-    """Mean effect of every head."""
+def head_heat_map(effects: Float[np.ndarray, "L H"], kind: str, title: str, path: Path, scale: str = "",
+                  label: str = "attention layer") -> Path:
+    """Mean effect of every head. `scale`: of the effects, behind their name; `label`: of the axis of
+    layers."""
     with plt.rc_context(STYLE):
         figure, axes = plt.subplots(figsize=(COLUMN_WIDTH, _height(len(effects))))
-        _heat(axes, effects, kind)
+        _heat(axes, effects, kind, scale, ("head", label))
         axes.set_title(title)
         return _save(figure, path)
 
@@ -189,11 +194,11 @@ def head_heat_map_with_bar(
 
 def layer_bars(
     effects: Float[np.ndarray, "L"], errors: Float[np.ndarray, "L"], kind: str, title: str, path: Path,
-    label: str = ALL_HEADS,
+    label: str = ALL_HEADS, scale: str = "",
 ) -> Path:
     """Mean effect of replacing the weights of all heads of a layer, with its standard error over examples.
 
-    `label`: of the axis of layers.
+    `label`: of the axis of layers; `scale`: of the effects, behind their name.
     """
     with plt.rc_context(STYLE):
         figure, axes = plt.subplots(figsize=(COLUMN_WIDTH, 2.3))
@@ -201,7 +206,7 @@ def layer_bars(
                  error_kw={"linewidth": 0.7, "ecolor": "0.3"})
         axes.axhline(0, color="0.4", linewidth=0.6)
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-        axes.set(xlabel=label, ylabel=f"{EFFECT_LABELS[kind]}\n(bar: standard error)", title=title)
+        axes.set(xlabel=label, ylabel=f"{EFFECT_LABELS[kind]}{scale}\n(bar: standard error)", title=title)
         return _save(figure, path)
 
 
@@ -311,46 +316,81 @@ def sparsity(
         return _save(figure, path)
 
 
-def mediator(name: str, means: pd.DataFrame, model: str, folder: Path) -> list[Path]:
+def position_map(
+    effects: Float[np.ndarray, "L T"], tokens: Sequence[str], kind: str, title: str, path: Path, label: str,
+) -> Path:
+    """Mean log effect of every layer at every position, the prompt's tokens below, layers upward.
+
+    `label`: of the axis of layers.
+    """
+    with plt.rc_context(STYLE):
+        size = max(COLUMN_WIDTH, 1.4 + 0.3 * len(tokens)), _height(len(effects)) + 0.6
+        figure, axes = plt.subplots(figsize=size)
+        _heat(axes, effects, kind, LOG, ("", label))
+        axes.set_xticks(np.arange(len(tokens)) + 0.5, [_shown(token) for token in tokens], rotation=60,
+                        ha="right", rotation_mode="anchor")
+        axes.set_title(title)
+        return _save(figure, path)
+
+
+def _shown(token):
+    """A token as a label: its blank is visible, and a dollar sign is no formula."""
+    return token.replace(" ", "·").replace("\n", "⏎").replace("$", r"\$") or "?"
+
+
+def mediator(name: str, means: pd.DataFrame, model: str, folder: Path, layers: str) -> list[Path]:
     """Figures of one mediator from its table of means; returns the paths written.
 
-    Heads have a map of layers and heads; other units a line of each layer's strongest 1%; whole layers bars.
+    Several positions: a map of layers and positions, of a layer's strongest unit where it has several. One
+    position: a map of layers and heads, a line of each layer's strongest 1% of many units, or bars of whole
+    layers. Effects of attention weights are odds ratios minus 1, as in 2020; all others log odds ratios.
 
     Args:
         name: as it stands in file names; means: table with group, layer, the column that names a unit, and
-            for both effects {effect}_effect_mean, _std, and the same of log effects.
+            for every kind of effect {effect}_effect_mean, _std, and the same of log effects; layers: what an
+            axis of layers is called.
     """
-    label, unit = _layers_label(means), unit_column(means)
+    unit, of_weights = unit_column(means), "position" not in means
     means = means[means["layer"] != "all"].assign(layer=lambda table: table["layer"].astype(int))
     whole = means[means["group"] == "all"]
-    groups = [group for group in means["group"].unique() if group != "all"]
-    share, text = (None, "") if unit is None else (0.01, "strongest 1% of each layer")
+    scale = "_effect" if of_weights else "_log_effect"
+    kinds = [kind for kind in EFFECT_LABELS if f"{kind}_effect_mean" in means]
+    title = f"{model}, {name}, {whole['comparisons'].max()} comparisons"
     paths = []
-    for kind in ("indirect", "direct"):
-        column, path = f"{kind}_effect_mean", folder / f"{name}_{kind}_{model}.pdf"
-        title = f"{model}, {whole['comparisons'].iloc[0]} comparisons"
-        if unit == "head":
-            effects = whole.pivot(index="layer", columns=unit, values=column).to_numpy()
-            paths.append(head_heat_map(effects, kind, title, path))
+    for kind in kinds:
+        path = folder / f"{name}_{kind}_{model}.pdf"
+        if not of_weights and whole["position"].nunique() > 1:
+            strongest = whole.loc[whole.groupby(["layer", "position"])[f"{kind}_log_effect_mean"]
+                                  .apply(lambda values: values.abs().idxmax())]
+            effects = strongest.pivot(index="layer", columns="position", values=f"{kind}_log_effect_mean")
+            tokens = strongest.drop_duplicates("position").set_index("position")["token"]
+            names = [tokens[position] or str(position) for position in effects.columns]
+            of_units = f"\nthe strongest {unit} of a layer" if unit else ""
+            paths.append(position_map(effects.to_numpy(), names, kind, title + of_units, path, layers))
+        elif unit == "head":
+            effects = whole.pivot(index="layer", columns=unit, values=f"{kind}{scale}_mean").to_numpy()
+            paths.append(head_heat_map(effects, kind, title, path, "" if of_weights else LOG, layers))
         elif unit is None:
-            errors = standard_error(whole[f"{kind}_effect_std"], whole["comparisons"])
-            paths.append(layer_bars(whole[column].to_numpy(), errors, kind, title, path, label))
-        elif kind == "indirect":
-            profiles = {text: strongest_means(whole, "indirect_log_effect_mean", share)}
-            paths.append(layer_profiles(profiles, kind, title, path, label))
-    if unit != "head" and 1 < len(groups) <= 12:
-        profiles = {group: strongest_means(means[means["group"] == group], "indirect_log_effect_mean", share)
-                    for group in groups}
-        title = f"{model}, by group" + (f": {text}" if text else "")
-        path = folder / f"{name}_by_group_{model}.pdf"
-        paths.append(layer_profiles(profiles, "indirect", title, path, label))
+            errors = standard_error(whole[f"{kind}{scale}_std"], whole["comparisons"])
+            paths.append(layer_bars(whole[f"{kind}{scale}_mean"].to_numpy(), errors, kind, title, path,
+                                    layers, "" if of_weights else LOG))
+        elif kind != "direct":
+            profiles = {STRONGEST: strongest_means(whole, f"{kind}_log_effect_mean", SHARE)}
+            paths.append(layer_profiles(profiles, kind, title, path, layers))
+    paths += _by_group(name, means, model, folder, layers)
     return paths
 
 
-def _layers_label(means):
-    """Of an axis of layers: a table that has all layers at once is of attention."""
-    if unit := unit_column(means):
-        return f"layer (0 = word embedding), one {unit} replaced"
-    if (means["layer"] == "all").any():
-        return ALL_HEADS
-    return "layer (0 = word embedding), all neurons at the slot"
+def _by_group(name, means, model, folder, layers):
+    """A line of indirect effects, or of the ablation's, per group, where there are several and one position
+    each."""
+    groups = [group for group in means["group"].unique() if group != "all"]
+    unit, kind = unit_column(means), "indirect" if "indirect_effect_mean" in means else "ablation"
+    one_place = "position" not in means or means["position"].nunique() == 1
+    if unit == "head" or not one_place or not 1 < len(groups) <= 12:
+        return []
+    share, text = (None, "") if unit is None else (SHARE, f": {STRONGEST}")
+    profiles = {group: strongest_means(means[means["group"] == group], f"{kind}_log_effect_mean", share)
+                for group in groups}
+    path = folder / f"{name}_by_group_{model}.pdf"
+    return [layer_profiles(profiles, kind, f"{model}, {name}, by group{text}", path, layers)]

@@ -17,7 +17,7 @@ from mediation.effects.statistics import (
     smallest_reaching,
     summary_of_groups,
 )
-from mediation.results.mediation_tables import unit_column
+from mediation.results.mediation_tables import KINDS, unit_column
 from mediation.stimuli.templates import TEMPLATES
 
 
@@ -248,22 +248,27 @@ def _mediator(name, mediator):
     """Lines of a report on one mediator."""
     whole = mediator.means[mediator.means["group"] == "all"]
     unit = unit_column(mediator.means)
-    order = "The strongest by the size of the mean log indirect effect:" if unit else "By layer:"
+    kinds = [kind for kind in KINDS if f"{kind}_effect_mean" in whole]
+    few = unit is None and ("position" not in whole or whole["position"].nunique() == 1)
+    order = "By layer:" if few else f"The strongest by the size of the mean log {kinds[0]} effect:"
+    place = " at" if "position" in whole else ""
     lines = ["", f"## {_heading(name)}", "",
-             f"{_count(int(whole['comparisons'].iloc[0]), 'comparison')}. {order}", "",
-             f"| {'layer-' + unit if unit else 'layer'} | indirect effect, mean of logs | mean | (std) "
-             "| direct effect, mean of logs | mean | (std) |", "|" + 7 * " --- |"]
-    ranked = whole["indirect_log_effect_mean"].abs().sort_values(ascending=False, kind="stable").index
-    for _, row in (whole.loc[ranked[:10]] if unit else whole).iterrows():
+             f"{_count(int(whole['comparisons'].max()), 'comparison')}. {order}", "",
+             f"| {'layer-' + unit if unit else 'layer'}{place} | "
+             + " | ".join(f"{kind} effect, mean of logs | mean | (std)" for kind in kinds) + " |",
+             "|" + (1 + 3 * len(kinds)) * " --- |"]
+    ranked = whole[f"{kinds[0]}_log_effect_mean"].abs().sort_values(ascending=False, kind="stable").index
+    for _, row in (whole if few else whole.loc[ranked[:10]]).iterrows():
         effects = [f"{row[f'{kind}_log_effect_mean']:.4g} | {row[f'{kind}_effect_mean']:.4g} "
-                   f"| ({row[f'{kind}_effect_std']:.2g})" for kind in ("indirect", "direct")]
-        lines += [f"| {row['layer']}{'-' + str(row[unit]) if unit else ''} | {' | '.join(effects)} |"]
+                   f"| ({row[f'{kind}_effect_std']:.2g})" for kind in kinds]
+        unit_name = f"{row['layer']}{'-' + str(row[unit]) if unit else ''}"
+        lines += [f"| {unit_name}{_place(row) if place else ''} | {' | '.join(effects)} |"]
     lines += [f"\nleft out: {_count(number, 'comparison')}: {reason}"
               for reason, number in mediator.run["left_out"].get(name, {}).items()]
     deviation = mediator.entry["largest_deviation_from_full_passes"]
     if (whole["layer"] == "all").any():
         lines += ["", "Every layer and the whole model were run."]
-    elif mediator.run["settings"]["method"] == "gradient" and unit:
+    elif mediator.run["settings"]["method"] == "gradient":
         lines += ["", "First-order estimates: those of a random sample differ from full passes by at most "
                   f"{deviation:.1e} in a log-probability."]
     else:
@@ -274,11 +279,20 @@ def _mediator(name, mediator):
     return lines
 
 
+def _place(row):
+    """Where a unit was changed: ", position 4 ( France)", or the name of the place."""
+    token = str(row["token"]).replace("|", "\\|").replace("`", "'")
+    where = f", position {row['position']}" if isinstance(row["position"], int) else f", {row['position']}"
+    return where + (f" (`{token}`)" if token.strip() else "")
+
+
 def _heading(name):
     """A name as a heading: an abbreviation has no vowel, mlps are MLPs."""
-    if not set(name) & set("aeiouy"):
-        return name.removesuffix("s").upper() + "s" * name.endswith("s")
-    return name.capitalize()
+    words = name.split("_")
+    if not set(words[0]) & set("aeiouy"):
+        words[0] = words[0].removesuffix("s").upper() + "s" * words[0].endswith("s")
+        return " ".join(words)
+    return " ".join(words).capitalize()
 
 
 def selection(found: Mapping[str, dict[str, Any]], k: int, label: str, all_units: float) -> str:

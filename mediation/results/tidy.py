@@ -11,7 +11,7 @@ profession study has 185 million rows. `tidy_table` puts together what fits into
 | comparison | the two prompts, or id and alternative of a stimulus of one's own |
 | cluster | what is independent of the others: the profession, the example's number, the stimulus' id |
 | group, template | of the stimulus; "" where the format has none |
-| mediator, position | what was replaced, and at which place of the prompt |
+| mediator, position | what was replaced, and at which token of the prompt (0 the first), or "all" |
 | layer, unit | as in the formats' tables; layer "all": all layers at once; no unit: the whole layer |
 | effect | kind of effect: man_indirect, man_direct, woman_indirect ...; indirect, direct |
 | log_odds_base, log_odds | of the null prompt without intervention, and under the intervention |
@@ -39,14 +39,14 @@ class Piece:
     """One comparison and kind of effect under one mediator: all its units, in the order of layers and units.
 
     `layer`: numbers, or an object array of numbers and "all"; `unit`: None where a whole layer is one unit.
-    `method`: of all units, or of each. `stored`: the effects that a file has, where it has them; they are not
-    computed again, for the last digit could be another.
+    `position`, `method`: of all units, or of each. `stored`: the effects that a file has, where it has them;
+    they are not computed again, for the last digit could be another.
     """
 
     comparison: str
     cluster: str
     mediator: str
-    position: str
+    position: str | Shaped[np.ndarray, "U"]
     kind: str
     layer: Shaped[np.ndarray, "U"]
     unit: Int[np.ndarray, "U"] | None

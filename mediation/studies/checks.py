@@ -2,7 +2,7 @@
 
 How many, and what their deviation supports: `mediation.studies.error_budget`.
 
-Symbols in shapes: `layers` = L + 1 layers of D neurons, L layers of H heads, U units, K neurons of a set.
+Symbols in shapes: `layers` = L + 1 layers of D neurons, L layers of H heads, U units.
 """
 
 from collections.abc import Sequence
@@ -32,14 +32,13 @@ NOT_PROBABILITIES = ("the model gave probabilities that are zero or not numbers:
 @torch.no_grad()
 def check_neurons(model: LanguageModel, intervention: Intervention, intervention_type: str,
                   log_probabilities: Float64[np.ndarray, "2 ..."], alpha: float = 1.0, sample: int = CHECKED,
-                  seed: Seed = 0, odds_only: bool = False, among: Int[np.ndarray, " ran"] | None = None,
-                  sets: Int[Tensor, "U K"] | None = None) -> Check:
+                  seed: Seed = 0, odds_only: bool = False,
+                  among: Int[np.ndarray, " ran"] | None = None) -> Check:
     """Run single-neuron interventions again: a random sample, and those where an error is likely.
 
     Args:
-        log_probabilities: of both candidates, [2, L + 1, D], as a sweep gave them; with sets [2, U].
+        log_probabilities: of both candidates, [2, L + 1, D], as a sweep gave them.
         among: units that the sample is drawn from, layer by layer; None takes all.
-        sets: U sets of neurons, one for each layer, whose log-probabilities these are.
 
     Returns: Check; its deviation is the largest absolute difference in a candidate's log-probability; with
     `odds_only` in the log odds.
@@ -51,7 +50,7 @@ def check_neurons(model: LanguageModel, intervention: Intervention, intervention
     units = np.concatenate([drawn, likely])
     _, run_on, edits = runs_and_edits(model, intervention, intervention_type, alpha)
     tokens, rows = intervention.base_strings_tok[run_on].to(model.device), torch.from_numpy(units)
-    edits = edits[rows.to(model.device)] if sets is None else edits.sets(sets[rows].to(model.device))
+    edits = edits[rows.to(model.device)]
     reference = by_full_passes(model.model, model.parts, tokens, edits, intervention.candidates_tok).numpy()
     difference = reference.T - swept[:, units]  # [2, checked]
     deviation = np.abs(difference[0] - difference[1] if odds_only else difference).max()
@@ -105,15 +104,13 @@ def check_finite(stimuli: Sequence[Intervention], kind: str, log_probabilities: 
 
 def check_all(model: LanguageModel, stimuli: Sequence[Intervention], kind: str,
               log_probabilities: Float[np.ndarray, "N 2 U"], options: StudyOptions,
-              units: Int[np.ndarray, " ran"] | None = None, sets: Int[Tensor, "U K"] | None = None,
-              sample: int = CHECKED) -> Check:
+              units: Int[np.ndarray, " ran"] | None = None, sample: int = CHECKED) -> Check:
     """Check of a sweep over N stimuli: of its random interventions each is as likely, in any of the stimuli.
 
     Those where an error is likely are chosen in one of the stimuli.
 
     Args:
-        units: the units that were run (None: all); sets: where units are sets of neurons; sample: how many
-            are drawn at random.
+        units: the units that were run (None: all); sample: how many are drawn at random.
     """
     total, seed = NOTHING_CHECKED, seed_of(stimuli[0], kind, options.seed)
     random = draws(len(stimuli), sample, seed)
@@ -121,5 +118,5 @@ def check_all(model: LanguageModel, stimuli: Sequence[Intervention], kind: str,
     for number in sorted({*np.flatnonzero(random).tolist(), likely}):
         seed = seed_of(stimuli[number], kind, options.seed)
         total += check_neurons(model, stimuli[number], kind, log_probabilities[number], options.alpha,
-                               int(random[number]), seed, options.odds_only, units, sets)
+                               int(random[number]), seed, options.odds_only, units)
     return total

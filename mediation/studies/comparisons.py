@@ -1,24 +1,37 @@
 """Comparisons: a stimulus' null prompt against one of its alternatives, in one model's tokens."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from mediation.errors import InputError
-from mediation.mediators.catalogue import Mediator
+from mediation.mediators.catalogue import Request
+from mediation.mediators.positions import places
 from mediation.model.language_model import LanguageModel
 from mediation.stimuli.interventions import Intervention
 from mediation.stimuli.stimulus_files import Stimulus
+from mediation.studies.checks import hash_of
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """A stimulus of a file and one of its alternatives."""
+    """A stimulus of a file and one of its alternatives.
+
+    `other`: the stimulus whose values are put in, where they are not the alternative's.
+    """
 
     stimulus: Stimulus
     alternative: str
     intervention: Intervention
+    other: Intervention | None = None
+
+    @property
+    def label(self) -> str:
+        """In words."""
+        return f"{self.stimulus.id}, {self.alternative}"
 
     def columns(self) -> dict[str, Any]:
         """What every table says of it."""
@@ -70,15 +83,51 @@ def longest_text(model: LanguageModel) -> float:
     return longest - before - (2 if model.masking.approach > 3 else 0)
 
 
-def applicable(model: LanguageModel, comparisons: Sequence[Comparison],
-               mediator: Mediator) -> tuple[list[Comparison], dict[str, list[str]]]:
-    """Comparisons for which a mediator is defined, and {why not: ids of the others}."""
+def applicable(model: LanguageModel, comparisons: Sequence[Comparison], request: Request,
+               seed: int = 0) -> tuple[list[Comparison], dict[str, list[str]]]:
+    """Comparisons for which a mediator is defined, and {why not: ids of the others}.
+
+    Values that are no alternative's change the null prompt's run alone: a stimulus is then one comparison,
+    and what is put in stands for its alternative.
+    """
     fitting: list[Comparison] = []
     left_out: dict[str, list[str]] = {}
     for comparison in comparisons:
         try:
-            mediator.fits(model, comparison.intervention)
+            request.check(model, comparison.intervention)
             fitting.append(comparison)
         except InputError as error:
             left_out.setdefault(error.reason, []).append(comparison.stimulus.id)
-    return fitting, left_out
+    if request.values == "alternative":
+        return fitting, left_out
+    fitting = list({comparison.stimulus.id: comparison for comparison in reversed(fitting)}.values())[::-1]
+    if request.values != "resample":
+        return [replace(comparison, alternative=request.values) for comparison in fitting], left_out
+    drawn: list[Comparison] = []
+    for comparison in fitting:
+        try:
+            drawn.append(resampled(comparison, fitting, request, seed))
+        except InputError as error:
+            left_out.setdefault(error.reason, []).append(comparison.stimulus.id)
+    return drawn, left_out
+
+
+def resampled(comparison: Comparison, others: Sequence[Comparison], request: Request,
+              seed: int) -> Comparison:
+    """The comparison with another stimulus of the file, drawn at random: its null prompt's values are put in.
+
+    Raises:
+        InputError: no other stimulus has another null prompt with as many places.
+    """
+    def size(one: Comparison) -> int:
+        return sum(len(place.null) for place in places(one.intervention, request.positions))
+
+    own = comparison.intervention.prompts[0].tokens
+    fitting = [other for other in others
+               if other.intervention.prompts[0].tokens != own and size(other) == size(comparison)]
+    if not fitting:
+        reason = "no other stimulus of the file whose values could be put in at these positions"
+        raise InputError(f"{comparison.stimulus.id!r}: {reason}: add stimuli, or use other --values", reason)
+    rng = np.random.default_rng([seed, hash_of(comparison.stimulus.id)])
+    chosen = fitting[rng.integers(len(fitting))]
+    return replace(comparison, alternative=chosen.stimulus.id, other=chosen.intervention)

@@ -9,8 +9,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from torch import Tensor
-
 from mediation.mediators.interpolation import Interpolants
 from mediation.mediators.neurons import INTERVENTION_TYPES
 from mediation.model.fast_rows import FastRows
@@ -43,20 +41,19 @@ class NeuronSweep:
 
 
 def plan(model: LanguageModel, stimuli: Sequence[Intervention], kind: str, options: StudyOptions, table: str,
-         labels: Sequence[str] | None = None, sets: Tensor | None = None,
+         labels: Sequence[str] | None = None,
          gradients: Gradients | None = None) -> NeuronSweep:
     """The sweep of one intervention type over a study's stimuli.
 
     Args:
         kind: one of INTERVENTION_TYPES; table: of the shards, see `Task`.
         labels: what each stimulus is called, such as its word, the same for all of a tree.
-        sets: int64 [U, K], sets of neurons that are changed together; None for every neuron in turn.
         gradients: for the methods that estimate.
     """
     trees, values, layers, tasks = families(stimuli), [], [], []
     group_of: dict[int, tuple[Alternative, tuple]] = {}
     of_stimulus: dict[int, tuple[Tree, int]] = {}
-    if sets is None and not options.estimates:
+    if not options.estimates:
         for group in alike_in_alternative(model, stimuli, kind, options):
             of_words, of_layers = group.tasks(model, f"interpolated_{table}")
             values.append(of_words)
@@ -64,7 +61,7 @@ def plan(model: LanguageModel, stimuli: Sequence[Intervention], kind: str, optio
             keys = tuple(task.key for task in of_layers)
             group_of |= {member: (group, keys) for member in group.members}
     compared = trees_to_compare(stimuli, trees) if options.method == "gradient" else set()
-    units = (model.num_layers + 1) * model.num_neurons if sets is None else len(sets)
+    units = (model.num_layers + 1) * model.num_neurons
     for number, members in enumerate(trees):
         of_tree = tuple(stimuli[member] for member in members)
         label = labels[members[0]] if labels else f"tree {number + 1} of {len(trees)}"
@@ -81,7 +78,7 @@ def plan(model: LanguageModel, stimuli: Sequence[Intervention], kind: str, optio
             task = EstimatedTree(**about, gradients=tuple(map(gradients.where, of_tree)),
                                  compared=number in compared)
         else:
-            task = Tree(**about, sets=sets)
+            task = Tree(**about)
         tasks.append(task)
         of_stimulus |= {member: (task, position) for position, member in enumerate(members)}
     every: tuple[Sequence[Task], ...] = (gradients.tasks if gradients else [], values, layers, tasks)

@@ -11,23 +11,27 @@ from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 import pandas as pd
-import torch
 from tqdm import tqdm
 
 from mediation.effects.odds import effect, log_odds
 from mediation.files.storage import RunFolder, write_csv
-from mediation.mediators.catalogue import Mediator
+from mediation.mediators.catalogue import Request
+from mediation.mediators.positions import places
 from mediation.model.language_model import LanguageModel
 from mediation.results.attention_results import EFFECTS
 from mediation.results.mediation_tables import Row
+from mediation.stimuli.interventions import Intervention
 from mediation.stimuli.stimulus_files import Stimulus
 from mediation.studies import engine
+from mediation.studies.checks import hash_of
 from mediation.studies.comparisons import Comparison
 from mediation.studies.engine import Shards, StudyOptions, Task
-from mediation.studies.estimated_trees import Gradients
+from mediation.studies.estimated_trees import TREES_COMPARED, Gradients
 from mediation.studies.heads import head_results, head_task, probabilities
 from mediation.studies.neurons import NeuronResults, plan
 from mediation.studies.results import Account, Swept
+from mediation.studies.sites import SiteMeans, Sites, kinds_of, site_results
+from mediation.studies.trees import digest
 
 
 def describe_stimuli(model: LanguageModel, stimuli: Sequence[Stimulus], options: Any) -> dict[str, Any]:
@@ -38,14 +42,16 @@ def describe_stimuli(model: LanguageModel, stimuli: Sequence[Stimulus], options:
     return settings | ({"masking_approach": model.masking.approach} if model.masking else {})
 
 
-def describe_settings(common: dict[str, Any], mediators: Sequence[Mediator], options: Any) -> dict[str, Any]:
+def describe_settings(common: dict[str, Any], requests: Sequence[Request], options: Any) -> dict[str, Any]:
     """What decides the numbers of mediators of one sweep: the same settings give the same tables."""
-    estimated = any(mediator.estimated for mediator in mediators)
-    settings = {**common, "precision": options.precision, "method": options.method if estimated else "exact",
+    screened = any(request.mediator.screened for request in requests)
+    # screening runs every unit where there are few of them
+    all_run = options.method == "screen" and not screened and requests[0].sweep == "sites"
+    settings = {**common, "precision": options.precision, "method": "exact" if all_run else options.method,
                 "seed": options.seed}
     if options.full_passes:
         settings["full_passes"] = True
-    if options.method == "screen" and any(mediator.screened for mediator in mediators):
+    if options.method == "screen" and screened:
         settings |= {name: getattr(options, name) for name in ("screen_share", "screen_sample", "screen_top")}
     return settings
 
@@ -69,19 +75,17 @@ class Sweep(Protocol):
 
 
 class SweepOfNeurons:
-    """Neurons, or sets of them."""
+    """Neurons at the slot, in trees of prompts."""
 
     probabilities = staticmethod(np.exp)
 
-    def __init__(self, model: LanguageModel, comparisons: Sequence[Comparison], mediator: Mediator,
+    def __init__(self, model: LanguageModel, comparisons: Sequence[Comparison], request: Request,
                  table: str, options: StudyOptions) -> None:
         self.options = options
         stimuli = [comparison.intervention for comparison in comparisons]
-        sets = None if mediator.sets is None else torch.from_numpy(mediator.sets(model))
-        estimates = options.estimates and mediator.estimated
-        gradients = Gradients(stimuli, table, len(EFFECTS)) if estimates else None
-        labels = [f"{comparison.stimulus.id}, {comparison.alternative}" for comparison in comparisons]
-        self.sweeps = {kind: plan(model, stimuli, kind, options, table, labels, sets, gradients)
+        gradients = Gradients(stimuli, table, len(EFFECTS)) if options.estimates else None
+        labels = [comparison.label for comparison in comparisons]
+        self.sweeps = {kind: plan(model, stimuli, kind, options, table, labels, gradients)
                        for kind in EFFECTS}
         # gradients serve both effects: the second finds them computed
         self.stages = [stage for sweep in self.sweeps.values() for stage in sweep.stages]
@@ -100,12 +104,53 @@ class SweepOfNeurons:
         return of_comparison, {kind: of_effect for kind, of_effect in counts.items() if of_effect}
 
 
+class SweepOfSites:
+    """Any mediator but attention weights, one comparison after the other."""
+
+    probabilities = staticmethod(np.exp)
+
+    def __init__(self, model: LanguageModel, comparisons: Sequence[Comparison], request: Request,
+                 table: str, options: StudyOptions) -> None:
+        self.options, self.comparisons = options, comparisons
+        of_means = None
+        if request.values == "mean":
+            # a stimulus stands there once, however many alternatives it has
+            prompts = {comparison.stimulus.id: comparison.intervention for comparison in comparisons}
+            stimuli = tuple(prompts.values())
+            of_means = SiteMeans(table, f"means_{request.name}_{digest(stimuli)}",
+                                 f"means over {len(stimuli)} prompts", 0, stimuli, request)
+        compared = to_compare([comparison.intervention for comparison in comparisons])
+        units, kinds = request.mediator.count(model), len(kinds_of(request))
+        self.tasks = []
+        for number, comparison in enumerate(comparisons):
+            stimulus, other = comparison.intervention, comparison.other
+            content = digest([stimulus, *([other] if other else [])],
+                             *([of_means.name] if of_means else []))
+            self.tasks.append(Sites(
+                table, f"{request.name}_{content}", f"{request.name}, {number + 1} of {len(comparisons)}",
+                kinds * units * len(places(stimulus, request.positions)), stimulus, request, options, other,
+                of_means.key if of_means else None, number in compared))
+        self.stages: list[Sequence[Task]] = [[of_means] if of_means else [], self.tasks]
+
+    def results(self, shards: Shards) -> tuple[OfComparison, dict[str, dict[str, float]]]:
+        """See `Sweep`."""
+        def of_comparison(index: int) -> tuple[dict[str, Swept], float]:
+            task = self.tasks[index]
+            arrays = shards(task.key)
+            null1, null2 = arrays["base"][0]
+            label = self.comparisons[index].label
+            return (site_results(task, arrays, shards.seconds[task.key], self.options.screen_top, label),
+                    float(null2 - null1))
+
+        return of_comparison, {}
+
+
 class SweepOfHeads:
-    """Heads, attention layers and all attention, which one sweep computes together."""
+    """Attention weights of heads, of attention layers and of all attention, which one sweep computes."""
 
     probabilities = staticmethod(probabilities)
 
-    def __init__(self, model: LanguageModel, comparisons: Sequence[Comparison], mediator: Mediator,
+    def __init__(self, model: LanguageModel, comparisons: Sequence[Comparison], request: Request,
                  table: str, options: StudyOptions) -> None:
         self.tasks = [head_task(model, comparison.intervention, options, table,
                                 f"comparison {number} of {len(comparisons)}")
@@ -124,27 +169,57 @@ class SweepOfHeads:
         return of_comparison, {}
 
 
-SWEEPS: dict[str, Any] = {"neurons": SweepOfNeurons, "attention weights": SweepOfHeads}
+SWEEPS: dict[str, Any] = {"neurons": SweepOfNeurons, "sites": SweepOfSites, "attention weights": SweepOfHeads}
 
 
-def rows(model: LanguageModel, comparisons: Sequence[Comparison], mediator: Mediator, table: str,
+def to_compare(stimuli: Sequence[Intervention]) -> set[int]:
+    """Indices of the comparisons whose estimates are compared with full passes: a few, always the same."""
+    order = sorted(range(len(stimuli)), key=lambda index: hash_of("\n".join(stimuli[index].base_strings)))
+    return set(order[:TREES_COMPARED])
+
+
+def interventions(model: LanguageModel, comparisons: Sequence[Comparison], request: Request) -> int:
+    """How many the sweep of a request has, for the bar of its progress."""
+    if request.sweep == "attention weights":
+        sets = model.num_layers * model.num_heads + model.num_layers + 1
+        return len(EFFECTS) * sets * len(comparisons)
+    of_places = sum(len(places(comparison.intervention, request.positions)) for comparison in comparisons)
+    return len(kinds_of(request)) * request.mediator.count(model) * of_places
+
+
+def rows(model: LanguageModel, comparisons: Sequence[Comparison], request: Request, table: str,
          options: StudyOptions, run_folder: RunFolder, progress: tqdm, account: Account) -> Iterator[Row]:
-    """Run a mediator's sweep, then the rows of its table, comparison by comparison.
+    """Run a request's sweep, then the rows of its table, comparison by comparison.
 
     Args:
         table: of the shards; account: counts in what gave the rows.
     """
-    sweep: Sweep = SWEEPS[mediator.sweep](model, comparisons, mediator, table, options)
+    sweep: Sweep = SWEEPS[request.sweep](model, comparisons, request, table, options)
     shards = engine.run(model, sweep.stages, run_folder, progress)
     results, account.interpolation = sweep.results(shards)
-    within = mediator.within(model)
+    within = request.mediator.within(model) if request.mediator.within else slice(None)
+    units = request.mediator.units(model)
     for index, comparison in enumerate(comparisons):
         swept, base = results(index)
         for of_effect in swept.values():
             account.add(of_effect)
-        yield Row(comparison.columns(), comparison.stimulus.group, base,
+        yield Row(comparison.columns(), comparison.stimulus.group, units,
+                  named_places(model, comparison, request), base,
                   {kind: sweep.probabilities(each.log_probabilities)[within] for kind, each in swept.items()},
                   {kind: each.exact[within] for kind, each in swept.items() if each.exact is not None})
+
+
+def named_places(model: LanguageModel, comparison: Comparison,
+                 request: Request) -> list[tuple[int | str, str]] | None:
+    """(position, token) of every place, of the null prompt: the last of its tokens; None for attention
+    weights, which are replaced on the whole context."""
+    if not request.positions:
+        return None
+    if request.positions == "all":
+        return [("all", "")]
+    tokens = comparison.intervention.prompts[0].tokens
+    last = [place.null[-1] for place in places(comparison.intervention, request.positions)]
+    return [(position, model.tokenizer.decode([tokens[position]])) for position in last]
 
 
 def write_total_effects(path: Path, model: LanguageModel, comparisons: Sequence[Comparison]) -> int:

@@ -2,7 +2,7 @@
 
 Stimuli whose prompts are alike up to the slot's end are one tree: a profession in all templates, for one.
 
-Symbols in shapes: N stimuli of a tree, U units, P prompts of a stimulus, K neurons of a set.
+Symbols in shapes: N stimuli of a tree, U units, P prompts of a stimulus.
 """
 
 from collections.abc import Callable, Sequence
@@ -15,7 +15,7 @@ from jaxtyping import Float, Float64, Int
 from torch import Tensor
 
 from mediation.mediators.batches import Progress
-from mediation.mediators.neuron_sweeps import neuron_experiment, neuron_sets, neurons_in_trees
+from mediation.mediators.neuron_sweeps import neuron_experiment, neurons_in_trees
 from mediation.model.language_model import LanguageModel
 from mediation.stimuli.interventions import Intervention
 from mediation.studies.checks import check_all, check_finite
@@ -57,15 +57,13 @@ class Tree(Task):
     Gives `log_probabilities` [N, U, 2] of both candidates under each intervention, `base` [N, P, 2] without,
     the arrays of a Check, and `fast` (of FastRows) where that precision was asked for.
 
-    `label`: what the stimuli are called; `sets` int64 [U, K]: neurons that are changed together, None for
-    each alone.
+    `label`: what the stimuli are called.
     """
 
     stimuli: tuple[Intervention, ...]
     kind: str
     options: StudyOptions
     label: str
-    sets: Tensor | None = None
 
     def compute(self, model: LanguageModel, earlier: Earlier, progress: Progress) -> Arrays:
         """See `Task`."""
@@ -74,14 +72,14 @@ class Tree(Task):
             if self.options.full_passes:
                 swept, base = self.by_full_passes(model, progress)
             else:
-                swept, base = self.by_descent(model, self.sets, progress), self.base(model)
+                swept, base = self.by_descent(model, None, progress), self.base(model)
             check_finite(self.stimuli, self.kind, swept, base)
             return swept, base
 
-        (swept, base), check = self.within_budget(model, sweep, sets=self.sets)
+        (swept, base), check = self.within_budget(model, sweep)
         return self.arrays(model, check, swept, base)
 
-    def by_descent(self, model: LanguageModel, units: Int[Tensor, "U *K"] | None,
+    def by_descent(self, model: LanguageModel, units: Int[Tensor, " U"] | None,
                    progress: Progress | None = None) -> Float64[np.ndarray, "N U 2"]:
         """Log-probabilities under the interventions on these units (None: every neuron in turn)."""
         swept = neurons_in_trees(model, list(self.stimuli), self.kind, self.options.sweep, units, progress)
@@ -94,11 +92,6 @@ class Tree(Task):
     def by_full_passes(self, model: LanguageModel, progress: Progress) -> tuple[
             Float64[np.ndarray, "N U 2"], Float64[np.ndarray, "N P 2"]]:
         """Both by the slow reference."""
-        if self.sets is not None:
-            sets = [neuron_sets(model, stimulus, self.kind, self.sets, self.options.batch_size)[0].numpy()
-                    for stimulus in self.stimuli]
-            progress(self.interventions)
-            return np.stack(sets), self.base(model)
         results = [neuron_experiment(model, stimulus, self.kind, self.options.sweep, progress=progress)
                    for stimulus in self.stimuli]
         ends = 2 * len(self.stimuli[0].prompts)
@@ -107,18 +100,17 @@ class Tree(Task):
         return np.moveaxis(swept, 1, 2), base.reshape(len(results), -1, 2)
 
     def within_budget(self, model: LanguageModel, sweep: Callable[[], tuple],
-                      units: Int[np.ndarray, " ran"] | None = None,
-                      sets: Tensor | None = None) -> tuple[Any, Check]:
+                      units: Int[np.ndarray, " ran"] | None = None) -> tuple[Any, Check]:
         """What `sweep()` gives, log-probabilities first, and the Check of it, drawn among `units`."""
-        return within_budget(model, sweep, lambda swept: self.check(model, swept[0], units, sets),
+        return within_budget(model, sweep, lambda swept: self.check(model, swept[0], units),
                              self.options, f"{self.stimuli[0].base_strings[0]!r}, {self.kind}")
 
     def check(self, model: LanguageModel, swept: Float[np.ndarray, "N U 2"],
-              units: Int[np.ndarray, " ran"] | None = None, sets: Tensor | None = None,
+              units: Int[np.ndarray, " ran"] | None = None,
               sample: int = CHECKED) -> Check:
         """Check of some interventions of these log-probabilities."""
         of_candidates = np.moveaxis(swept, 2, 1)
-        return check_all(model, self.stimuli, self.kind, of_candidates, self.options, units, sets, sample)
+        return check_all(model, self.stimuli, self.kind, of_candidates, self.options, units, sample)
 
     def arrays(self, model: LanguageModel, check: Check, swept: Float[np.ndarray, "N U 2"],
                base: Float[np.ndarray, "N P 2"], **more: Any) -> Arrays:

@@ -6,13 +6,15 @@ import pytest
 import torch
 
 from mediation.errors import InputError
+from mediation.mediators.catalogue import Request
 from mediation.mediators.neuron_sweeps import (
     SweepOptions,
     direct_interpolants,
     neurons_in_trees,
 )
-from mediation.studies.checks import check_neurons
-from tests.helpers import CANDIDATES, multi_token_stimulus
+from mediation.stimuli.stimulus_files import Stimulus
+from mediation.studies.comparisons import build_comparisons
+from tests.helpers import CANDIDATES, multi_token_stimulus, swept_by
 
 
 @torch.no_grad()
@@ -25,7 +27,10 @@ def test_whole_mlps_are_all_neurons_of_a_layer(toy_model, in_double):
         alone = model.neuron_intervention_single_experiment(one, "man_indirect", [layer - 1] * width,
                                                             list(range(width)), intervention_loc="neuron")
         np.testing.assert_allclose(swept[layer].exp(), [alone[6].item(), alone[7].item()], rtol=1e-10)
-    assert check_neurons(model, one, "man_indirect", swept.T.numpy(), sets=sets).deviation < 1e-10
+    one = build_comparisons(model, "x", [Stimulus("1", "The {} went home because", ("electrician", "man"),
+                                                  tuple(CANDIDATES[1]))], "last")[0]
+    sites = swept_by(model, one, Request.of("mlps"))["indirect"]
+    np.testing.assert_allclose(sites, swept, rtol=1e-10)
 
 
 def test_the_default_is_the_rule_of_2020(toy_model):

@@ -49,3 +49,39 @@ def test_compiled_programs_have_the_mediators_they_were_compiled_with(shared, ru
                 carrying[f"{row.layer}-{row.neuron}"] = math.log1p(row.indirect_effect)
     named = {label.split()[0]: effect for label, effect in expected["carrying_neurons"].items()}
     assert carrying == pytest.approx(named, abs=FLOAT64)
+
+
+AT_EACH = ("mlps", "head_outputs", "queries", "keys", "values", "attentions", "residuals")
+
+
+@pytest.mark.parametrize("options", ["", "--full_passes"])
+@pytest.mark.parametrize("program", ["tracr-hist", "tracr-pattern"])
+def test_every_mediator_at_every_position(shared, run_script, tmp_path, program, options):
+    folder = shared / "golden" / "tracr" / program
+    expected = json.loads((folder / "expected.json").read_text())
+    (tmp_path / program).symlink_to(folder / "model")
+    stimuli = tmp_path / "stimuli.jsonl"
+    stimuli.write_text(json.dumps(expected["stimulus"]) + "\n")
+    command = f"mediate.py {stimuli} -model {tmp_path / program} -out_dir {tmp_path / 'out'} --dtype float64"
+    for positions, mediators in (("each", AT_EACH), ("all", ("head_outputs",)), ("slot", ("inner_neurons",))):
+        code, _, error = run_script(f"{command} {options} --positions {positions} "
+                                    f"--mediators {','.join(mediators)}")
+        assert code == 0, error
+
+    def ours(name, kind):
+        return np.log1p(pd.read_csv(tmp_path / "out" / f"{name}_{program}.csv")[f"{kind}_effect"])
+
+    for kind, effects in expected["log_effects"].items():
+        defaults = {"attentions", "residuals"}  # at each position by default: their files are not named by it
+        known = {name if name in defaults else f"{name}_each": effects[name] for name in AT_EACH}
+        known["head_outputs"] = effects["head_outputs_everywhere"]
+        known["inner_neurons"] = effects["inner_neurons"]
+        for name, log_effects in known.items():
+            values = ours(name, kind)
+            if name == "residuals":  # the known ones have no stream behind the last block
+                values = values[: np.size(log_effects)]
+            np.testing.assert_allclose(values, np.ravel(log_effects), rtol=0, atol=FLOAT64,
+                                       err_msg=f"{name}, {kind}")
+    if program == "tracr-hist":  # keys and weights carry everything, values nothing
+        assert ours("keys_each", "indirect").max() == pytest.approx(8, abs=1e-3)
+        assert np.abs(ours("values_each", "indirect")).max() == 0

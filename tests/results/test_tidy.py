@@ -192,17 +192,37 @@ HEADS = {"layer": np.repeat([0, 1], 2), "head": np.tile([0, 1], 2)}
 ALL_LAYERS = {"layer": np.array(["0", "1", "all"])}
 
 
-def own_rows(generator, count, exact=None):
+def own_rows(generator, units, exact=None, places=None):
     """Rows of comparisons; the first unit has no effect."""
     rows, base = [], -.4
+    count = len(units["layer"]) * len(places or [0])
     for name, group, alternative in (("1", "NA", "man"), ("1", "NA", "woman"), ("null", "", "man")):
         c1 = generator.uniform(.1, .5, count)
         probabilities = {kind: np.stack([c1, c1 * np.exp(base + change)], axis=1) for kind, change in
                          (("indirect", np.r_[0, generator.normal(0, .1, count - 1)]),
                           ("direct", np.full(count, .3)))}
-        rows.append(Row({"id": name, "group": group, "alternative": alternative}, group, base, probabilities,
-                        {} if exact is None else dict.fromkeys(probabilities, exact)))
+        rows.append(Row({"id": name, "group": group, "alternative": alternative}, group, units, places, base,
+                        probabilities, {} if exact is None else dict.fromkeys(probabilities, exact)))
     return rows
+
+
+@pytest.mark.parametrize("ending", ["csv", "parquet"])
+def test_positions_stand_beside_layers_and_units(tmp_path, generator, ending):
+    """Units one after the other, their positions fastest; tokens such as "NA" stay words."""
+    places = [(0, "The"), (1, " NA"), (2, "null")]
+    rows, path = own_rows(generator, HEADS, places=places), tmp_path / f"m.{ending}"
+    count, means = write_effects(path, rows, ["NA"])
+    table = tidy_table(mediation_tables.read_pieces(path, "m"))
+    assert count == 3 * 4 * 3 and len(table) == 2 * count
+    assert list(table["position"][:3]) == ["0", "1", "2"] and set(table["unit"]) == {0, 1}
+    chosen = table[(table["effect"] == "indirect") & (table["layer"] == 1) & (table["unit"] == 0)
+                   & (table["position"] == "2")]
+    expected = [row.probabilities["indirect"][(2 * 3) + 2] for row in rows]
+    np.testing.assert_allclose(chosen["log_odds"], [np.log(c2 / c1) for c1, c2 in expected], rtol=1e-12)
+    mean = means[(means["group"] == "all") & (means["layer"] == 1) & (means["head"] == 0)
+                 & (means["position"] == 2)].iloc[0]
+    assert mean["token"] == "null" and mean["comparisons"] == 3
+    assert mean["indirect_log_effect_mean"] == pytest.approx(chosen["log_odds"].mean() + .4, rel=1e-9)
 
 
 @pytest.mark.parametrize("ending", ["csv", "parquet"])
@@ -210,8 +230,8 @@ def own_rows(generator, count, exact=None):
 @pytest.mark.parametrize("chunk", [2, 7, 500], ids="chunks of {}".format)
 def test_a_table_of_ones_own_reads_as_written(tmp_path, monkeypatch, generator, ending, units, chunk):
     count = len(units["layer"])
-    rows, path = own_rows(generator, count, np.arange(count) != 1), tmp_path / f"m.{ending}"
-    write_effects(path, units, rows, ["NA"])
+    rows, path = own_rows(generator, units, np.arange(count) != 1), tmp_path / f"m.{ending}"
+    write_effects(path, rows, ["NA"])
     monkeypatch.setattr("mediation.results.tables.CHUNK", chunk)
     pieces = list(mediation_tables.read_pieces(path, "sets", "context"))
     assert [(piece.cluster, piece.group, piece.kind) for piece in pieces] == [
@@ -245,7 +265,7 @@ def test_a_table_of_ones_own_reads_as_written(tmp_path, monkeypatch, generator, 
                               table.iloc[:, 5:]], axis=1), "columns head, more stand between")])
 def test_a_damaged_table_of_ones_own_is_told_in_one_line(tmp_path, generator, change, message):
     path = tmp_path / "heads_m.csv"
-    write_effects(path, HEADS, own_rows(generator, 4), ["NA"])
+    write_effects(path, own_rows(generator, HEADS), ["NA"])
     change(pd.read_csv(path, index_col=0, keep_default_na=False)).to_csv(path)
     with pytest.raises(InputError, match=message) as error:
         list(mediation_tables.read_pieces(path, "heads"))
@@ -255,7 +275,7 @@ def test_a_damaged_table_of_ones_own_is_told_in_one_line(tmp_path, generator, ch
 def test_pieces_of_several_formats_make_one_table(tmp_path, result, generator):
     write_neuron_table(tmp_path / "The_X_said_that_man_indirect_m.csv",
                        {word: generator.uniform(.01, .5, (LAYERS * NEURONS, 2)) for word in WORDS})
-    write_effects(tmp_path / "layers.csv", ALL_LAYERS, own_rows(generator, 3), ["NA"])
+    write_effects(tmp_path / "layers.csv", own_rows(generator, ALL_LAYERS), ["NA"])
     pieces = [*neuron_tables.pieces_in(tmp_path, "m"), *read_attention(tmp_path, result),
               *mediation_tables.read_pieces(tmp_path / "layers.csv", "layers", "context")]
     table = tidy_table(pieces)

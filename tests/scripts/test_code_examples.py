@@ -50,18 +50,30 @@ def test_a_mediator_is_one_record(example, run_script, toy_checkpoint, toy_model
     example("mediator")
     (tmp_path / "mine.jsonl").write_text(LINES)
     command = (f"mediate.py {tmp_path / 'mine.jsonl'} -model {toy_checkpoint('llama')} "
-               f"--out_dir {tmp_path / 'out'} --mediators layer_pairs")
+               f"--out_dir {tmp_path / 'out'} --mediators mlp_inputs")
     code, printed, error = run_script(command)
-    assert code == 0 and "layer_pairs" in printed, error
-    table = pd.read_csv(tmp_path / "out" / "layer_pairs_toy-llama.csv")
+    assert code == 0 and "mlp_inputs" in printed, error
+    table = pd.read_csv(tmp_path / "out" / "mlp_inputs_toy-llama.csv")
     assert len(table) == 2 * 3
     model = toy_model("llama")
     stimulus = Intervention(model.tokenizer, "The {} said that", ["nurse", "man"], ["he", "she"])
-    both = torch.arange(2 * 16)[None] + 16  # layers 1 and 2
-    one, other = neurons_in_trees(model, [stimulus], "indirect", units=both)[0, 0]
+    null, alternative = stimulus.base_strings_tok
+    mlp, given = model.model.model.layers[1].mlp, []
+    with torch.no_grad():
+        handle = mlp.register_forward_pre_hook(lambda _, inputs: given.append(inputs[0].clone()))
+        model.model(alternative[None])
+        handle.remove()
+
+        def at_slot(_module, inputs):
+            inputs[0][0, stimulus.position] = given[0][0, stimulus.position]
+
+        handle = mlp.register_forward_pre_hook(at_slot)
+        expected = model.model(null[None]).logits[0, -1].softmax(-1)[[ids[0] for ids in
+                                                                       stimulus.candidates_tok]]
+        handle.remove()
     row = table[(table["id"] == 1) & (table["layer"] == 1)].iloc[0]
-    np.testing.assert_allclose([row["candidate1_indirect_prob"], row["candidate2_indirect_prob"]],
-                               [one.exp(), other.exp()], rtol=1e-6)
+    np.testing.assert_allclose([row["candidate1_indirect_prob"], row["candidate2_indirect_prob"]], expected,
+                               rtol=1e-5)
 
 
 def test_an_architecture_is_one_entry(example, toy_tokenizer, tmp_path, in_double):

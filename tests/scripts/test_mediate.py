@@ -53,12 +53,12 @@ def test_a_toy_study_from_file_to_report(toy_checkpoint, tmp_path, run_script):
         assert (folder / f"{name}_toy-llama.pdf").stat().st_size > 1000
     assert (folder / "report_toy-llama.md").read_text() in printed + "\n"
     runs = RunFolder(folder).read()["runs"]
-    assert len(runs) == 4 and all(run["finished"] for run in runs) and runs[1]["left_out"]["neurons"]
+    assert len(runs) == 8 and all(run["finished"] for run in runs) and runs[-1]["left_out"]["neurons"]
     assert not (folder / "unfinished").exists()
     # nothing is computed again, nothing is mixed
     before = {file: file.stat().st_mtime_ns for file in folder.glob("*_toy-llama.csv")}
     code, printed, error = run_script(command)
-    assert code == 0 and printed.count("kept:") == 4
+    assert code == 0 and printed.count("kept:") == 8
     assert before == {file: file.stat().st_mtime_ns for file in folder.glob("*_toy-llama.csv")}
     write_stimuli(tmp_path, TOY[:2])
     code, _, error = run_script(command)
@@ -74,7 +74,7 @@ def test_mediators_come_one_after_the_other_into_one_report(toy_checkpoint, tmp_
         code, printed, error = run_script(f"{command} {mediators}")
         assert code == 0, error
     headings = [line for line in printed.splitlines() if line.startswith("## ")]
-    assert headings == ["## Total effects", "## Neurons", "## MLPs", "## Heads", "## Layers",
+    assert headings == ["## Total effects", "## MLPs", "## Heads", "## Layers", "## Neurons",
                         "## How it was made"]
     assert "method screen: " in printed
     code, _, error = run_script(f"{command} heads --method screen")
