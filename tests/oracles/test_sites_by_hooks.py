@@ -20,7 +20,7 @@ PROMPTS = Stimulus("one", "The {} went home because", ("nurse", "man"), ("he was
 
 
 class ByHooks:
-    """One intervention, one full pass of the library's own model, one hook."""
+    """Full passes of the library's own model, a row per intervention, under one hook."""
 
     def __init__(self, model):
         self.model, config = model, model.config
@@ -70,10 +70,11 @@ class ByHooks:
             for unit in range(of_part[part])}
 
     @contextmanager
-    def changed(self, module, of_input, function):
+    def changed(self, module, of_input, count, function):
+        """`function` is given a copy of the site in `count` sequences, [count, T, width], to change it."""
         def rows(tensor):
             copy = tensor.clone()
-            function(copy.view(-1, copy.shape[-1]))  # one sequence: a row per token
+            function(copy.view(count, -1, copy.shape[-1]))
             return copy
 
         def before(_module, inputs, named):
@@ -88,45 +89,43 @@ class ByHooks:
         finally:
             handle.remove()
 
-    def values(self, tokens, module, of_input):
-        """Values of a site in a run, [T, width]."""
-        seen = []
-        with self.changed(module, of_input, lambda rows: seen.append(rows.clone())), torch.no_grad():
-            self.model(torch.tensor([tokens]), use_cache=False)
-        return seen[0]
-
-    def log_odds(self, tokens, candidates):
-        """Second candidate over the first, mean over their tokens."""
+    @torch.no_grad()
+    def log_odds(self, tokens, candidates, count=1):
+        """Second candidate over the first, mean over their tokens, [count]."""
         means = []
         for ids in candidates:
-            with torch.no_grad():
-                logits = self.model(torch.tensor([[*tokens, *ids[:-1]]]), use_cache=False).logits[0]
-            chosen = logits[len(tokens) - 1:].double().log_softmax(-1)[range(len(ids)), ids]
-            means.append(float(chosen.mean()))
-        return means[1] - means[0]
+            sequence = torch.tensor([*tokens, *ids[:-1]]).expand(count, -1)
+            logits = self.model(sequence, use_cache=False).logits[:, len(tokens) - 1:]
+            means.append(logits.double().log_softmax(-1)[:, range(len(ids)), ids].mean(dim=1))
+        return (means[1] - means[0]).numpy()
 
-    def effect(self, name, layer, unit, positions, run_on, source, candidates):
-        """Log odds under one intervention."""
+    @torch.no_grad()
+    def effects(self, name, layer, rows, run_on, source, candidates):
+        """Log odds under each of the interventions (unit, positions) on one layer."""
         module, of_input, units = self.site(name, layer)
-        put_in = self.values(source, module, of_input)
+        seen = []
+        with self.changed(module, of_input, 1, lambda site: seen.append(site[0].clone())):
+            self.model(torch.tensor([source]), use_cache=False)
 
-        def replace(rows):
-            rows[positions, units[unit]] = put_in[positions, units[unit]]
+        def replace(site):
+            for row, (unit, positions) in enumerate(rows):
+                site[row, positions, units[unit]] = seen[0][positions, units[unit]]
 
-        with self.changed(module, of_input, replace):
-            return self.log_odds(run_on, candidates)
+        with self.changed(module, of_input, len(rows), replace):
+            return self.log_odds(run_on, candidates, len(rows))
 
 
-def rows_of(model, name, positions):
-    """(layer, unit, positions) of every row of a table, in its order."""
-    mediator, length = CATALOGUE[name], len(build_comparisons(model, "x", [PROMPTS], "last")[0]
-                                            .intervention.prompts[0].tokens)
-    units = mediator.units(model)
+def rows_of(model, name, positions, length):
+    """{layer: [(unit, positions)]} of a table's rows, in its order."""
+    units = CATALOGUE[name].units(model)
     second = next((column for column in units if column != "layer"), None)
     unit = units[second] if second else np.zeros_like(units["layer"])
     places = {"each": [[number] for number in range(length)], "all": [list(range(length))],
               "last": [[length - 1]], "slot": [[1]]}[positions]
-    return [(layer, number, place) for layer, number in zip(units["layer"], unit) for place in places]
+    rows = {}
+    for layer, number in zip(units["layer"].tolist(), unit.tolist()):
+        rows.setdefault(layer, []).extend((number, place) for place in places)
+    return rows
 
 
 @pytest.mark.parametrize("dtype", TOLERANCE, ids=str)
@@ -135,25 +134,22 @@ def test_every_unit_at_every_position_equals_a_full_pass_under_a_hook(toy_model,
                                                                       dtype, name):
     model = toy_model(architecture, dtype)
     (comparison,) = build_comparisons(model, "x", [PROMPTS], "last")
-    stimulus = comparison.intervention
+    stimulus, hooks = comparison.intervention, ByHooks(model.model)
     null, alternative = (list(prompt.tokens) for prompt in stimulus.prompts)
     assert stimulus.prompts[0].slot == (1, 2) and len(null) == len(alternative)
-    ours = ByHooks(model.model)
-    random = np.random.default_rng(0)
     for positions in CATALOGUE[name].positions:
         swept = swept_by(model, comparison, Request.of(name, positions))
-        rows = rows_of(model, name, positions)
-        moved = 0.0
+        rows = rows_of(model, name, positions, len(null))
         for kind, run_on, source in (("indirect", null, alternative), ("direct", alternative, null)):
             log_odds = swept[kind][:, 1] - swept[kind][:, 0]
-            base = ours.log_odds(run_on, stimulus.candidates_tok)
-            # float64 every row; many neurons, and float32, a sample of them
-            few = len(rows) if dtype == torch.float64 and len(rows) < 150 else 25
-            for row in random.choice(len(rows), min(few, len(rows)), replace=False):
-                expected = ours.effect(name, *rows[row], run_on, source, stimulus.candidates_tok)
-                assert log_odds[row] == pytest.approx(expected, abs=TOLERANCE[dtype]), (positions, rows[row])
-            moved = max(moved, np.abs(log_odds - base).max())
-            if positions == "each":  # what stands before the first difference changes nothing
-                first = [row for row, (_, _, place) in enumerate(rows) if place == [0]]
-                assert np.ptp(log_odds[first]) == 0
-        assert moved > 1e-4, "the interventions did something"
+            expected = np.concatenate([
+                hooks.effects(name, layer, of_layer, run_on, source, stimulus.candidates_tok)
+                for layer, of_layer in rows.items()])
+            np.testing.assert_allclose(log_odds, expected, rtol=0, atol=TOLERANCE[dtype],
+                                       err_msg=f"{positions}, {kind}")
+            (base,) = hooks.log_odds(run_on, stimulus.candidates_tok)
+            if positions == "each":  # what stands before the first difference changes exactly nothing
+                before = [place == [0] for of_layer in rows.values() for _, place in of_layer]
+                assert np.ptp(log_odds[before]) == 0
+            if positions != "last" or name not in ("mlps", "neurons", "inner_neurons"):
+                assert np.abs(log_odds - base).max() > 1e-4, "the interventions did something"
