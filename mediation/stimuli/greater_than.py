@@ -3,8 +3,9 @@
 The paper's prompt ends within a number, "from the year 1732 to the year 17", and adds up the probabilities of
 all two-digit endings above 32, less those of the others. A file of stimuli has two candidates, each behind a
 blank. So here the prompt ends before the number, "The siege lasted from 1732 until", and one year above
-stands against one below, whole years of the same century and last digit. It asks whether a model prefers this
-one possible year to this one impossible year; the size of the effect is not to be compared with the paper's.
+stands against one below, whole years of the same century and last digit. It asks whether a model prefers one
+possible year to one impossible year; the size of the effect is not to be compared with the paper's. A model
+that only prefers years near the first one has an effect of the same sign.
 
 The null prompt has the year 1732, say, the alternative the year 01 of the century, after which both
 candidates are possible (the paper's corrupted prompt has 01, too). Candidates: first the year above, which

@@ -94,7 +94,8 @@ def _of_type_1(name: str, path: Path, pair: Sequence[tuple[int, str]],
     example = _example(path, *(_read_row(path, *row, occupations) for row in pair))
     if example is None:
         raise InputError("the sentences differ before the pronoun, or in its form")
-    return Stimulus(name, example.base_string, example.substitutes, example.candidates[::-1])
+    female, male = (example.base_string.replace("{}", pronoun) for pronoun in example.substitutes)
+    return stimulus_of(name, female, male, example.candidates[::-1])
 
 
 def _of_type_2(name: str, path: Path, pair: Sequence[tuple[int, str]],

@@ -97,15 +97,24 @@ def test_one_prefix(run_script, tmp_path):
 
 
 @pytest.mark.parametrize("study, count", [("indirect_object", 14), ("greater_than", 7)])
-def test_generators_go_into_mediate(run_script, toy_checkpoint, tmp_path, study, count):
-    """Years are several tokens, names too in the toys' vocabulary."""
-    out = tmp_path / "s.jsonl"
-    code, text, _ = run_script(f"export_stimuli.py {study} --count 7 --seed 2", "-out", out)
-    assert code == 0 and text == f"wrote {count} stimuli to {out}\n"
-    code, text, error = run_script("mediate.py", out, "-model", toy_checkpoint("llama"), "-out_dir",
-                                   tmp_path / "o", "--mediators", "mlps", "--multi_token", "last")
+def test_generators(run_script, tmp_path, study, count):
+    texts = []
+    for number, seed in enumerate((2, 2, 3)):
+        out = tmp_path / f"{number}.jsonl"
+        code, text, _ = run_script(f"export_stimuli.py {study} --count 7 --seed {seed}", "-out", out)
+        assert code == 0 and text == f"wrote {count} stimuli to {out}\n"
+        texts.append(out.read_bytes())
+    assert texts[0] == texts[1] != texts[2]
+
+
+def test_years_of_several_tokens_go_into_mediate(run_script, toy_checkpoint, tmp_path):
+    out, folder = tmp_path / "s.jsonl", toy_checkpoint("llama")
+    assert run_script("export_stimuli.py greater_than --count 2", "-out", out)[0] == 0
+    command = ("mediate.py", out, "-model", folder, "-out_dir", tmp_path / "o", "--mediators", "mlps")
+    assert_refused(run_script(*command), "no stimulus of the file fits mlps", "--multi_token last takes it")
+    code, _, error = run_script(*command, "--multi_token", "last")
     assert code == 0, error
-    assert len(read_own_table(tmp_path / "o", "total_effects_toy-llama.csv")) == count
+    assert len(read_own_table(tmp_path / "o", "mlps_toy-llama.csv")) == 2 * 4
 
 
 @pytest.mark.parametrize("study, words", [
