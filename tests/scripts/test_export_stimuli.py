@@ -126,7 +126,7 @@ def test_years_of_several_tokens_go_into_mediate(run_script, toy_checkpoint, tmp
 ])
 def test_fetched_data_sets(run_script, tmp_path, study, words):
     try:
-        fetch_data_set("bec_pro" if "bec" in study else "winobias_others")
+        fetch_data_set("bec_pro" if "bec" in study else "winobias_rest")
     except InputError as error:
         pytest.skip(f"no data set: {error}")
     out = tmp_path / "s.jsonl"
