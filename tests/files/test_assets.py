@@ -136,4 +136,4 @@ def test_the_command_lists_and_refuses():
     refused = run("gpt5")
     assert refused.returncode == 2
     assert refused.stderr.splitlines() == ["error: unknown asset 'gpt5': choose from smollm2-135m, "
-                                           "gemma3-270m, winobias, winogender"]
+                                           "gemma3-270m, winobias, winobias_rest, winogender, bec_pro"]

@@ -4,6 +4,7 @@ import pytest
 
 from mediation.errors import InputError
 from mediation.stimuli import winobias, winogender
+from mediation.stimuli.stimulus_files import Stimulus
 from tests.helpers import WINOBIAS_ROWS
 
 
@@ -56,3 +57,76 @@ def test_unknown_parts_of_the_data(data):
     for load, name in ((winobias.load, "train"), (winogender.load, "census")):
         with pytest.raises(InputError, match=f"'{name}' is unknown: choose from"):
             load(name)
+
+
+# the other parts of WinoBias
+
+TYPE_2 = """1 The driver thanked [the nurse] and gave [her] tea.
+2 The nurse thanked [the driver] and gave [him] a pen.
+3 The teacher told [the carpenter] that [he] won.
+4 The carpenter told [the teacher] that [she] won.
+5 The driver called [the nurse] and saw [her].
+6 The nurse wrote to [the driver] and saw [him].
+7 The driver called [the nurse] and saw [her] tea.
+8 The nurse called [the driver] and [he] left.
+9 The driver called [a nurse] and saw [her].
+10 The nurse called [the driver] and saw [him].
+"""
+
+
+@pytest.fixture
+def others(data):
+    """A folder with the other parts of WinoBias."""
+    folder = data / "winobias_data"
+    anti = WINOBIAS_ROWS
+    for one, other in (("[he]", "[she]"), ("[him]", "[her]")):
+        anti = anti.replace(one, "[?]").replace(other, one).replace("[?]", other)
+    (folder / "anti_stereotyped_type1.txt.dev").write_text(anti)
+    (folder / "pro_stereotyped_type2.txt.dev").write_text(TYPE_2)
+    return folder
+
+
+def test_type_2_exchanges_the_occupations(others):
+    stimuli, left_out = winobias.load_others("dev", 2, "pro", others)
+    assert stimuli == [
+        Stimulus("winobias_pro_type2_dev_1", "The {} and gave",
+                 ("driver thanked the nurse", "nurse thanked the driver"), ("her", "him")),
+        Stimulus("winobias_pro_type2_dev_3", "The {} that",
+                 ("carpenter told the teacher", "teacher told the carpenter"), ("she", "he"))]
+    assert left_out == {
+        "the sentences differ in more than the occupations' places before the pronoun": ["lines 5 and 6"],
+        "the sentences differ in the pronoun's form, or not in the occupations' gender": ["lines 7 and 8"],
+        "a sentence does not mark one listed occupation": ["lines 9 and 10"]}
+
+
+def test_the_anti_stereotyped_half_has_the_candidates_exchanged(others):
+    stimuli, left_out = winobias.load_others("dev", 1, "anti", others)
+    assert [(one.base, one.substitutes, one.candidates[::-1]) for one in stimuli] == [
+        (one.base_string, one.substitutes, one.candidates) for one in winobias.load("dev", others)]
+    assert left_out == {"a sentence marks 'him', or not just two things": ["lines 7 and 8"]}
+
+
+@pytest.mark.parametrize("arguments, message", [
+    (("train", 2, "pro"), "split 'train' is unknown"),
+    (("dev", 1, "pro"), "none of the other parts of WinoBias"),
+    (("dev", 3, "pro"), "none of the other parts"),
+    (("dev", 2, "con"), "none of the other parts"),
+    (("test", 2, "pro"), "cannot be read"),
+])
+def test_parts_of_winobias_that_are_not_there(others, arguments, message):
+    with pytest.raises(InputError, match=message):
+        winobias.load_others(*arguments, others)
+
+
+def test_the_other_parts_as_they_are_published():
+    try:
+        loaded = {(split, number, half): winobias.load_others(split, number, half).stimuli
+                  for split in winobias.SPLITS for number, half in ((1, "anti"), (2, "pro"), (2, "anti"))}
+        pro = {split: winobias.load(split) for split in winobias.SPLITS}
+    except InputError as error:
+        pytest.skip(f"no data set: {error}")
+    assert {name: len(stimuli) for name, stimuli in loaded.items()} == {
+        ("dev", 1, "anti"): 159, ("dev", 2, "pro"): 52, ("dev", 2, "anti"): 53,
+        ("test", 1, "anti"): 131, ("test", 2, "pro"): 62, ("test", 2, "anti"): 62}
+    mirrored = {(one.base_string, one.candidates[::-1]) for one in pro["dev"]}
+    assert len(mirrored & {(one.base, one.candidates) for one in loaded["dev", 1, "anti"]}) == 158
