@@ -1,6 +1,6 @@
 """The tables of a question of one's own: effects of every comparison and unit, and their means."""
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
@@ -87,7 +87,7 @@ class Means:
     def __init__(self, groups: Iterable[str], one_place: str = "") -> None:
         # [group][position][kind and scale]
         self.moments: dict[str, dict[Any, dict[str, Moments]]] = {group: {} for group in groups}
-        self.tokens: dict[Any, set[str]] = {}
+        self.tokens: dict[Any, dict[str, None]] = {}  # in the order in which they come
         self.one_place = one_place
         self.units: Mapping[str, Any] = {}
 
@@ -98,20 +98,20 @@ class Means:
         places = row.places or [("", "")]
         for place, (position, token) in enumerate(places):
             key = self.one_place or position
-            self.tokens.setdefault(key, set()).add(token)
+            self.tokens.setdefault(key, {})[token] = None
             for group in {"", row.group}:
                 moments = self.moments[group].setdefault(key, {})
                 for scale, values in zip(SCALES, (effects, log_effects)):
                     moments.setdefault(f"{kind}{scale}", Moments()).add(values[place::len(places)])
 
     def table(self) -> pd.DataFrame:
-        """A row per group, unit and position; the token is told where all comparisons have the same."""
+        """A row per group, unit and position."""
         tables = []
         for group, of_positions in self.moments.items():
             pieces = []
             for position in sorted(of_positions):
                 moments, tokens = of_positions[position], self.tokens[position]
-                place = {"position": position, "token": next(iter(tokens)) if len(tokens) == 1 else ""}
+                place = {"position": position, "token": joined(tokens)}
                 values = {f"{name}_{part}": value for name, moment in moments.items()
                           for part, value in (("mean", moment.mean), ("std", moment.deviation))}
                 pieces.append(pd.DataFrame({
@@ -120,6 +120,11 @@ class Means:
             # units in their order, positions fastest
             tables.append(pd.concat(pieces).sort_index(kind="stable"))
         return pd.concat(tables, ignore_index=True)
+
+
+def joined(tokens: Collection[str]) -> str:
+    """The tokens that several comparisons have at one position: two of them, and whether there are more."""
+    return "/".join([*list(tokens)[:2], *(["..."] if len(tokens) > 2 else [])])
 
 
 def read_pieces(path: str | Path, mediator: str, position: str = "") -> Iterator[Piece]:
