@@ -4,7 +4,19 @@ stimuli: what is asked - model: a language model whose forward pass can be resum
 changed in it - studies: which sweeps make a study - effects: from probabilities to numbers - results: the
 formats - reports: what people look at.
 files, options and errors serve all of them. Who may import whom is a test: tests/test_rooms.py.
+`mediation.mediate` is the analysis of one's own stimuli in a notebook.
 """
+
+from typing import Any
 
 # raised whenever a number may change: what an unfinished run kept under another version is computed again
 __version__ = "0.2.0"
+
+
+def __getattr__(name: str) -> Any:
+    """`mediate`, once it is asked for: what it needs takes seconds to import."""
+    if name == "mediate":
+        from mediation.notebook import mediate
+
+        return mediate
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

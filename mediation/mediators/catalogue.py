@@ -5,6 +5,7 @@ needs no PyTorch, so that `mediate.py --help` can tell them.
 """
 
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, TypeAlias
 
@@ -215,6 +216,15 @@ def together(requests: Sequence[Request]) -> list[list[Request]]:
     for request in sorted(requests, key=lambda request: list(CATALOGUE).index(request.mediator_name)):
         groups.setdefault(request.name if request.mediator.sites else request.sweep, []).append(request)
     return list(groups.values())
+
+
+def requests_at(positions: str | None, values: str) -> list[Request]:
+    """What is asked for where no mediator is named: all of DEFAULT that can be changed so."""
+    requests = []
+    for name in DEFAULT:
+        with suppress(InputError):
+            requests.append(Request.of(name, positions, values))
+    return requests
 
 
 def order_of(name: str) -> int:

@@ -73,8 +73,8 @@ class LanguageModel:
         self.parts = find_parts(self.model)
         if dtype in (torch.bfloat16, torch.float16):
             widen(self.parts.head)
-        self.num_layers = len(self.parts.blocks)
-        self.num_neurons = self.model.config.hidden_size
+        self.num_layers: int = len(self.parts.blocks)
+        self.num_neurons: int = self.model.config.hidden_size
         self.num_heads = self.model.config.num_attention_heads
         self.masking = masked.Masking.of(self.tokenizer, masking_approach) if self.parts.masked else None
 

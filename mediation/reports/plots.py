@@ -35,8 +35,10 @@ STYLE: dict[Any, Any] = {
 
 
 def _save(figure, path):
+    kind = Path(path).suffix.removeprefix(".")
     with whole_file(path, "wb") as file:
-        figure.savefig(file, format="pdf", metadata={"CreationDate": None})
+        # without a date: the same numbers are the same file
+        figure.savefig(file, format=kind, metadata={"CreationDate" if kind == "pdf" else "Date": None})
     plt.close(figure)
     return path
 
@@ -338,7 +340,8 @@ def _shown(token):
     return token.replace(" ", "·").replace("\n", "⏎").replace("$", r"\$") or "?"
 
 
-def mediator(name: str, means: pd.DataFrame, model: str, folder: Path, layers: str) -> list[Path]:
+def mediator(name: str, means: pd.DataFrame, model: str, folder: Path, layers: str,
+             ending: str = "pdf") -> list[Path]:
     """Figures of one mediator from its table of means; returns the paths written.
 
     Several positions: a map of layers and positions, of a layer's strongest unit where it has several. One
@@ -348,7 +351,7 @@ def mediator(name: str, means: pd.DataFrame, model: str, folder: Path, layers: s
     Args:
         name: as it stands in file names; means: table with group, layer, the column that names a unit, and
             for every kind of effect {effect}_effect_mean, _std, and the same of log effects; layers: what an
-            axis of layers is called.
+            axis of layers is called; ending: of the files, pdf or svg.
     """
     unit, of_weights = unit_column(means), "position" not in means
     means = means[means["layer"] != "all"].assign(layer=lambda table: table["layer"].astype(int))
@@ -358,7 +361,7 @@ def mediator(name: str, means: pd.DataFrame, model: str, folder: Path, layers: s
     title = f"{model}, {name}, {whole['comparisons'].max()} comparisons"
     paths = []
     for kind in kinds:
-        path = folder / f"{name}_{kind}_{model}.pdf"
+        path = folder / f"{name}_{kind}_{model}.{ending}"
         if not of_weights and whole["position"].nunique() > 1:
             strongest = whole.loc[whole.groupby(["layer", "position"])[f"{kind}_log_effect_mean"]
                                   .apply(lambda values: values.abs().idxmax())]
@@ -377,11 +380,11 @@ def mediator(name: str, means: pd.DataFrame, model: str, folder: Path, layers: s
         elif kind != "direct":
             profiles = {STRONGEST: strongest_means(whole, f"{kind}_log_effect_mean", SHARE)}
             paths.append(layer_profiles(profiles, kind, title, path, layers))
-    paths += _by_group(name, means, model, folder, layers)
+    paths += _by_group(name, means, model, folder, layers, ending)
     return paths
 
 
-def _by_group(name, means, model, folder, layers):
+def _by_group(name, means, model, folder, layers, ending):
     """A line of indirect effects, or of the ablation's, per group, where there are several and one position
     each."""
     groups = [group for group in means["group"].unique() if group != "all"]
@@ -392,5 +395,5 @@ def _by_group(name, means, model, folder, layers):
     share, text = (None, "") if unit is None else (SHARE, f": {STRONGEST}")
     profiles = {group: strongest_means(means[means["group"] == group], f"{kind}_log_effect_mean", share)
                 for group in groups}
-    path = folder / f"{name}_by_group_{model}.pdf"
+    path = folder / f"{name}_by_group_{model}.{ending}"
     return [layer_profiles(profiles, kind, f"{model}, {name}, by group{text}", path, layers)]

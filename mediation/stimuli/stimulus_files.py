@@ -11,7 +11,7 @@ lists, or texts separated by |.
 """
 
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -47,18 +47,40 @@ def read(path: str | Path) -> list[Stimulus]:
     path = Path(path)
     texts = read_lines(path, "stimuli")
     rows = _csv_rows(path, texts) if path.suffix.lower() == ".csv" else json_rows(path, texts)
-    stimuli: list[Stimulus] = []
-    first: dict[str, int] = {}  # the line of each id
-    for number, row in rows:
-        stimulus = parse(f"{path}, line {number}", number, row)
-        if stimulus.id in first:
-            raise InputError(f"{path}, line {number}: field 'id': {short(stimulus.id)} stands in line "
-                             f"{first[stimulus.id]} already: give every stimulus its own")
-        first[stimulus.id] = number
-        stimuli.append(stimulus)
+    stimuli = _different(path, rows)
     if not stimuli:
         raise InputError(f"{path}, line 1: the file holds no stimulus: a line is a JSON object with "
                          f"{', '.join(FIELDS[:-1])}")
+    return stimuli
+
+
+def of_records(records: Iterable[Mapping[str, Any]], name: str = "stimuli") -> list[Stimulus]:
+    """Stimuli from dictionaries with a file's fields; "line" counts them from 1. `name`: of them, for errors.
+
+    Raises:
+        InputError: none, or one that is no stimulus; its number and field are named.
+    """
+    # a table has something in every cell: what is missing is not a number, or None
+    rows = [(number, {field: value for field, value in record.items()
+                      if not (field == "group" and (value is None or value != value))})
+            for number, record in enumerate(records, start=1)]
+    stimuli = _different(name, rows)
+    if not stimuli:
+        raise InputError(f"{name}: there is none: give dictionaries with {', '.join(FIELDS[:-1])}")
+    return stimuli
+
+
+def _different(name: str | Path, rows: Iterable[tuple[int, Any]]) -> list[Stimulus]:
+    """Stimuli of numbered rows, no two with one id."""
+    stimuli: list[Stimulus] = []
+    first: dict[str, int] = {}  # the line of each id
+    for number, row in rows:
+        stimulus = parse(f"{name}, line {number}", number, row)
+        if stimulus.id in first:
+            raise InputError(f"{name}, line {number}: field 'id': {short(stimulus.id)} stands in line "
+                             f"{first[stimulus.id]} already: give every stimulus its own")
+        first[stimulus.id] = number
+        stimuli.append(stimulus)
     return stimuli
 
 

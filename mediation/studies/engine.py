@@ -11,7 +11,7 @@ Another engine replaces `run` and nothing else.
 import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, fields
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 from tqdm import tqdm
@@ -52,7 +52,7 @@ class StudyOptions:
     screen_top: int = 50
 
     @classmethod
-    def of(cls, options: Any) -> "StudyOptions":
+    def of(cls, options: Any) -> Self:
         """From a command line; what a script does not ask for is left at its default."""
         named = {field.name: getattr(options, field.name) for field in fields(cls)
                  if hasattr(options, field.name)}

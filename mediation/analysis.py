@@ -1,0 +1,210 @@
+"""A whole analysis of stimuli of one's own: what mediate.py does, and `mediation.mediate` in a notebook.
+
+    stimuli -> comparisons -> total effects -> one sweep after the other -> tables -> figures and report
+
+Everything goes through the files of a run folder: finished tables are kept, an interrupted run goes on where
+it was.
+"""
+
+import shlex
+import sys
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from tqdm import tqdm
+
+from mediation.errors import InputError
+from mediation.files.storage import RunFolder, describe_machine, now, whole_file, write_csv
+from mediation.mediators.catalogue import Request, order_of, together
+from mediation.model.fast_rows import FastRows
+from mediation.model.language_model import LanguageModel
+from mediation.reports import plots, report
+from mediation.results.mediation_tables import read_table, screening_of, write_effects
+from mediation.results.tables import check_one_format
+from mediation.stimuli.stimulus_files import Stimulus
+from mediation.studies import own_question
+from mediation.studies.attention import masking_suffix
+from mediation.studies.comparisons import Comparison, applicable, build_comparisons
+from mediation.studies.engine import StudyOptions
+from mediation.studies.error_budget import Check, budget, describe_check
+from mediation.studies.neurons import describe_interpolation
+from mediation.studies.results import Account
+
+
+@dataclass(frozen=True)
+class AnalysisOptions(StudyOptions):
+    """How an analysis is run, and what is told of it.
+
+    `multi_token`: see `Intervention`; `format`: of the tables of every comparison and unit; `stimuli`: the
+    file's name, or what else they are called; `command`: that was given.
+    """
+
+    multi_token: str | None = None
+    format: str = "csv"
+    stimuli: str | Path = "stimuli"
+    command: str = field(default_factory=lambda: shlex.join(sys.argv))
+
+
+@dataclass(frozen=True)
+class Written:
+    """An analysis in its folder. `name`: the model's, as it stands in file names; `common`: the settings that
+    all of its runs share."""
+
+    run_folder: RunFolder
+    name: str
+    common: dict[str, Any]
+    options: AnalysisOptions
+
+    def total_effects(self) -> Any:
+        """The table of total effects."""
+        return read_table(self.run_folder.folder / f"total_effects_{self.name}.csv")
+
+    def mediators(self) -> dict[str, report.Mediator]:
+        """Every mediator of these stimuli that the folder has, in the catalogue's order."""
+        of_mediators: dict[str, report.Mediator] = {}
+        for run in self.run_folder.read()["runs"]:
+            if self.common.items() <= run["settings"].items():
+                for file, entry in run["files"].items():
+                    if mediator := entry.get("mediator"):
+                        means = read_table(self.run_folder.folder / f"{mediator}_mean_{self.name}.csv")
+                        screening = screening_of(entry, run["settings"].get("screen_top"))
+                        of_mediators[mediator] = report.Mediator(means, file, entry, run, screening)
+        return {mediator: of_mediators[mediator] for mediator in sorted(of_mediators, key=order_of)}
+
+
+def run(model: LanguageModel, stimuli: Sequence[Stimulus], requests: Sequence[Request], folder: str | Path,
+        options: AnalysisOptions) -> Written:
+    """Total effects, then the mediators, into tables; what is finished is kept.
+
+    Raises:
+        InputError: stimuli that the model cannot express or that fit no mediator, a folder with tables of
+            other settings.
+    """
+    comparisons = build_comparisons(model, options.stimuli, stimuli, options.multi_token)
+    fitting = {request: applicable(model, comparisons, request, options.seed) for request in requests}
+    print(f"stimuli: {len(stimuli)}, comparisons: {len(comparisons)}; model {model.name}: {model.num_layers} "
+          f"layers, {model.num_heads} heads and {model.num_neurons} neurons a layer, on {model.device}")
+    report_left_out(fitting, comparisons, options)
+
+    name, run_folder = model.name + masking_suffix(model), RunFolder(folder)
+    common = own_question.describe_stimuli(model, stimuli, options)
+    totals = f"total_effects_{name}.csv"
+    runs = []  # (files of mediators of one sweep, what decides their numbers)
+    for of_sweep in together([request for request, (usable, _) in fitting.items() if usable]):
+        files = {request: f"{request.name}_{name}.{options.format}" for request in of_sweep}
+        runs.append((files, own_question.describe_settings(common, of_sweep, options)))
+    claims: list[tuple[Collection[str], dict[str, Any]]] = [([totals], common)]
+    for names, settings in [*claims, *((files.values(), own) for files, own in runs)]:
+        check_one_format(run_folder.folder, names)
+        run_folder.claim(names, settings)  # before anything is computed
+    with run_folder.claimed([totals], common):
+        index = run_folder.begin(describe_run(model, [totals], common, {}, options))
+        write_totals(model, comparisons, run_folder, index, totals)
+    for files, settings in runs:
+        with run_folder.claimed(files.values(), settings):
+            dropped = {request.name: fitting[request][1] for request in files}
+            index = run_folder.begin(describe_run(model, files.values(), settings, dropped, options))
+            usable = {request: fitting[request][0] for request in files}
+            write_mediators(model, usable, run_folder, index, files, name, options)
+    return Written(run_folder, name, common, options)
+
+
+def report_left_out(fitting: Mapping[Request, tuple], comparisons: Sequence[Comparison],
+                    options: AnalysisOptions) -> None:
+    """Print which comparisons each mediator is not defined for, and why.
+
+    Raises:
+        InputError: nothing is left; file and line are named.
+    """
+    for request, (_, dropped) in fitting.items():
+        for reason, names in dropped.items():
+            sample = f"{', '.join(dict.fromkeys(names[:5]))}{' ...' if len(names) > 5 else ''}"
+            print(f"{request.name}: {len(names)} of {len(comparisons)} comparisons left out: {reason} "
+                  f"({sample})")
+    if not any(usable for usable, _ in fitting.values()):
+        reasons = {reason: names for _, dropped in fitting.values() for reason, names in dropped.items()}
+        reason, names = next(iter(reasons.items()))
+        asked = ", ".join(request.name for request in fitting)
+        raise InputError(f"{options.stimuli}, line {comparisons[0].stimulus.line}: no stimulus of the file "
+                         f"fits {asked}: {len(names)} of {len(comparisons)} comparisons, such as "
+                         f"{names[0]!r}: {reason}")
+
+
+def describe_run(model: LanguageModel, files: Iterable[str], settings: dict[str, Any],
+                 dropped: dict[str, dict[str, list[str]]], options: AnalysisOptions) -> dict[str, Any]:
+    """The entry of the manifest. `dropped`: for each mediator {reason: comparisons that are left out}."""
+    left_out = {mediator: {reason: len(names) for reason, names in reasons.items()}
+                for mediator, reasons in dropped.items()}
+    return {"settings": settings, "files": {file: {} for file in files},
+            "stimuli": str(options.stimuli), "left_out": left_out, "command": options.command,
+            "machine": describe_machine(model), "started": now(), "finished": None}
+
+
+def write_totals(model: LanguageModel, comparisons: Sequence[Comparison], run_folder: RunFolder, run: int,
+                 file: str) -> None:
+    """The table without interventions, unless it is finished."""
+    if not run_folder.is_finished(file):
+        rows = own_question.write_total_effects(run_folder.folder / file, model, comparisons)
+        run_folder.finish_file(run, file, rows=rows)
+    run_folder.update(run, finished=now())
+
+
+def write_mediators(
+    model: LanguageModel, comparisons: Mapping[Request, list[Comparison]], run_folder: RunFolder, run: int,
+    files: Mapping[Request, str], name: str, options: AnalysisOptions,
+) -> None:
+    """Sweep, tables and means of the mediators of one sweep, unless they are there.
+
+    Args:
+        comparisons, files: those that fit a mediator, and its table.
+    """
+    units = ", ".join(request.name for request in files)
+    shards = f"{'_'.join(request.name for request in files)}_{name}"
+    for request, file in files.items():
+        fitting = comparisons[request]
+        means = run_folder.folder / f"{request.name}_mean_{name}.csv"
+        if run_folder.is_finished(file) and means.exists():
+            print(f"kept: {run_folder.folder / file} is finished")
+            continue
+        interventions = own_question.interventions(model, fitting, request)
+        account, groups = Account(), [comparison.stimulus.group for comparison in fitting]
+        with tqdm(total=interventions, unit=" interventions", unit_scale=True, smoothing=0.05) as progress:
+            effects = own_question.rows(model, fitting, request, shards, options,
+                                        run_folder, progress, account)
+            one_place = request.positions if request.positions in ("slot", "last") else ""
+            rows, table = write_effects(run_folder.folder / file, effects, groups, one_place)
+        write_csv(means, table)
+        run_folder.finish_file(run, file, **account.entry(rows), mediator=request.name,
+                               layers=request.mediator.layers)
+    entry = run_folder.entry_of(next(iter(files.values())))  # the others come from the same sweep
+    fast = FastRows(**entry["fast"]) if "fast" in entry else None
+    run_folder.update(run, finished=now(), error_budget=budget(options).describe(),
+                      **({"fast": asdict(fast)} if fast else {}))
+    if fast:
+        print(fast)
+    for kind, counts in entry.get("interpolation", {}).items():
+        print(describe_interpolation(kind, counts, "word"))
+    checked = Check.from_entry(entry)
+    method = run_folder.read()["runs"][run]["settings"]["method"]
+    if method == "gradient":
+        print(f"{units}: estimates compared with {checked.random + checked.likely} full passes: "
+              f"log-probabilities differ by at most {checked.deviation:.1e}")
+    else:
+        what = units if method == "exact" else f"{units} among those run"
+        print(describe_check(checked, budget(options).total, what))
+
+
+def write_report(written: Written) -> tuple[str, Path]:
+    """Figures of the means, and a report on all mediators of these stimuli in the folder: (text, path)."""
+    of_mediators, folder = written.mediators(), written.run_folder.folder
+    figures = [path for mediator, of_mediator in of_mediators.items()
+               for path in plots.mediator(mediator, of_mediator.means, written.name, folder,
+                                          of_mediator.entry["layers"])]
+    text = report.mediation(written.name, written.options.stimuli, written.total_effects(), of_mediators,
+                            figures)
+    path = folder / f"report_{written.name}.md"
+    with whole_file(path) as file:
+        file.write(text)
+    return text, path

@@ -1,0 +1,61 @@
+"""Bootstrap intervals of means over clusters: what is drawn again is never a row.
+
+A cluster is what is independent of the others: a stimulus, a profession. Intervals are 95% percentile
+intervals over DRAWS draws of clusters with replacement; one set of draws serves all units, so that
+differences between units could have intervals, too.
+
+Symbols in shapes: N rows, U units, K clusters.
+"""
+
+from collections.abc import Sequence
+
+import numpy as np
+from jaxtyping import Float64, Int
+
+DRAWS = 2000
+AT_ONCE = 4096  # units: as many columns of draws as fit into memory
+
+
+def draws(clusters: int, seed: int = 0) -> Int[np.ndarray, "draws {clusters}"]:
+    """How often each cluster is drawn, in each of DRAWS draws."""
+    return np.random.default_rng(seed).multinomial(clusters, np.full(clusters, 1 / clusters), DRAWS)
+
+
+def of_means(
+    effects: Float64[np.ndarray, "N U"], clusters: Sequence[str], seed: int = 0,
+) -> tuple[Float64[np.ndarray, "U"], Float64[np.ndarray, "U"]]:
+    """Low and high end of the interval of every unit's mean over N rows; NaN for one cluster.
+
+    Args:
+        clusters: of each row.
+    """
+    names, of_row = np.unique(np.asarray(clusters, str), return_inverse=True)
+    if len(names) < 2:
+        return np.full(effects.shape[1], np.nan), np.full(effects.shape[1], np.nan)
+    weights = draws(len(names), seed)
+    rows = weights @ np.bincount(of_row)  # in each draw
+    low, high = [], []
+    for start in range(0, effects.shape[1], AT_ONCE):
+        piece = effects[:, start:start + AT_ONCE]
+        sums = np.zeros((len(names), piece.shape[1]))
+        np.add.at(sums, of_row, piece)
+        ends = np.percentile(weights @ sums / rows[:, None], [2.5, 97.5], axis=0)
+        low.append(ends[0])
+        high.append(ends[1])
+    return np.concatenate(low), np.concatenate(high)
+
+
+def of_ratio(
+    numerators: Float64[np.ndarray, "N U"], denominators: Float64[np.ndarray, "N"], clusters: Sequence[str],
+    seed: int = 0,
+) -> tuple[Float64[np.ndarray, "U"], Float64[np.ndarray, "U"]]:
+    """The same of a ratio of means, such as the proportion mediated; NaN for one cluster."""
+    names, of_row = np.unique(np.asarray(clusters, str), return_inverse=True)
+    if len(names) < 2:
+        return np.full(numerators.shape[1], np.nan), np.full(numerators.shape[1], np.nan)
+    weights = draws(len(names), seed)
+    sums, total = np.zeros((len(names), numerators.shape[1])), np.zeros(len(names))
+    np.add.at(sums, of_row, numerators)
+    np.add.at(total, of_row, denominators)
+    low, high = np.percentile((weights @ sums) / (weights @ total)[:, None], [2.5, 97.5], axis=0)
+    return low, high

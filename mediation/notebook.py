@@ -1,0 +1,270 @@
+"""`mediate`: the analysis of mediate.py in a notebook.
+
+>>> import mediation
+>>> result = mediation.mediate("smollm2-135m", [
+...     {"id": "italy", "base": "The capital city of {} is called", "substitutes": ["France", "Italy"],
+...      "candidates": ["Paris", "Rome"]}], mediators=("residuals", "head_outputs"))
+>>> result.summary().head()
+"""
+
+import contextlib
+import html
+import io
+import tempfile
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+
+from mediation.analysis import AnalysisOptions, Written, run
+from mediation.effects import intervals
+from mediation.effects.odds import log_odds
+from mediation.errors import InputError
+from mediation.files.storage import whole_file
+from mediation.mediators.catalogue import Request
+from mediation.model.language_model import LanguageModel
+from mediation.reports import plots
+from mediation.results.mediation_tables import read_pieces
+from mediation.results.tidy import tidy_table
+from mediation.stimuli import stimulus_files
+from mediation.stimuli.stimulus_files import Stimulus
+
+SUMMARY = ["mediator", "effect", "layer", "unit", "position", "mean", "median", "low", "high", "share",
+           "share_low", "share_high", "clusters"]
+TOTALS = ["id", "group", "alternative", "base_string", "alt_string", "log_odds_base", "log_odds_alt",
+          "log_effect"]
+PAGE = """<!DOCTYPE html>
+<html lang="en"><head><meta charset="utf-8"><title>{title}</title>
+<style>
+body {{ font: 16px/1.5 system-ui, sans-serif; max-width: 60rem; margin: 2rem auto; padding: 0 1rem; }}
+table {{ border-collapse: collapse; font-size: 14px; display: block; overflow-x: auto; }}
+th, td {{ padding: .2rem .6rem; text-align: right; border-bottom: 1px solid #ddd; }}
+figure {{ display: inline-block; margin: .5rem; }}
+</style></head>
+<body>
+{body}
+</body></html>
+"""
+
+
+def mediate(
+    model: str | LanguageModel, stimuli: str | Path | pd.DataFrame | Iterable[Mapping[str, Any]],
+    mediators: str | Sequence[str] = ("heads",), positions: str | None = None, values: str = "alternative",
+    method: str = "exact", *, out_dir: str | Path | None = None, multi_token: str | None = None,
+    device: str = "auto", dtype: str = "float32", batch_size: int | None = None, seed: int = 0,
+    screen_share: float = 0.1, screen_sample: int = 64, screen_top: int = 50, progress: bool = True,
+) -> "Mediation":
+    """Effects of mediators on stimuli of one's own, as mediate.py computes them (its --help tells more).
+
+    Args:
+        model: a bundled model, a directory or a hub id, or a `LanguageModel` that is loaded already.
+        stimuli: a file of stimuli, a table, or dictionaries: id, base with one slot {}, substitutes (the null
+            prompt's first, then the alternatives'), two candidates, and group.
+        mediators: names of the catalogue; positions: slot, last, each or all, None for the mediators' own.
+        values: what is put in: alternative, mean, zero or resample.
+        method: exact, gradient (first order) or screen (the strongest by gradient run exactly).
+        out_dir: a folder for the tables, which are kept, and are not computed again; None for one that is
+            gone with the result.
+        multi_token: how words and candidates of several tokens are treated at the slot: None leaves them out,
+            "last", "all".
+        device, dtype: of a model that is named.
+        progress: bars and messages on the way.
+
+    Raises:
+        InputError (a ValueError): stimuli, a model or options that do not fit, in one line.
+    """
+    names = [mediators] if isinstance(mediators, str) else list(mediators)
+    requests = [Request.of(name, positions, values) for name in dict.fromkeys(names)]
+    if not requests:
+        raise InputError("mediators: none is named: choose from the catalogue, such as residuals")
+    if method not in ("exact", "gradient", "screen"):
+        raise InputError(f"method {method!r} is unknown: choose exact, gradient or screen")
+    if multi_token not in (None, "last", "all"):
+        raise InputError(f"multi_token {multi_token!r} is unknown: choose None, last or all")
+    name = str(stimuli) if isinstance(stimuli, str | Path) else "stimuli"
+    read = read_stimuli(stimuli)
+    silent: Any = contextlib.nullcontext() if progress else contextlib.redirect_stderr(io.StringIO())
+    with silent, contextlib.nullcontext() if progress else contextlib.redirect_stdout(io.StringIO()):
+        if isinstance(model, str):
+            model = LanguageModel(model, device, getattr(torch, dtype))
+        if model.masking and method != "exact":
+            raise InputError(f"{model.name} is a masked model: its heads are all run, use method exact")
+        folder = tempfile.TemporaryDirectory() if out_dir is None else None
+        written = run(model, read, requests, folder.name if folder else Path(str(out_dir)), AnalysisOptions(
+            method=method, precision="fast" if model.fast_rows is not None else "exact",
+            dtype=str(model.model.dtype).removeprefix("torch."), batch_size=batch_size,
+            full_passes=model.full_passes, seed=seed, screen_share=screen_share, screen_sample=screen_sample,
+            screen_top=screen_top, multi_token=multi_token, stimuli=name, command="mediation.mediate"))
+    return Mediation(written, [request.name for request in requests], seed, folder)
+
+
+def read_stimuli(stimuli: str | Path | pd.DataFrame | Iterable[Mapping[str, Any]]) -> list[Stimulus]:
+    """Stimuli of a file, a table or dictionaries.
+
+    Raises:
+        InputError: some are none; their number and field are named.
+    """
+    if isinstance(stimuli, str | Path):
+        return stimulus_files.read(stimuli)
+    records = stimuli.to_dict("records") if isinstance(stimuli, pd.DataFrame) else list(stimuli)
+    if records and isinstance(records[0], Stimulus):
+        return list(records)  # type: ignore[arg-type]
+    return stimulus_files.of_records(records)
+
+
+class Mediation:
+    """What `mediate` found.
+
+    Attributes:
+        total_effects: a row per comparison: log odds on both prompts, and their difference `log_effect`.
+        effects: the tidy table (see `mediation.results.tidy`), a row per comparison, unit, position and kind
+            of effect, with `log_effect`, the difference of its two log odds.
+    """
+
+    def __init__(self, written: Written, names: Sequence[str], seed: int = 0, folder: Any = None) -> None:
+        self.written, self.names, self.seed = written, list(names), seed
+        self._folder = folder  # a temporary one lives as long as this does
+        self._mediators = {name: of_mediator for name, of_mediator in written.mediators().items()
+                           if name in self.names}
+        totals = written.total_effects()
+        for prompt in ("base", "alt"):
+            totals[f"log_odds_{prompt}"] = log_odds(totals[f"candidate2_{prompt}_prob"],
+                                                    totals[f"candidate1_{prompt}_prob"])
+        self.total_effects = totals.assign(log_effect=totals["log_odds_alt"] - totals["log_odds_base"])
+        where = written.run_folder.folder
+        pieces = [piece for name, of_mediator in self._mediators.items()
+                  for piece in read_pieces(where / of_mediator.file, name)]
+        effects = tidy_table(pieces)
+        self.effects = effects.assign(log_effect=effects["log_odds"] - effects["log_odds_base"])
+
+    def summary(self) -> pd.DataFrame:
+        """A row per mediator, unit, position and kind of effect, the strongest of each first.
+
+        Columns, on the log scale: `mean` over comparisons, `median`, and `low` and `high`, the mean's 95%
+        bootstrap interval over stimuli; `share` of the mean total effect (indirect: how much of it the unit
+        carries alone; a ratio of means), with `share_low` and `share_high`; `clusters`: stimuli.
+        """
+        totals = self.total_effects
+        total_of = pd.Series(totals["log_effect"].to_numpy(), totals["id"] + " | " + totals["alternative"])
+        tables = []
+        for (mediator, kind), rows in self.effects.groupby(["mediator", "effect"], observed=True, sort=False):
+            named = rows[["comparison", "layer", "unit", "position", "log_effect"]].astype(
+                {"comparison": str, "position": str})
+            wide = named.pivot_table("log_effect", "comparison", ["layer", "unit", "position"], dropna=False,
+                                     sort=False, observed=True)
+            # prompts of other lengths have other positions: units that the same comparisons have go together
+            for _, units in wide.T.groupby(wide.notna().T.apply(tuple, axis=1), sort=False):
+                effects = units.T.dropna(how="all")
+                tables.append(self._summary_of(effects, total_of).assign(mediator=mediator, effect=kind))
+        table = pd.concat(tables, ignore_index=True)
+        order = table.groupby(["mediator", "effect"], sort=False).ngroup()
+        strongest = table.assign(order=order, size=-table["mean"].abs()).sort_values(["order", "size"],
+                                                                                     kind="stable")
+        return strongest[SUMMARY].reset_index(drop=True)
+
+    def _summary_of(self, effects, total_of):
+        """Rows of the summary of units that the same comparisons have: effects [comparisons, units]."""
+        clusters = [comparison.rsplit(" | ", 1)[0] for comparison in effects.index]
+        values = effects.to_numpy(float)
+        low, high = intervals.of_means(values, clusters, self.seed)
+        table = effects.columns.to_frame(index=False).assign(
+            mean=values.mean(axis=0), median=np.median(values, axis=0), low=low, high=high,
+            clusters=len(set(clusters)))
+        if effects.index.isin(total_of.index).all():
+            totals = total_of[effects.index].to_numpy()
+            low, high = intervals.of_ratio(values, totals, clusters, self.seed)
+            return table.assign(share=values.mean(axis=0) / totals.mean(), share_low=low, share_high=high)
+        return table.assign(share=np.nan, share_low=np.nan, share_high=np.nan)  # of another prompt's values
+
+    def picture(self, mediator: str, effect: str = "indirect") -> "Picture":
+        """The figure of a mediator, as mediate.py draws it; shown by a notebook.
+
+        Raises:
+            InputError: a mediator or an effect that the result does not have.
+        """
+        pictures = self._pictures(mediator)
+        if effect not in pictures:
+            raise InputError(f"{mediator} has no picture of {effect!r}: choose from {', '.join(pictures)}")
+        return pictures[effect]
+
+    def _pictures(self, mediator):
+        """{kind of effect, or "by_group": Picture}."""
+        if mediator not in self._mediators:
+            raise InputError(f"mediator {mediator!r} is not in the result: choose from "
+                             f"{', '.join(self._mediators)}")
+        of_mediator = self._mediators[mediator]
+        with tempfile.TemporaryDirectory() as folder:
+            paths = plots.mediator(mediator, of_mediator.means, self.written.name, Path(folder),
+                                   of_mediator.entry["layers"], "svg")
+            names = [path.name.removeprefix(f"{mediator}_").removesuffix(f"_{self.written.name}.svg")
+                     for path in paths]
+            return {name: Picture(path.read_text(encoding="utf-8")) for name, path in zip(names, paths)}
+
+    def report(self, path: str | Path) -> Path:
+        """Write one HTML page: total effects, the strongest units of every mediator, all figures. Returns the
+        path.
+
+        Raises:
+            InputError: a file that is there already.
+        """
+        path = Path(path)
+        if path.exists():
+            raise InputError(f"{path} is there already: move it away, or name another file")
+        title = f"Mediation analysis of {self.written.options.stimuli}, {self.written.name}"
+        sections = [f"<h1>{html.escape(title)}</h1>", self._opening(), "<h2>Total effects</h2>",
+                    _table(self.total_effects[TOTALS])]
+        summary = self.summary()
+        for mediator, of_mediator in self._mediators.items():
+            sections += [f"<h2>{html.escape(mediator)}</h2>",
+                         *(f"<figure>{picture}</figure>" for picture in self._pictures(mediator).values()),
+                         _table(summary[summary["mediator"] == mediator].groupby("effect", sort=False)
+                                .head(10)),
+                         f"<p>Checked against full passes: the largest difference in a log-probability is "
+                         f"{of_mediator.entry['largest_deviation_from_full_passes']:.1e}.</p>"]
+        with whole_file(path) as file:
+            file.write(PAGE.format(title=html.escape(title), body="\n".join(sections)))
+        return path
+
+    def _opening(self):
+        """What the numbers are, in a paragraph."""
+        totals = self.total_effects["log_effect"]
+        return (f"<p>{len(totals)} comparisons of a null prompt with an alternative. Effects are log odds "
+                "ratios of the second candidate over the first: log odds under the intervention minus those "
+                f"of the null prompt. The mean total effect is {totals.mean():.4g}. Intervals (low, high) "
+                "are 95% bootstrap intervals of the mean over stimuli; share is the part of the mean total "
+                "effect.</p>")
+
+    def __repr__(self) -> str:
+        totals = self.total_effects["log_effect"]
+        lines = [f"Mediation in {self.written.name}: {len(totals)} comparisons, mean total effect "
+                 f"{totals.mean():.4g} (log odds ratio)"]
+        strongest = self.summary().groupby(["mediator", "effect"], sort=False).head(1)
+        lines += [f"  {row.mediator}, {row.effect}: strongest {_named(row)}: {row.mean:.4g} "
+                  f"[{row.low:.4g}, {row.high:.4g}]"
+                  for row in strongest.itertuples() if row.effect != "direct"]
+        return "\n".join(lines)
+
+    def _repr_html_(self) -> str:
+        shown = self.summary().groupby(["mediator", "effect"], sort=False).head(5)
+        return self._opening() + _table(shown[shown["effect"] != "direct"])
+
+
+class Picture(str):
+    """A figure as SVG text, which a notebook shows."""
+
+    def _repr_svg_(self) -> str:
+        return str(self)
+
+
+def _named(row):
+    """layer-unit at a position."""
+    unit = "" if pd.isna(row.unit) else f"-{row.unit}"
+    return f"layer {row.layer}{unit}" + (f" at {row.position}" if row.position else "")
+
+
+def _table(table):
+    """HTML of a few rows."""
+    return table.to_html(index=False, float_format="{:.4g}".format, na_rep="", border=0)
