@@ -11,7 +11,7 @@ Another engine replaces `run` and nothing else.
 import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, fields
-from typing import Any, Self
+from typing import Any, TypeVar
 
 import numpy as np
 from tqdm import tqdm
@@ -29,6 +29,7 @@ BYTES_IN_MEMORY = 256_000_000
 Arrays = dict[str, Any]  # {name: NumPy array}
 Key = tuple[str, str]  # of a task
 Earlier = Callable[[Key], Arrays]
+Options = TypeVar("Options", bound="StudyOptions")
 
 
 @dataclass(frozen=True)
@@ -52,7 +53,7 @@ class StudyOptions:
     screen_top: int = 50
 
     @classmethod
-    def of(cls, options: Any) -> Self:
+    def of(cls: type[Options], options: Any) -> Options:
         """From a command line; what a script does not ask for is left at its default."""
         named = {field.name: getattr(options, field.name) for field in fields(cls)
                  if hasattr(options, field.name)}
