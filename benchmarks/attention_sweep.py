@@ -3,9 +3,9 @@
     python -m benchmarks.attention_sweep -model smollm2-135m
     python -m benchmarks.attention_sweep -model gpt2-small-sized    # random weights, the size of GPT-2 small
 
-Both ways run the same interventions, the indirect effects of one WinoBias-like example of our own: every
-head, every attention layer and the whole model. In the greedy step three heads are chosen, and each other one
-is added to them.
+The indirect effects of one WinoBias-like example of our own: every head, every attention layer and the whole
+model. In the greedy step three heads are chosen, and each other one is added to them. Full passes run a part
+of the interventions, drawn at random, and their time is scaled by their number.
 """
 
 import argparse
@@ -14,7 +14,7 @@ from functools import partial
 import torch
 
 from benchmarks import choose_precision, compare, load, parser
-from mediation.options import exit_on_bad_input
+from mediation.options import exit_on_bad_input, positive
 
 
 def main(options: argparse.Namespace) -> None:
@@ -22,7 +22,6 @@ def main(options: argparse.Namespace) -> None:
     from experiment import Intervention
     from mediation.mediators.head_sweeps import head_edits
     from mediation.mediators.heads import heads_layers_model
-    from mediation.mediators.sweeps import sweep_heads
     from mediation.model.fast_rows import FastRows
 
     in_fast = choose_precision(options)
@@ -39,18 +38,29 @@ def main(options: argparse.Namespace) -> None:
         for name, sets in (("every head, layer and the model", every),
                            ("a greedy step", every[added] | every[chosen].any(dim=0))):
             context, edits = head_edits(model, intervention, "indirect", sets)
-            run = partial(sweep_heads, model.model, model.parts, context, intervention.candidates_tok, edits,
-                          options.batch_size)
-            ways = {"one full pass a head": {"full_passes": True}, "exact": {}}
-            if in_fast:
-                ways["fast"] = {"fast": FastRows()}
+            drawn = torch.randperm(len(edits), generator=torch.Generator().manual_seed(options.seed))
+            drawn = drawn[: options.heads].sort().values
+            one_by_one = partial(run_on, model, context, intervention, edits[drawn.to(model.device)])
+            ways = {"exact": {}} | ({"fast": {"fast": FastRows()}} if in_fast else {})
             print(f"\n{name}")
-            compare({way: (partial(run, **settings), len(edits), None) for way, settings in ways.items()},
+            compare({"one full pass a head": (partial(one_by_one, full_passes=True), len(drawn), None),
+                     **{way: (partial(run_on, model, context, intervention, edits, options.batch_size,
+                                      **settings), len(edits), drawn) for way, settings in ways.items()}},
                     options.rounds)
+
+
+def run_on(model, context, intervention, edits, batch_size=None, **settings):
+    """Log-probabilities of both candidates under interventions on heads."""
+    from mediation.mediators.sweeps import sweep_heads
+
+    return sweep_heads(model.model, model.parts, context, intervention.candidates_tok, edits, batch_size,
+                       **settings)
 
 
 if __name__ == "__main__":
     command_line = parser(__doc__)
+    command_line.add_argument("--heads", type=positive, default=48, metavar="N",
+                              help="interventions of the full passes, drawn at random (default: 48)")
     chosen_options = command_line.parse_args()
     with exit_on_bad_input():
         main(chosen_options)

@@ -9,8 +9,9 @@ files, options and errors serve all of them. Who may import whom is a test: test
 
 from typing import Any
 
-# raised whenever a number may change: what an unfinished run kept under another version is computed again
-__version__ = "0.2.0"
+from mediation.version import VERSION as __version__
+
+__all__ = ["__version__", "mediate"]
 
 
 def __getattr__(name: str) -> Any:

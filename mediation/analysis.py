@@ -67,7 +67,10 @@ class Written:
         for run in self.run_folder.read()["runs"]:
             if self.common.items() <= run["settings"].items():
                 for file, entry in run["files"].items():
-                    if mediator := entry.get("mediator"):
+                    # what was written before mediators had positions does not say which it is of
+                    of_name = file.removesuffix(Path(file).suffix).removesuffix(f"_{self.name}")
+                    mediator = entry.get("mediator", of_name)
+                    if mediator != "total_effects" and "rows" in entry:
                         means = read_table(self.run_folder.folder / f"{mediator}_mean_{self.name}.csv")
                         screening = screening_of(entry, run["settings"].get("screen_top"))
                         of_mediators[mediator] = report.Mediator(means, file, entry, run, screening)
@@ -177,6 +180,7 @@ def write_mediators(
             rows, table = write_effects(run_folder.folder / file, effects, groups, one_place)
         write_csv(means, table)
         run_folder.finish_file(run, file, **account.entry(rows), mediator=request.name,
+                               positions=request.positions, values=request.values,
                                layers=request.mediator.layers)
     entry = run_folder.entry_of(next(iter(files.values())))  # the others come from the same sweep
     fast = FastRows(**entry["fast"]) if "fast" in entry else None
@@ -201,7 +205,7 @@ def write_report(written: Written) -> tuple[str, Path]:
     of_mediators, folder = written.mediators(), written.run_folder.folder
     figures = [path for mediator, of_mediator in of_mediators.items()
                for path in plots.mediator(mediator, of_mediator.means, written.name, folder,
-                                          of_mediator.entry["layers"])]
+                                          of_mediator.entry.get("layers", "layer"))]
     text = report.mediation(written.name, written.options.stimuli, written.total_effects(), of_mediators,
                             figures)
     path = folder / f"report_{written.name}.md"

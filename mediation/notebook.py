@@ -198,7 +198,7 @@ class Mediation:
         of_mediator = self._mediators[mediator]
         with tempfile.TemporaryDirectory() as folder:
             paths = plots.mediator(mediator, of_mediator.means, self.written.name, Path(folder),
-                                   of_mediator.entry["layers"], "svg")
+                                   of_mediator.entry.get("layers", "layer"), "svg")
             names = [path.name.removeprefix(f"{mediator}_").removesuffix(f"_{self.written.name}.svg")
                      for path in paths]
             return {name: Picture(path.read_text(encoding="utf-8")) for name, path in zip(names, paths)}

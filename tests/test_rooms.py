@@ -13,9 +13,9 @@ import pytest
 
 from tests.helpers import PROJECT
 
-EVERYBODY = {"errors"}
+EVERYBODY = {"errors", "version"}
 MAY_IMPORT = {
-    "errors": set(), "files": set(), "effects": set(),
+    "errors": set(), "version": set(), "files": set(), "effects": set(),
     "stimuli": {"files"}, "model": {"files"}, "options": {"files"},
     "results": {"stimuli", "effects", "files"},
     "mediators": {"model", "stimuli", "effects", "files"},

@@ -22,8 +22,8 @@ from typing import IO, TYPE_CHECKING, Any
 
 import numpy as np
 
-from mediation import __version__
 from mediation.errors import InputError
+from mediation.version import VERSION
 
 if TYPE_CHECKING:  # a table is written by its own method
     import pandas
@@ -163,7 +163,7 @@ def check_writable(folder: str | Path) -> None:
 def software() -> dict[str, str]:
     """{name: version} of the software that computes the numbers, this one first."""
     versions = {name: importlib.metadata.version(name) for name in PACKAGES}
-    return {"causal-mediation": __version__, **versions}
+    return {"causal-mediation": VERSION, **versions}
 
 
 class RunFolder:

@@ -188,8 +188,11 @@ class Request:
     @property
     def name(self) -> str:
         """As files are named: what is not the default is told."""
-        told = [self.positions] if self.positions and self.positions != self.mediator.positions[0] else []
-        return "_".join([self.mediator_name, *told, *([self.values] if self.values != "alternative" else [])])
+        name = self.mediator_name
+        if self.positions and self.positions != self.mediator.positions[0]:
+            name += f"_{self.positions}"
+        # "mean" alone would be the name of a table of means
+        return name if self.values == "alternative" else f"{name}_{self.values}_ablation"
 
     @property
     def sweep(self) -> str:
@@ -219,9 +222,12 @@ def together(requests: Sequence[Request]) -> list[list[Request]]:
 
 
 def requests_at(positions: str | None, values: str) -> list[Request]:
-    """What is asked for where no mediator is named: all of DEFAULT that can be changed so."""
+    """What is asked for where no mediator is named: all of DEFAULT that can be changed so, but where every
+    token has its turn not what has thousands of units."""
     requests = []
     for name in DEFAULT:
+        if positions == "each" and CATALOGUE[name].screened:
+            continue
         with suppress(InputError):
             requests.append(Request.of(name, positions, values))
     return requests

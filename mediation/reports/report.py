@@ -263,6 +263,9 @@ def _mediator(name, mediator):
                    f"| ({row[f'{kind}_effect_std']:.2g})" for kind in kinds]
         unit_name = f"{row['layer']}{'-' + str(row[unit]) if unit else ''}"
         lines += [f"| {unit_name}{_place(row) if place else ''} | {' | '.join(effects)} |"]
+    if whole["comparisons"].nunique() > 1:
+        lines += ["", "Prompts have different numbers of tokens: a mean at a position is over the "
+                  "comparisons that have it."]
     lines += [f"\nleft out: {_count(number, 'comparison')}: {reason}"
               for reason, number in mediator.run["left_out"].get(name, {}).items()]
     deviation = mediator.entry["largest_deviation_from_full_passes"]
