@@ -184,11 +184,12 @@ class Sites(Task):
 
     def edits(self, sites: Sequence[Site], length: int, run_on: int, values: Values) -> SiteEdits:
         """M interventions: site by site, unit by unit, place by place."""
+        # before it both runs are the same, and where a token answers to itself nothing changes
+        same = first_difference(self.intervention) if self.request.values == "alternative" else 0
         at = torch.zeros(len(self.places), length, dtype=torch.bool)
         for number, place in enumerate(self.places):
-            at[number, list(side_of(place, run_on))] = True
-        if self.request.values == "alternative":  # before it both runs are the same
-            at[:, :first_difference(self.intervention)] = False
+            answers = zip(side_of(place, run_on), side_of(place, 1 - run_on))
+            at[number, [here for here, there in answers if here != there or here >= same]] = True
         counts = torch.tensor([len(site.columns) for site in sites])
         site = torch.arange(len(sites)).repeat_interleave(counts)
         unit = torch.cat([torch.arange(len(each.columns)) for each in sites])

@@ -210,6 +210,29 @@ def test_prompts_of_unequal_length(toy_model, in_double):
                     np.testing.assert_allclose(swept, reference[kind], rtol=0, atol=1e-10)
 
 
+@pytest.mark.parametrize("words, base", [
+    (("nurse", "nurses"), "The {} went home because"), (("nurses", "nurse"), "The {} went home because"),
+    (("nurse", "nurses"), "The {}"), (("nurses", "nurse"), "The {}")])
+def test_a_word_that_begins_another_takes_the_values_of_its_last_token(toy_model, in_double, words, base):
+    """The slot's last token stands before the first difference in one prompt, behind it in the other."""
+    model = toy_model("llama", torch.float64)
+    (comparison,) = comparisons_of(model, Stimulus("one", base, words, ("he was", "she")))
+    stimulus = comparison.intervention
+    assert sorted(len(range(*prompt.slot)) for prompt in stimulus.prompts) == [1, 2]
+    for kind, swept in swept_by(model, comparison, Request.of("neurons", "slot")).items():
+        trees = neurons_in_trees(model, [stimulus], kind, units=torch.arange(4 * 16))[0]
+        np.testing.assert_allclose(swept, trees, rtol=0, atol=1e-10)
+    if base == "The {}":  # behind the last block, all that the last token predicts is the other prompt's
+        (alone,) = comparisons_of(model, Stimulus("one", base, words, ("he", "she")))
+        behind = {kind: np.diff(swept[-1]) for kind, swept in
+                  swept_by(model, alone, Request.of("residuals", "last")).items()}
+        with torch.no_grad():
+            null, alternative = (
+                np.diff(Run.of(model, alone.intervention, prompt, []).log_probabilities(model))
+                for prompt in (0, 1))
+        np.testing.assert_allclose([behind["indirect"], behind["direct"]], [alternative, null], atol=1e-10)
+
+
 def test_the_fast_precision_keeps_its_promise(toy_model):
     model = toy_model("llama")
     comparison = comparisons_of(model)[0]
