@@ -84,6 +84,8 @@ def mediate(
         raise InputError(f"method {method!r} is unknown: choose exact, gradient or screen")
     if multi_token not in (None, "last", "all"):
         raise InputError(f"multi_token {multi_token!r} is unknown: choose None, last or all")
+    if dtype not in ("float32", "float64", "bfloat16", "float16"):
+        raise InputError(f"dtype {dtype!r} is unknown: choose float32, float64, bfloat16 or float16")
     name = str(stimuli) if isinstance(stimuli, str | Path) else "stimuli"
     read = read_stimuli(stimuli)
     silent: Any = contextlib.nullcontext() if progress else contextlib.redirect_stderr(io.StringIO())
@@ -257,6 +259,9 @@ class Picture(str):
 
     def _repr_svg_(self) -> str:
         return str(self)
+
+    def __repr__(self) -> str:  # a notebook keeps it beside the figure
+        return f"<Picture, {len(self)} characters of SVG>"
 
 
 def _named(row):
