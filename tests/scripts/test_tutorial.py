@@ -7,6 +7,8 @@ import sys
 import pandas as pd
 import pytest
 
+from mediation.errors import InputError
+from mediation.notebook import mediate
 from tests.helpers import PROJECT
 
 NOTEBOOK = json.loads((PROJECT / "docs" / "tutorial.ipynb").read_text(encoding="utf-8"))
@@ -21,7 +23,7 @@ def names(smollm2):
     with pytest.MonkeyPatch.context() as patch, pd.option_context("display.float_format", None):
         patch.setattr(sys, "path", list(sys.path))
         for cell in CELLS:
-            exec(compile("".join(cell["source"]), "docs/tutorial.ipynb", "exec"), defined)
+            exec(compile("".join(cell["source"]), "<a cell of tutorial.ipynb>", "exec"), defined)
             if "stimuli" not in defined and "PAIRS" in defined:
                 del defined["PAIRS"][2:]
     return defined
@@ -59,3 +61,27 @@ def test_the_stored_outputs_are_of_one_whole_run_and_name_no_machine():
     assert sum("image/svg+xml" in output.get("data", {}) for output in outputs) == 4
     assert not MACHINE.search(json.dumps(outputs))
     assert not any("execution" in cell["metadata"] for cell in CELLS)
+
+
+def test_a_result_tells_the_total_effect_with_its_interval_and_a_figure_by_name(names):
+    maps = names["maps"]
+    total, effects = maps.total(), maps.total_effects["log_effect"]
+    # draws of two comparisons: one of them twice, or both
+    assert total.tolist() == pytest.approx([effects.mean(), effects.min(), effects.max()])
+    assert f"{total['mean']:.4g} [{total['low']:.4g}, {total['high']:.4g}] (log odds ratio)" in repr(maps)
+    assert "residuals, indirect: strongest layer" in repr(maps) and " at position 4: " in repr(maps)
+    picture = maps.picture("residuals")
+    assert repr(picture) == f"<Picture, {len(picture)} characters of SVG>"
+    assert picture == maps.picture("residuals"), "the same numbers are the same figure"
+    with pytest.raises(InputError, match="dtype 'half' is unknown"):
+        mediate("smollm2-135m", names["stimuli"], dtype="half")
+
+
+def test_a_result_tells_which_comparisons_were_left_out(toy_model, tmp_path):
+    stimuli = [{"id": word, "base": "The {} said that", "substitutes": [word, "man"],
+                "candidates": ["he", "she"]} for word in ("nurse", "phlebotomist")]
+    result = mediate(toy_model("llama"), stimuli, "attentions", progress=False)
+    told = "attentions: 1 of 2 comparisons left out: prompts of different numbers of tokens"
+    page = result.report(tmp_path / "page.html").read_text(encoding="utf-8")
+    assert told in repr(result) and told in result._repr_html_() and told in page
+    assert set(result.summary()["clusters"]) == {1}
