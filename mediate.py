@@ -27,7 +27,6 @@ manifest.json. Finished tables are kept; an interrupted run goes on where it was
 import argparse
 from pathlib import Path
 
-from mediation.errors import InputError
 from mediation.files.storage import check_writable
 from mediation.mediators.catalogue import CATALOGUE, DEFAULT, POSITIONS, VALUES, Request, requests_at
 from mediation.options import (
@@ -38,7 +37,6 @@ from mediation.options import (
     add_model_options,
     add_multi_token,
     add_screening,
-    check_screen_share,
     choices,
     exit_on_bad_input,
     refuse_full_passes,
@@ -58,10 +56,6 @@ def main(options: argparse.Namespace) -> None:
     from utils import load_model
 
     model = load_model(options)
-    if any(request.mediator.screened for request in requests):
-        check_screen_share(options, model.num_layers)
-    if model.masking and options.method != "exact":
-        raise InputError(f"{model.name} is a masked model: its heads are all run, use --method exact")
     written = run(model, stimuli, requests, options.out_dir, AnalysisOptions.of(options))
     text, path = write_report(written)
     print(f"{text}\nwrote {path}")

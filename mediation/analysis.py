@@ -20,6 +20,7 @@ from mediation.files.storage import RunFolder, describe_machine, now, whole_file
 from mediation.mediators.catalogue import Request, order_of, together
 from mediation.model.fast_rows import FastRows
 from mediation.model.language_model import LanguageModel
+from mediation.options import check_screen_share
 from mediation.reports import plots, report
 from mediation.results.mediation_tables import read_table, screening_of, write_effects
 from mediation.results.tables import check_one_format
@@ -82,9 +83,10 @@ def run(model: LanguageModel, stimuli: Sequence[Stimulus], requests: Sequence[Re
     """Total effects, then the mediators, into tables; what is finished is kept.
 
     Raises:
-        InputError: stimuli that the model cannot express or that fit no mediator, a folder with tables of
-            other settings.
+        InputError: options that do not go together, stimuli that the model cannot express or that fit no
+            mediator, a folder with tables of other settings.
     """
+    check_together(model, requests, options)
     comparisons = build_comparisons(model, options.stimuli, stimuli, options.multi_token)
     fitting = {request: applicable(model, comparisons, request, options.seed) for request in requests}
     print(f"stimuli: {len(stimuli)}, comparisons: {len(comparisons)}; model {model.name}: {model.num_layers} "
@@ -112,6 +114,16 @@ def run(model: LanguageModel, stimuli: Sequence[Stimulus], requests: Sequence[Re
             usable = {request: fitting[request][0] for request in files}
             write_mediators(model, usable, run_folder, index, files, name, options)
     return Written(run_folder, name, common, options)
+
+
+def check_together(model: LanguageModel, requests: Sequence[Request], options: AnalysisOptions) -> None:
+    """Raises InputError for a method that does not go with the model, or runs nothing."""
+    if any(request.mediator.screened for request in requests):
+        check_screen_share(options, model.num_layers)
+    if model.masking and options.method != "exact":
+        raise InputError(f"{model.name} is a masked model: its heads are all run, use --method exact")
+    if options.estimates and options.full_passes:
+        raise InputError(f"--method {options.method} does not go with full passes, which run everything")
 
 
 def report_left_out(fitting: Mapping[Request, tuple], comparisons: Sequence[Comparison],

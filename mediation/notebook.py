@@ -92,8 +92,6 @@ def mediate(
     with silent, contextlib.nullcontext() if progress else contextlib.redirect_stdout(io.StringIO()):
         if isinstance(model, str):
             model = LanguageModel(model, device, getattr(torch, dtype))
-        if model.masking and method != "exact":
-            raise InputError(f"{model.name} is a masked model: its heads are all run, use method exact")
         folder = tempfile.TemporaryDirectory() if out_dir is None else None
         written = run(model, read, requests, folder.name if folder else Path(str(out_dir)), AnalysisOptions(
             method=method, precision="fast" if model.fast_rows is not None else "exact",

@@ -151,7 +151,7 @@ def add_screening(parser: argparse.ArgumentParser) -> None:
                         help="the strongest neurons of a prompt that are to be found (default: 50)")
 
 
-def check_screen_share(options: argparse.Namespace, layers: int) -> None:
+def check_screen_share(options: Any, layers: int) -> None:
     """Raises InputError when screening could not even run the word embedding and the first block."""
     if options.method == "screen" and options.screen_share * (layers + 1) < 2:
         raise InputError(f"--screen_share {options.screen_share:g}: the word embedding and the first block, "

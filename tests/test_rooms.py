@@ -22,7 +22,8 @@ MAY_IMPORT = {
     "studies": {"mediators", "model", "results", "stimuli", "effects", "files"},
     "reports": {"results", "effects", "stimuli", "files"},
     # what mediate.py and notebooks do with all of them
-    "analysis": {"files", "effects", "stimuli", "model", "results", "mediators", "studies", "reports"},
+    "analysis": {"options", "files", "effects", "stimuli", "model", "results", "mediators", "studies",
+                 "reports"},
     "notebook": {"analysis", "files", "effects", "stimuli", "model", "results", "mediators", "reports"},
     "assets": {"files", "model", "options"},  # a command: python -m mediation.assets
 }

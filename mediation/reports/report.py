@@ -251,18 +251,21 @@ def _mediator(name, mediator):
     kinds = [kind for kind in KINDS if f"{kind}_effect_mean" in whole]
     few = unit is None and ("position" not in whole or whole["position"].nunique() == 1)
     order = "By layer:" if few else f"The strongest by the size of the mean log {kinds[0]} effect:"
-    place = " at" if "position" in whole else ""
+    # odds ratios of whole vectors are of any size: their means say nothing
+    of_weights = "position" not in whole
+    columns = "mean of logs | mean | (std)" if of_weights else "mean of logs | (std)"
     lines = ["", f"## {_heading(name)}", "",
              f"{_count(int(whole['comparisons'].max()), 'comparison')}. {order}", "",
-             f"| {'layer-' + unit if unit else 'layer'}{place} | "
-             + " | ".join(f"{kind} effect, mean of logs | mean | (std)" for kind in kinds) + " |",
-             "|" + (1 + 3 * len(kinds)) * " --- |"]
+             f"| {'layer-' + unit if unit else 'layer'}{'' if of_weights else ' at'} | "
+             + " | ".join(f"{kind} effect, {columns}" for kind in kinds) + " |",
+             "|" + (1 + (columns.count("|") + 1) * len(kinds)) * " --- |"]
     ranked = whole[f"{kinds[0]}_log_effect_mean"].abs().sort_values(ascending=False, kind="stable").index
     for _, row in (whole if few else whole.loc[ranked[:10]]).iterrows():
-        effects = [f"{row[f'{kind}_log_effect_mean']:.4g} | {row[f'{kind}_effect_mean']:.4g} "
-                   f"| ({row[f'{kind}_effect_std']:.2g})" for kind in kinds]
+        effects = [f"{row[f'{kind}_log_effect_mean']:.4g} | "
+                   + (f"{row[f'{kind}_effect_mean']:.4g} | ({row[f'{kind}_effect_std']:.2g})" if of_weights
+                      else f"({row[f'{kind}_log_effect_std']:.2g})") for kind in kinds]
         unit_name = f"{row['layer']}{'-' + str(row[unit]) if unit else ''}"
-        lines += [f"| {unit_name}{_place(row) if place else ''} | {' | '.join(effects)} |"]
+        lines += [f"| {unit_name}{'' if of_weights else _place(row)} | {' | '.join(effects)} |"]
     if whole["comparisons"].nunique() > 1:
         lines += ["", "Prompts have different numbers of tokens: a mean at a position is over the "
                   "comparisons that have it."]
