@@ -131,6 +131,7 @@ def compare(
                     raise WorkerError(IMPOSSIBLE[kind, library, way])
                 worker = Worker(library, way if kind == "neurons" else f"{kind}_{way}", part_of(task, units),
                                 folder)
+                worker.count = len(units)
                 workers[library, way] = worker
                 _, result = worker.run()  # warms up
                 reference = result if reference is None else reference
@@ -175,15 +176,15 @@ class Worker:
     """A process that runs one way, see `worker`.
 
     Attributes:
-        versions: of the packages. count: of the interventions.
-        deviation: from the reference; the caller sets it.
+        versions: of the packages.
+        count: of the interventions, and deviation, from the reference; the caller sets both.
 
     Raises:
         WorkerError: its environment cannot be made, or the worker reports an error or ends.
     """
 
     def __init__(self, library: str, way: str, task: Arrays, folder: Path) -> None:
-        self.count, self.deviation = len(task["layers"]), None
+        self.count, self.deviation = 0, None
         stem = folder / f"{library} {way}"
         np.savez(f"{stem}.npz", **task)
         self.result, self.log = Path(f"{stem}.npy"), Path(f"{stem}.log")
@@ -201,10 +202,10 @@ class Worker:
             self.close()
             raise
 
-    def run(self) -> tuple[float, np.ndarray]:
-        """(seconds, log-probabilities [n, 2]) of all its interventions."""
+    def run(self, of_map: str = "") -> tuple[float, np.ndarray]:
+        """(seconds, log-probabilities [n, 2]) of all its interventions, or of one of its maps."""
         try:
-            self.process.stdin.write(f"run {self.result}\n")
+            self.process.stdin.write(f"run {self.result}\t{of_map}\n")
             self.process.stdin.flush()
         except BrokenPipeError as error:
             raise WorkerError(f"ended: {self._last_words()}") from error
