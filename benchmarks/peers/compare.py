@@ -30,6 +30,7 @@ from mediation.options import MODEL_SPELLINGS, Parser, exit_on_bad_input, positi
 
 HERE = Path(__file__).parent
 ROOT = HERE.parent.parent
+ENVIRONMENTS = ROOT / ".venv-bench"
 THREADS = 2
 TOLERANCE = 1e-3  # in a log-probability, from algorithm_2020; a way beyond it is not timed
 OURS = "this project"
@@ -234,7 +235,7 @@ def environment(name: str) -> str:
     Raises:
         WorkerError: it cannot be made.
     """
-    folder, requirements = ROOT / ".venv-bench" / name, HERE / f"requirements-{name}.txt"
+    folder, requirements = ENVIRONMENTS / name, HERE / f"requirements-{name}.txt"
     python = folder / "bin" / "python"
     stamp = folder / "made-from.txt"  # written last, when all is there
     if not stamp.exists() or stamp.read_text() != requirements.read_text():

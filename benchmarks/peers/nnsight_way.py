@@ -6,8 +6,9 @@
     python benchmarks/peers/nnsight_way.py TASK.npz invokes
 
 The ways for heads are heads_batched and heads_invokes; for maps maps_batched, maps_invokes and
-maps_one_run_a_cell, a trace per cell. Prints the lines that `worker` describes. Attention weights are reached by its source tracing into the
-library's eager attention; neurons run with the library's default attention, which is faster.
+maps_one_run_a_cell, a trace per cell. Prints the lines that `worker` describes. Attention weights are reached
+by its source tracing into the library's eager attention; all else runs with the library's default attention,
+which is faster.
 """
 
 import nnsight

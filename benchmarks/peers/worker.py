@@ -12,8 +12,8 @@ A task of neurons has `model` (a local folder), `tokens` [T] and `position` in t
 of block i - 1. A task of heads has `model`, `tokens` [T], `candidate1` and `candidate2` (token ids of the
 continuations), `weights` [L, H, T, T], `first` (rows of weights before it are equal in both runs), and
 `layers`, `heads` [n]. A task of maps has `model`, `tokens` and `other` [T] (the null prompt and the
-alternative, whose values are put in), `first` (the first position in which they differ), `candidates` [2], the
-stimulus as text (`prompt`, `substitutes`, `words`), and of every map MAP `MAP_layers`, `MAP_units`,
+alternative, whose values are put in), `first` (the first position in which they differ), `candidates` [2],
+the stimulus as text (`prompt`, `substitutes`, `words`), and of every map MAP `MAP_layers`, `MAP_units`,
 `MAP_positions` [n], position -1 for all of them. Nothing of the project is imported here: the file runs in
 every environment.
 """
