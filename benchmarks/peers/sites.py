@@ -5,11 +5,11 @@
 
 A cell is one indirect effect: in the null prompt's run a unit takes its value of the alternative's run.
 Residuals, attention modules and MLPs are changed at each position, heads' outputs and values at all of them.
-Every way is timed from the two prompts to the last number. full_passes is ours, too: every cell a full pass
-under plain hooks, 64 rows at once; all results are compared with it first. batched is what a library can do
-best: 64 cells a run, logits of the last position, no cells before the prompts differ; invokes (nnsight) and
-one_run_a_cell are what its documentation does. The latter runs a random part of a map's cells, and its time
-is scaled by the number of runs. Environments, processes and turns are those of `benchmarks.peers.compare`.
+Every way is timed from the two prompts to the last number, after all its numbers were compared with full
+passes of this project under plain hooks. batched is what a library can do best: 64 cells per run, logits of
+the last position, no cells before the prompts differ; invokes (nnsight) and one_run_a_cell are what its
+documentation does. The latter runs a random part of a map's cells, and its time is scaled by the number of
+runs. Environments, processes and turns are those of `benchmarks.peers.compare`.
 """
 
 import argparse
@@ -26,7 +26,7 @@ from mediation.options import MODEL_SPELLINGS, Parser, exit_on_bad_input, positi
 
 MAPS = {"residuals": "each", "attentions": "each", "mlps": "each", "head_outputs": "all", "values": "all"}
 REFERENCE, EXACT = (OURS, "full_passes"), (OURS, "exact")
-WAYS = [EXACT, REFERENCE, ("transformer_lens", "batched"), ("transformer_lens", SLOW),
+WAYS = [EXACT, ("transformer_lens", "batched"), ("transformer_lens", SLOW),
         ("nnsight", "batched"), ("nnsight", "invokes"), ("nnsight", SLOW)]
 TOLERANCE = 1e-4  # in a log-probability, from full_passes; a way beyond it is not timed
 WITHOUT = 2  # runs without intervention: the null prompt's and the alternative's
@@ -39,7 +39,7 @@ def main(options: argparse.Namespace) -> None:
     with tempfile.TemporaryDirectory() as folder:
         task, about = draw_task(options)
         ways = [way for way in WAYS
-                if way in (EXACT, REFERENCE) or not options.only or set(way) & set(options.only)]
+                if way == EXACT or not options.only or set(way) & set(options.only)]
         print(f"{about}; {THREADS} threads, {options.rounds} rounds in turns; seconds, and in brackets how "
               "many times as fast this project's exact way is, with the smallest and the largest ratio\n")
         columns = [*(f"{name} ({len(task[f'{name}_layers'])})" for name in options.maps), "all"]
@@ -88,7 +88,7 @@ def compare(task: Arrays, ways: Sequence[Way], options: argparse.Namespace, fold
     notes: dict[Way, str] = {}
     expected: dict[str, np.ndarray] = {}
     try:
-        for way in [REFERENCE, *(way for way in ways if way != REFERENCE)]:
+        for way in [REFERENCE, *ways]:
             try:
                 worker = Worker(way[0], f"maps_{way[1]}", part_of(task, drawn) if way[1] == SLOW else task,
                                 folder)
@@ -99,6 +99,8 @@ def compare(task: Arrays, ways: Sequence[Way], options: argparse.Namespace, fold
                     right = expected.setdefault(name, result)
                     deviation = np.abs(result - (right[drawn[name]] if way[1] == SLOW else right)).max()
                     worker.deviation = max(worker.deviation, float(deviation))
+                if way == REFERENCE:
+                    worker.close()  # it is not timed
                 if not worker.deviation < TOLERANCE:
                     raise WorkerError(f"its numbers deviate by {worker.deviation:.1e}")
             except WorkerError as error:
@@ -110,10 +112,11 @@ def compare(task: Arrays, ways: Sequence[Way], options: argparse.Namespace, fold
         for number in range(options.rounds):
             for name in options.maps:
                 for way in timed:
-                    print(f"{name}, round {number + 1} of {options.rounds}: {' '.join(way)}", file=sys.stderr)
                     count = len(task[f"{name}_layers"])
                     scale = (count + WITHOUT) / (len(drawn[name]) + WITHOUT) if way[1] == SLOW else 1.0
                     seconds[way, name].append(scale * workers[way].run(name)[0])
+                    print(f"{name}, round {number + 1} of {options.rounds}, {' '.join(way)}: "
+                          f"{seconds[way, name][-1]:.2f} s", file=sys.stderr)
     finally:
         for worker in workers.values():
             worker.close()
@@ -153,13 +156,13 @@ if __name__ == "__main__":
     command_line.add_argument("--candidates", nargs=2, default=["Paris", "Rome"], metavar="WORD",
                               help="of one token each (default: Paris Rome)")
     command_line.add_argument("--maps", nargs="+", choices=MAPS, default=list(MAPS), help="default: all")
-    command_line.add_argument("--sample", type=positive, default=24, metavar="N",
-                              help=f"cells of a map that {SLOW} runs, drawn at random (default: 24)")
+    command_line.add_argument("--sample", type=positive, default=12, metavar="N",
+                              help=f"cells of a map that {SLOW} runs, drawn at random (default: 12)")
     command_line.add_argument("--rounds", type=positive, default=3, metavar="N",
                               help="turns of every way (default: 3)")
     names = ", ".join(sorted({name for way in WAYS for name in way}))
     command_line.add_argument("--only", nargs="+", metavar="NAME",
-                              help=f"only these libraries or ways, beside ours: {names}")
+                              help=f"only these libraries or ways, beside our exact one: {names}")
     command_line.add_argument("--seed", type=seed, default=0, help="of everything random (default: 0)")
     chosen_options = command_line.parse_args()
     with exit_on_bad_input():

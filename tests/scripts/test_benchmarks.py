@@ -48,18 +48,16 @@ def test_maps_are_compared_with_full_passes_and_what_is_not_installed_is_named(
         monkeypatch.setenv(name, value)
     monkeypatch.setattr("sys.argv", [
         "sites", "-model", str(toy_checkpoint("llama")), "--rounds", "1", "--base", "The {} said that",
-        "--substitutes", "nurse", "man", "--candidates", "he", "she", "--only", "nnsight"])
+        "--substitutes", "nurse", "man", "--candidates", "he", "she", "--only", "invokes"])
     runpy.run_module("benchmarks.peers.sites", run_name="__main__")
     rows = [line.strip("| ").split(" | ") for line in capsys.readouterr().out.splitlines() if "|" in line]
-    header, _, ours, full_passes, *others = rows
+    header, _, ours, nnsight = rows
     assert [column.split()[0] for column in header[1:7]] == ["residuals", "attentions", "mlps",
                                                              "head_outputs", "values", "all"]
-    assert (ours[0], full_passes[0]) == ("this project exact", "this project full_passes")
     assert all(float(seconds) > 0 for seconds in ours[1:7])
-    assert 0 < float(ours[7]) < 1e-4 and float(full_passes[7]) == 0
-    assert all(re.fullmatch(r"[\d.]+ \(([\d.]+); \1–\1\)", cell) for cell in full_passes[1:7])
-    assert [row[0].split()[0] for row in others] == ["nnsight"] * 3
-    assert all(row[1].startswith("not measured: could not be installed: ERROR: ") for row in others)
+    assert 0 < float(ours[7]) < 1e-4
+    assert (ours[0], nnsight[0]) == ("this project exact", "nnsight invokes")
+    assert nnsight[1].startswith("not measured: could not be installed: ERROR: ")
 
 
 def test_a_benchmark_that_fails_is_told_by_the_exit_code(tmp_path, monkeypatch):
