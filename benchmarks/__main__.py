@@ -32,6 +32,8 @@ PARTS = [  # (title, module, options, options of a quick run)
      "-model smollm2-135m --prompts 4 --examples 2", "--prompts 1 --examples 1"),
     *((f"Other libraries, {model}", "peers.compare", f"-model {model} --heads 36 --rounds 3",
        "--rounds 1 --units 64 --heads 4") for model in MODELS),
+    ("Maps of sites in other libraries, smollm2-135m", "peers.sites", "-model smollm2-135m",
+     "--rounds 1 --sample 4 --maps residuals values"),
     ("1.7 million rows written and read", "tables", "--rounds 2", "--rounds 1 --words 12"),
     ("Growth, smollm2-135m", "growth", "-model smollm2-135m", "--rounds 1 --units 128"),
 ]

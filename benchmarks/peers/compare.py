@@ -30,6 +30,7 @@ from mediation.options import MODEL_SPELLINGS, Parser, exit_on_bad_input, positi
 
 HERE = Path(__file__).parent
 ROOT = HERE.parent.parent
+ENVIRONMENTS = ROOT / ".venv-bench"
 THREADS = 2
 TOLERANCE = 1e-3  # in a log-probability, from algorithm_2020; a way beyond it is not timed
 OURS = "this project"
@@ -131,6 +132,7 @@ def compare(
                     raise WorkerError(IMPOSSIBLE[kind, library, way])
                 worker = Worker(library, way if kind == "neurons" else f"{kind}_{way}", part_of(task, units),
                                 folder)
+                worker.count = len(units)
                 workers[library, way] = worker
                 _, result = worker.run()  # warms up
                 reference = result if reference is None else reference
@@ -175,15 +177,15 @@ class Worker:
     """A process that runs one way, see `worker`.
 
     Attributes:
-        versions: of the packages. count: of the interventions.
-        deviation: from the reference; the caller sets it.
+        versions: of the packages.
+        count: of the interventions, and deviation, from the reference; the caller sets both.
 
     Raises:
         WorkerError: its environment cannot be made, or the worker reports an error or ends.
     """
 
     def __init__(self, library: str, way: str, task: Arrays, folder: Path) -> None:
-        self.count, self.deviation = len(task["layers"]), None
+        self.count, self.deviation = 0, None
         stem = folder / f"{library} {way}"
         np.savez(f"{stem}.npz", **task)
         self.result, self.log = Path(f"{stem}.npy"), Path(f"{stem}.log")
@@ -201,10 +203,10 @@ class Worker:
             self.close()
             raise
 
-    def run(self) -> tuple[float, np.ndarray]:
-        """(seconds, log-probabilities [n, 2]) of all its interventions."""
+    def run(self, of_map: str = "") -> tuple[float, np.ndarray]:
+        """(seconds, log-probabilities [n, 2]) of all its interventions, or of one of its maps."""
         try:
-            self.process.stdin.write(f"run {self.result}\n")
+            self.process.stdin.write(f"run {self.result}\t{of_map}\n")
             self.process.stdin.flush()
         except BrokenPipeError as error:
             raise WorkerError(f"ended: {self._last_words()}") from error
@@ -233,7 +235,7 @@ def environment(name: str) -> str:
     Raises:
         WorkerError: it cannot be made.
     """
-    folder, requirements = ROOT / ".venv-bench" / name, HERE / f"requirements-{name}.txt"
+    folder, requirements = ENVIRONMENTS / name, HERE / f"requirements-{name}.txt"
     python = folder / "bin" / "python"
     stamp = folder / "made-from.txt"  # written last, when all is there
     if not stamp.exists() or stamp.read_text() != requirements.read_text():

@@ -1,17 +1,27 @@
 """The interventions by TransformerLens: hooks at its TransformerBridge's hook points.
 
-    python benchmarks/peers/transformer_lens_way.py TASK.npz batched         # 64 rows per run, one
-    intervention each python benchmarks/peers/transformer_lens_way.py TASK.npz one_run_a_cell  # one run per
-    unit, as in its tutorials python benchmarks/peers/transformer_lens_way.py TASK.npz heads_batched
-    python benchmarks/peers/transformer_lens_way.py TASK.npz heads_one_run_a_cell
+    # 64 rows per run, one intervention each
+    python benchmarks/peers/transformer_lens_way.py TASK.npz batched
+    # one run per unit, as in its tutorials
+    python benchmarks/peers/transformer_lens_way.py TASK.npz one_run_a_cell
 
+The ways for heads are heads_batched and heads_one_run_a_cell, for maps maps_batched and maps_one_run_a_cell.
 Prints the lines that `worker` describes. `start_at_layer` is not used: since version 4 the blocks before it
 are run all the same.
 """
 
 import torch
 from transformer_lens.model_bridge import TransformerBridge
-from worker import batches, continuation, continuation_runs, edits_by_layer, last_token, serve
+from worker import (
+    batches,
+    cells_of,
+    continuation,
+    continuation_runs,
+    edits_by_layer,
+    last_token,
+    put,
+    serve,
+)
 
 
 def load(task):
@@ -97,6 +107,70 @@ def heads_one_run_a_cell(model, task):
     return torch.stack(columns, dim=1)
 
 
+IN_ATTENTION = {"attentions": "hook_out", "head_outputs": "hook_z", "values": "hook_v"}
+
+
+def site_name(model, of_map, layer):
+    """The hook point of a layer of a map."""
+    if of_map == "mlps":
+        return hook_name(layer)
+    if of_map == "residuals":
+        behind = layer == model.cfg.n_layers
+        return f"blocks.{layer - 1}.hook_out" if behind else f"blocks.{layer}.hook_in"
+    return f"blocks.{layer}.attn.{IN_ATTENTION[of_map]}"
+
+
+def run_both(model, task):
+    """(log-probabilities of the null prompt's run [1, 2], what the map's sites are in the alternative's).
+
+    By its own cache, of these sites only.
+    """
+    null = model(task.tokens.unsqueeze(0))
+    names = {layer: site_name(model, task.map, layer) for layer in cells_of(task)[0].unique().tolist()}
+    _, cache = model.run_with_cache(task.other.unsqueeze(0), names_filter=list(names.values()))
+    return last_token(null, task.candidates), {layer: cache[name] for layer, name in names.items()}
+
+
+def put_cells(rows, units, positions, source):
+    """A hook that puts the alternative's value into a unit of each of the rows."""
+    def hook(output, hook):
+        output = output.clone()
+        wide = output.unsqueeze(2) if output.dim() == 3 else output  # whole modules are one unit
+        put(wide, rows, units, positions, source.view(1, *wide.shape[1:]))
+        return output
+    return hook
+
+
+def maps_batched(model, task):
+    """One row per cell, but for cells before the prompts differ, which change nothing."""
+    layers, units, positions = cells_of(task)
+    null, sources = run_both(model, task)
+    result = null.repeat(len(layers), 1)
+    changed = ((positions < 0) | (positions >= task.first)).nonzero().squeeze(1)
+    for part in batches(len(changed)):
+        cells = changed[part]
+        hooks = [(site_name(model, task.map, layer), put_cells(rows, of_rows, places, sources[layer]))
+                 for layer, rows, of_rows, places in edits_by_layer(layers[cells], units[cells],
+                                                                    positions[cells])]
+        logits = model.run_with_hooks(task.tokens.expand(len(cells), -1), fwd_hooks=hooks, use_cache=False,
+                                      logits_to_keep=1)
+        result[cells] = last_token(logits, task.candidates)
+    return result
+
+
+def maps_one_run_a_cell(model, task):
+    """One run per cell, nothing but defaults."""
+    _, sources = run_both(model, task)
+    pieces = []
+    for layer, unit, position in zip(*(column.tolist() for column in cells_of(task))):
+        hook = put_cells(torch.tensor([0]), torch.tensor([unit]), torch.tensor([position]), sources[layer])
+        logits = model.run_with_hooks(task.tokens.unsqueeze(0),
+                                      fwd_hooks=[(site_name(model, task.map, layer), hook)])
+        pieces.append(last_token(logits, task.candidates))
+    return torch.cat(pieces)
+
+
 if __name__ == "__main__":
-    ways = batched, one_run_a_cell, heads_batched, heads_one_run_a_cell
+    ways = (batched, one_run_a_cell, heads_batched, heads_one_run_a_cell, maps_batched,
+            maps_one_run_a_cell)
     serve(("transformer-lens", "transformers"), load, {way.__name__: way for way in ways})

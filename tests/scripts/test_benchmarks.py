@@ -39,6 +39,27 @@ def test_benchmarks_compare_before_they_time(toy_checkpoint, monkeypatch, capsys
     assert ("not measured: the fast precision" in output) != has_bfloat16
 
 
+def test_maps_are_compared_with_full_passes_and_what_is_not_installed_is_named(
+    toy_checkpoint, monkeypatch, capsys, tmp_path,
+):
+    """Ours in processes of their own; an environment in which pip finds nothing."""
+    monkeypatch.setattr("benchmarks.peers.compare.ENVIRONMENTS", tmp_path)
+    for name, value in {"PIP_CONFIG_FILE": "/dev/null", "PIP_NO_INDEX": "1", "PIP_FIND_LINKS": ""}.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr("sys.argv", [
+        "sites", "-model", str(toy_checkpoint("llama")), "--rounds", "1", "--base", "The {} said that",
+        "--substitutes", "nurse", "man", "--candidates", "he", "she", "--only", "invokes"])
+    runpy.run_module("benchmarks.peers.sites", run_name="__main__")
+    rows = [line.strip("| ").split(" | ") for line in capsys.readouterr().out.splitlines() if "|" in line]
+    header, _, ours, nnsight = rows
+    assert [column.split()[0] for column in header[1:7]] == ["residuals", "attentions", "mlps",
+                                                             "head_outputs", "values", "all"]
+    assert all(float(seconds) > 0 for seconds in ours[1:7])
+    assert 0 < float(ours[7]) < 1e-4
+    assert (ours[0], nnsight[0]) == ("this project exact", "nnsight invokes")
+    assert nnsight[1].startswith("not measured: could not be installed: ERROR: ")
+
+
 def test_a_benchmark_that_fails_is_told_by_the_exit_code(tmp_path, monkeypatch):
     """Parts that end well and badly, in processes of their own."""
     import benchmarks.__main__ as every
