@@ -283,6 +283,8 @@ class Sites(Task):
                                        sample or (1 if few else CHECKED), self.seed(kind),
                                        1 if few else LIKELY)
         units = np.concatenate([drawn, likely])
+        if not len(units):  # nothing of it can reach the output
+            return NOTHING_CHECKED
         reference = sites_by_full_passes(model.model, run.tree.tokens[: run.length],
                                          edits[torch.from_numpy(units)], self.intervention.candidates_tok)
         deviation = np.abs(reference.numpy() - swept[units]).max()
