@@ -84,6 +84,8 @@ def mediate(
         raise InputError(f"method {method!r} is unknown: choose exact, gradient or screen")
     if multi_token not in (None, "last", "all"):
         raise InputError(f"multi_token {multi_token!r} is unknown: choose None, last or all")
+    if dtype not in ("float32", "float64", "bfloat16", "float16"):
+        raise InputError(f"dtype {dtype!r} is unknown: choose float32, float64, bfloat16 or float16")
     name = str(stimuli) if isinstance(stimuli, str | Path) else "stimuli"
     read = read_stimuli(stimuli)
     silent: Any = contextlib.nullcontext() if progress else contextlib.redirect_stderr(io.StringIO())
@@ -139,6 +141,13 @@ class Mediation:
                   for piece in read_pieces(where / of_mediator.file, name)]
         effects = tidy_table(pieces)
         self.effects = effects.assign(log_effect=effects["log_odds"] - effects["log_odds_base"])
+
+    def total(self) -> pd.Series:
+        """The mean total effect, log odds ratio, with `low` and `high`, its 95% bootstrap interval over
+        stimuli."""
+        effects = self.total_effects["log_effect"].to_numpy(float)
+        low, high = intervals.of_means(effects[:, None], list(self.total_effects["id"]), self.seed)
+        return pd.Series({"mean": effects.mean(), "low": low[0], "high": high[0]})
 
     def summary(self) -> pd.DataFrame:
         """A row per mediator, unit, position and kind of effect, the strongest of each first.
@@ -239,22 +248,26 @@ class Mediation:
 
     def _opening(self):
         """What the numbers are, in a paragraph."""
-        totals = self.total_effects["log_effect"]
-        return (f"<p>{len(totals)} comparisons of a null prompt with an alternative. Effects are log odds "
-                "ratios of the second candidate over the first: log odds under the intervention minus those "
-                f"of the null prompt. The mean total effect is {totals.mean():.4g}. Intervals (low, high) "
-                "are 95% bootstrap intervals of the mean over stimuli; share is the part of the mean total "
-                "effect.</p>")
+        return (f"<p>{len(self.total_effects)} comparisons of a null prompt with an alternative. Effects are "
+                "log odds ratios of the second candidate over the first: log odds under the intervention "
+                "minus those of the null prompt. The mean total effect is "
+                f"{_with_interval(self.total())}. Intervals (low, high) are 95% bootstrap intervals of the "
+                "mean over stimuli; share is the part of the mean total effect.</p>"
+                + "".join(f"<p>{html.escape(line)}</p>" for line in self._left_out()))
+
+    def _left_out(self):
+        """A line per mediator and reason for which comparisons do not count in its numbers."""
+        return [f"{name}: {number} of {len(self.total_effects)} comparisons left out: {reason}"
+                for name, of_mediator in self._mediators.items()
+                for reason, number in of_mediator.run["left_out"].get(name, {}).items()]
 
     def __repr__(self) -> str:
-        totals = self.total_effects["log_effect"]
-        lines = [f"Mediation in {self.written.name}: {len(totals)} comparisons, mean total effect "
-                 f"{totals.mean():.4g} (log odds ratio)"]
+        lines = [f"Mediation in {self.written.name}: {len(self.total_effects)} comparisons, mean total "
+                 f"effect {_with_interval(self.total())} (log odds ratio)"]
         strongest = self.summary().groupby(["mediator", "effect"], sort=False).head(1)
-        lines += [f"  {row.mediator}, {row.effect}: strongest {_named(row)}: {row.mean:.4g} "
-                  f"[{row.low:.4g}, {row.high:.4g}]"
-                  for row in strongest.itertuples() if row.effect != "direct"]
-        return "\n".join(lines)
+        lines += [f"  {row.mediator}, {row.effect}: strongest {_named(row)}: {_with_interval(row)}"
+                  for _, row in strongest.iterrows() if row["effect"] != "direct"]
+        return "\n".join([*lines, *(f"  {line}" for line in self._left_out())])
 
     def _repr_html_(self) -> str:
         shown = self.summary().groupby(["mediator", "effect"], sort=False).head(5)
@@ -267,11 +280,20 @@ class Picture(str):
     def _repr_svg_(self) -> str:
         return str(self)
 
+    def __repr__(self) -> str:  # a notebook keeps it beside the figure
+        return f"<Picture, {len(self)} characters of SVG>"
+
 
 def _named(row):
     """layer-unit at a position."""
     unit = "" if pd.isna(row.unit) else f"-{row.unit}"
-    return f"layer {row.layer}{unit}" + (f" at {row.position}" if row.position else "")
+    where = {"": "", "all": " at all positions"}.get(row.position, f" at position {row.position}")
+    return f"layer {row.layer}{unit}{where}"
+
+
+def _with_interval(row):
+    """mean [low, high]."""
+    return f"{row['mean']:.4g} [{row['low']:.4g}, {row['high']:.4g}]"
 
 
 def _table(table):

@@ -30,8 +30,8 @@ COLUMN_WIDTH = 3.4  # inches
 ALL_HEADS = "attention layer (weights of all its heads replaced)"
 STYLE: dict[Any, Any] = {
     "font.size": 8, "axes.labelsize": 8, "axes.titlesize": 8, "xtick.labelsize": 7, "ytick.labelsize": 7,
-    "legend.fontsize": 7, "pdf.fonttype": 42, "axes.spines.top": False, "axes.spines.right": False,
-    "axes.linewidth": 0.6, "figure.constrained_layout.use": True}
+    "legend.fontsize": 7, "pdf.fonttype": 42, "svg.hashsalt": "mediation", "axes.spines.top": False,
+    "axes.spines.right": False, "axes.linewidth": 0.6, "figure.constrained_layout.use": True}
 
 
 def _save(figure, path):
