@@ -154,37 +154,46 @@ class Mediation:
         bootstrap interval over stimuli; `share` of the mean total effect (indirect: how much of it the unit
         carries alone; a ratio of means), with `share_low` and `share_high`; `clusters`: stimuli.
         """
-        totals = self.total_effects
-        total_of = pd.Series(totals["log_effect"].to_numpy(), totals["id"] + " | " + totals["alternative"])
+        totals, effects = self.total_effects, self.effects
+        total_of = pd.Series(totals["log_effect"].to_numpy(), pd.MultiIndex.from_arrays(
+            [totals["id"], totals["id"] + " | " + totals["alternative"]]))
+        # what is the same place of every prompt is one, though it has other numbers in other prompts
+        places = {name: of_mediator.entry.get("positions") for name, of_mediator in self._mediators.items()}
+        one_place = effects["mediator"].astype(str).map(places)
+        position = one_place.where(one_place.isin(["slot", "last"]), effects["position"].astype(str))
+        # ids and alternatives are any texts: two comparisons could be called the same
+        comparisons = effects.groupby(["cluster", "comparison"], observed=True, sort=False)
+        names = comparisons.first().index
+        numbered = effects.assign(position=position, comparison=comparisons.ngroup())
         tables = []
-        for (mediator, kind), rows in self.effects.groupby(["mediator", "effect"], observed=True, sort=False):
-            named = rows[["comparison", "layer", "unit", "position", "log_effect"]].astype(
-                {"comparison": str, "position": str})
-            wide = named.pivot_table("log_effect", "comparison", ["layer", "unit", "position"], dropna=False,
-                                     sort=False, observed=True)
+        for (mediator, kind), rows in numbered.groupby(["mediator", "effect"], observed=True, sort=False):
+            wide = rows.pivot_table("log_effect", "comparison", ["layer", "unit", "position"], dropna=False,
+                                    sort=False, observed=True)
             # prompts of other lengths have other positions: units that the same comparisons have go together
             for _, units in wide.T.groupby(wide.notna().T.apply(tuple, axis=1), sort=False):
-                effects = units.T.dropna(how="all")
-                tables.append(self._summary_of(effects, total_of).assign(mediator=mediator, effect=kind))
+                of_units = units.T.dropna(how="all")
+                own = names[of_units.index]
+                total = None if kind == "ablation" else total_of[own].to_numpy()
+                tables.append(self._summary_of(of_units, list(own.get_level_values("cluster")), total)
+                              .assign(mediator=mediator, effect=kind))
         table = pd.concat(tables, ignore_index=True)
         order = table.groupby(["mediator", "effect"], sort=False).ngroup()
         strongest = table.assign(order=order, size=-table["mean"].abs()).sort_values(["order", "size"],
                                                                                      kind="stable")
         return strongest[SUMMARY].reset_index(drop=True)
 
-    def _summary_of(self, effects, total_of):
-        """Rows of the summary of units that the same comparisons have: effects [comparisons, units]."""
-        clusters = [comparison.rsplit(" | ", 1)[0] for comparison in effects.index]
+    def _summary_of(self, effects, clusters, totals):
+        """Rows of the summary of units that the same comparisons have: effects [comparisons, units], and
+        total effects, or None for values of no alternative."""
         values = effects.to_numpy(float)
         low, high = intervals.of_means(values, clusters, self.seed)
         table = effects.columns.to_frame(index=False).assign(
             mean=values.mean(axis=0), median=np.median(values, axis=0), low=low, high=high,
             clusters=len(set(clusters)))
-        if effects.index.isin(total_of.index).all():
-            totals = total_of[effects.index].to_numpy()
-            low, high = intervals.of_ratio(values, totals, clusters, self.seed)
-            return table.assign(share=values.mean(axis=0) / totals.mean(), share_low=low, share_high=high)
-        return table.assign(share=np.nan, share_low=np.nan, share_high=np.nan)  # of another prompt's values
+        if totals is None:
+            return table.assign(share=np.nan, share_low=np.nan, share_high=np.nan)
+        low, high = intervals.of_ratio(values, totals, clusters, self.seed)
+        return table.assign(share=values.mean(axis=0) / totals.mean(), share_low=low, share_high=high)
 
     def picture(self, mediator: str, effect: str = "indirect") -> "Picture":
         """The figure of a mediator, as mediate.py draws it; shown by a notebook.

@@ -21,6 +21,8 @@ SCALES = ("_effect", "_log_effect")
 KINDS = (*EFFECTS, "ablation")  # of effects
 PLACE = ("position", "token")  # columns that name where a unit was changed
 COMPARISON = ("id", "group", "alternative")  # columns that every table has of a comparison
+# columns that hold texts, though a text may look like a number
+TEXTS = (*COMPARISON, "layer", "token", "base_string", "alt_string", "candidate1", "candidate2")
 REMEDY = "this is no table of mediate.py, write it again"
 
 
@@ -223,7 +225,7 @@ def read_table(path: str | Path) -> pd.DataFrame:
     comparison is not a number."""
     deviations = {f"{kind}{scale}_std": [""] for kind in KINDS for scale in SCALES}
     return pd.read_csv(path, keep_default_na=False, na_values=deviations,
-                       dtype=dict.fromkeys(("id", "group", "layer", "token"), str))
+                       dtype=dict.fromkeys(TEXTS, str))
 
 
 def unit_column(means: pd.DataFrame) -> str | None:

@@ -278,6 +278,8 @@ class Sites(Task):
               among: Int[np.ndarray, " ran"], swept: Float[np.ndarray, "M 2"],
               sample: int | None = None) -> Check:
         """Some interventions `among` those that were run, again as full passes under plain hooks."""
+        if not len(among):  # nothing can reach the output
+            return NOTHING_CHECKED
         few = len(edits) < MANY  # a map: as many again as of heads
         drawn, likely = units_to_check(swept.T, among, int((edits.joins == 0).sum()),
                                        sample or (1 if few else CHECKED), self.seed(kind),

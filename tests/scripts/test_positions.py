@@ -159,6 +159,49 @@ def test_python_gives_what_the_script_writes(command, toy_model, tmp_path, run_s
     assert "residuals, indirect: strongest layer" in repr(result)
 
 
+def record(identity, base, substitutes, candidates=("he", "she")):
+    return {"id": identity, "base": base, "substitutes": list(substitutes), "candidates": list(candidates)}
+
+
+def test_a_summary_is_over_all_stimuli_though_their_slots_stand_elsewhere(toy_model):
+    records = [record("a", "The {} said that", ("nurse", "man")),
+               record("b", "Then the {} said that", ("nurse", "woman"))]
+    for positions in ("slot", "last"):
+        result = mediation.mediate(toy_model("llama"), records, "mlps", positions, multi_token="last",
+                                   progress=False)
+        assert result.effects["position"].nunique() == 2
+        summary = result.summary()
+        assert (summary["clusters"] == 2).all() and set(summary["position"]) == {positions}
+        assert len(summary) == 2 * 4
+        (means,) = (of_mediator.means for of_mediator in result.written.mediators().values())
+        for kind, rows in summary.groupby("effect", observed=True):
+            own = means[means["group"] == "all"].set_index(means["layer"].astype(int))
+            np.testing.assert_allclose(rows["mean"], own.loc[rows["layer"], f"{kind}_log_effect_mean"],
+                                       atol=1e-9)
+
+
+def test_words_like_numbers_and_ids_with_strokes_keep_their_total_effects(toy_model):
+    numbers = [record("1", "In {} it was", ("12", "05")), record("2", "In {} it was", ("12", "07"))]
+    strokes = [record("a | b", "The {} said that", ("nurse", "man")),
+               record("a", "The {} said that", ("nurse", "b | man"))]
+    for records in (numbers, strokes):
+        result = mediation.mediate(toy_model("llama"), records, "residuals", "slot", multi_token="last",
+                                   progress=False)
+        assert list(result.total_effects["alternative"]) == [each["substitutes"][1] for each in records]
+        held = result.summary().query("effect == 'direct' and layer == 3")  # nothing comes through the slot
+        assert held["share"].item() == pytest.approx(1, abs=1e-3) and held["clusters"].item() == 2
+
+
+def test_values_of_no_alternative_have_no_share(toy_model):
+    """Also where an alternative is called as the other stimulus, or as the values."""
+    for values, records in (("resample", [record("man", "The {} said that", ("nurse", "woman")),
+                                          record("woman", "The {} said that", ("teacher", "man"))]),
+                            ("zero", [record("a", "The {} said that", ("nurse", "zero"))])):
+        result = mediation.mediate(toy_model("llama"), records, "mlps", values=values, multi_token="last",
+                                   progress=False)
+        assert result.summary()["share"].isna().all()
+
+
 def test_a_page_and_pictures(toy_model, tmp_path):
     result = mediation.mediate(toy_model("llama"), RECORDS, ("residuals", "heads"), progress=False)
     page = result.report(tmp_path / "page.html").read_text()

@@ -6,7 +6,9 @@ from itertools import combinations
 import numpy as np
 import pytest
 import torch
+from transformers import AutoConfig, AutoModelForCausalLM
 
+from experiment import Model
 from mediation.errors import InputError
 from mediation.mediators import sites
 from mediation.mediators.catalogue import CATALOGUE, Request, requests_at
@@ -23,7 +25,7 @@ from mediation.studies.comparisons import applicable, build_comparisons
 from mediation.studies.engine import StudyOptions
 from mediation.studies.own_question import SWEEPS
 from mediation.studies.sites import Run, Sites
-from tests.helpers import swept_by
+from tests.helpers import TINY, swept_by
 
 SITES = [name for name, mediator in CATALOGUE.items() if mediator.sites]
 MINE = [Stimulus("one", "The {} went home because", ("nurse", "man"), ("he was", "she")),
@@ -231,6 +233,17 @@ def test_a_word_that_begins_another_takes_the_values_of_its_last_token(toy_model
                 np.diff(Run.of(model, alone.intervention, prompt, []).log_probabilities(model))
                 for prompt in (0, 1))
         np.testing.assert_allclose([behind["indirect"], behind["direct"]], [alternative, null], atol=1e-10)
+
+
+def test_screening_where_nothing_can_reach_the_output(toy_tokenizer, tmp_path):
+    """The only MLP, before the token that predicts."""
+    config = AutoConfig.for_model("llama", **TINY | {"num_hidden_layers": 1})
+    AutoModelForCausalLM.from_config(config).save_pretrained(tmp_path)
+    toy_tokenizer.save_pretrained(tmp_path)
+    model = Model(gpt2_version=str(tmp_path))
+    comparison = comparisons_of(model)[0]
+    swept = swept_by(model, comparison, Request.of("inner_neurons", "slot"), method="screen")
+    assert np.ptp(swept["indirect"], axis=0).max() == 0
 
 
 def test_the_fast_precision_keeps_its_promise(toy_model):
