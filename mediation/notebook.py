@@ -86,6 +86,7 @@ def mediate(
         raise InputError(f"multi_token {multi_token!r} is unknown: choose None, last or all")
     if dtype not in ("float32", "float64", "bfloat16", "float16"):
         raise InputError(f"dtype {dtype!r} is unknown: choose float32, float64, bfloat16 or float16")
+    check_numbers(batch_size, seed, screen_share, screen_sample, screen_top)
     name = str(stimuli) if isinstance(stimuli, str | Path) else "stimuli"
     read = read_stimuli(stimuli)
     silent: Any = contextlib.nullcontext() if progress else contextlib.redirect_stderr(io.StringIO())
@@ -101,6 +102,18 @@ def mediate(
     return Mediation(written, [request.name for request in requests], seed, folder)
 
 
+def check_numbers(batch_size: Any, seed: Any, screen_share: Any, screen_sample: Any, screen_top: Any) -> None:
+    """Raises InputError for a number that mediate.py would not take."""
+    for name, number, least in (("batch_size", batch_size, 1), ("seed", seed, 0),
+                                ("screen_sample", screen_sample, 1), ("screen_top", screen_top, 1)):
+        if name == "batch_size" and number is None:
+            continue
+        if not isinstance(number, int) or number < least:
+            raise InputError(f"{name} {number!r} is not a whole number from {least} on")
+    if not isinstance(screen_share, int | float) or not 0 < screen_share <= 1:
+        raise InputError(f"screen_share {screen_share!r} is not above 0 and at most 1")
+
+
 def read_stimuli(stimuli: str | Path | pd.DataFrame | Iterable[Mapping[str, Any]]) -> list[Stimulus]:
     """Stimuli of a file, a table or dictionaries.
 
@@ -109,6 +122,9 @@ def read_stimuli(stimuli: str | Path | pd.DataFrame | Iterable[Mapping[str, Any]
     """
     if isinstance(stimuli, str | Path):
         return stimulus_files.read(stimuli)
+    if isinstance(stimuli, Mapping) or not isinstance(stimuli, Iterable):
+        raise InputError(f"stimuli are {type(stimuli).__name__}: give a file's name, a table, or a list of "
+                         "dictionaries")
     records = stimuli.to_dict("records") if isinstance(stimuli, pd.DataFrame) else list(stimuli)
     if records and isinstance(records[0], Stimulus):
         return list(records)  # type: ignore[arg-type]

@@ -54,20 +54,26 @@ def read(path: str | Path) -> list[Stimulus]:
     return stimuli
 
 
-def of_records(records: Iterable[Mapping[str, Any]], name: str = "stimuli") -> list[Stimulus]:
+def of_records(records: Iterable[Any], name: str = "stimuli") -> list[Stimulus]:
     """Stimuli from dictionaries with a file's fields; "line" counts them from 1. `name`: of them, for errors.
 
     Raises:
         InputError: none, or one that is no stimulus; its number and field are named.
     """
     # a table has something in every cell: what is missing is not a number, or None
-    rows = [(number, {field: value for field, value in record.items()
-                      if not (field == "group" and (value is None or value != value))})
+    rows = [(number, {field: _plain(value) for field, value in record.items()
+                      if not (field == "group" and (value is None or value != value))}
+             if isinstance(record, Mapping) else record)
             for number, record in enumerate(records, start=1)]
     stimuli = _different(name, rows)
     if not stimuli:
         raise InputError(f"{name}: there is none: give dictionaries with {', '.join(FIELDS[:-1])}")
     return stimuli
+
+
+def _plain(value: Any) -> Any:
+    """A cell without NumPy's types: tables that were read from Parquet have arrays for lists."""
+    return value.tolist() if hasattr(value, "tolist") else value
 
 
 def _different(name: str | Path, rows: Iterable[tuple[int, Any]]) -> list[Stimulus]:
@@ -186,4 +192,4 @@ def _kind(value: Any) -> str:
     """The kind of a value of JSON, in words."""
     kinds = {str: "a text", bool: "true or false", int: "a number", float: "a number", list: "a list",
              dict: "an object", type(None): "null"}
-    return kinds[type(value)]
+    return kinds.get(type(value), f"of type {type(value).__name__}")

@@ -18,6 +18,9 @@ MINE = [Stimulus("1", "The {} went home because", ("nurse", "man"), ("he", "she"
         Stimulus("3", "The {} said that", ("electrician", "man"), ("he", "she"), "b")]
 
 
+MEAN = "mean"  # in the names of tables of means
+
+
 @pytest.fixture
 def command(toy_checkpoint, tmp_path):
     path = write_stimuli(tmp_path, MINE)
@@ -29,7 +32,7 @@ def test_every_position_from_file_to_figure(command, tmp_path, run_script):
     assert code == 0, error
     assert "residuals: 1 of 3 comparisons left out: prompts of different numbers of tokens" in printed
     folder = tmp_path / "out"
-    table, means = (read_own_table(folder, f"residuals{name}_toy-llama.csv") for name in ("", "_mean"))
+    table, means = (read_own_table(folder, f"residuals{name}_toy-llama.csv") for name in ("", f"_{MEAN}"))
     length = table["position"].nunique()
     assert len(table) == 2 * 4 * length and list(table["position"][:length]) == list(range(length))
     assert list(table["token"][:2]) == ["The", " nurse"]
@@ -60,7 +63,7 @@ def test_positions_and_values_stand_beside_each_other_in_one_folder(command, tmp
         assert code == 0, error
     names = {path.name for path in folder.glob("mlps*_toy-llama.csv")}
     kinds = ("", "_last", "_zero_ablation", "_mean_ablation", "_resample_ablation")
-    assert names == {f"mlps{kind}{mean}_toy-llama.csv" for kind in kinds for mean in ("", "_mean")}
+    assert names == {f"mlps{kind}{mean}_toy-llama.csv" for kind in kinds for mean in ("", f"_{MEAN}")}
     table = read_own_table(folder, "mlps_zero_ablation_toy-llama.csv")
     assert "ablation_effect" in table and "indirect_effect" not in table
     assert set(table["alternative"]) == {"zero"} and list(table["id"].unique()) == ["1", "2", "3"]
@@ -163,6 +166,13 @@ def record(identity, base, substitutes, candidates=("he", "she")):
     return {"id": identity, "base": base, "substitutes": list(substitutes), "candidates": list(candidates)}
 
 
+def test_a_table_with_arrays_and_numbers_of_numpy(toy_model):
+    table = pd.DataFrame([each | {"id": number, "substitutes": np.array(each["substitutes"])}
+                          for number, each in enumerate(RECORDS)])
+    result = mediation.mediate(toy_model("llama"), table, "residuals", progress=False)
+    assert list(result.total_effects["id"]) == ["0", "1", "2"]
+
+
 def test_a_summary_is_over_all_stimuli_though_their_slots_stand_elsewhere(toy_model):
     records = [record("a", "The {} said that", ("nurse", "man")),
                record("b", "Then the {} said that", ("nurse", "woman"))]
@@ -231,7 +241,15 @@ def test_what_was_computed_in_a_folder_is_kept(toy_model, tmp_path, monkeypatch)
     ({"mediators": "heads", "positions": "each"}, "attention weights"),
     ({"stimuli": []}, "there is none"), ({"stimuli": "nowhere.jsonl"}, "cannot be read"),
     ({"stimuli": [{"id": "1"}]}, "line 1: field 'base' is missing"),
-    ({"stimuli": RECORDS[:1] * 2}, "line 2: field 'id'"), ({"model": "nowhere"}, "nowhere")])
+    ({"stimuli": RECORDS[:1] * 2}, "line 2: field 'id'"), ({"stimuli": None}, "stimuli are NoneType"),
+    ({"stimuli": RECORDS[0]}, "stimuli are dict"), ({"stimuli": [5]}, "line 1: a number, not an object"),
+    ({"stimuli": [RECORDS[0] | {"base": {1}}]}, "field 'base' is of type set"),
+    ({"seed": -1}, "seed -1 is not a whole number from 0 on"), ({"seed": 1.5}, "seed 1.5"),
+    ({"batch_size": 0}, "batch_size 0 is not a whole number from 1 on"), ({"batch_size": -3}, "batch_size"),
+    ({"screen_sample": 0}, "screen_sample"), ({"screen_top": 0}, "screen_top"),
+    ({"screen_share": -1}, "screen_share -1 is not above 0"), ({"screen_share": 5}, "screen_share"),
+    ({"mediators": "neurons", "method": "screen"}, "screen_share 0.1: the word embedding"),
+    ({"model": "nowhere"}, "nowhere")])
 def test_python_refuses_in_one_line(toy_model, arguments, words):
     arguments = {"model": toy_model("llama"), "stimuli": RECORDS, "progress": False} | arguments
     with pytest.raises(InputError, match=words) as error:

@@ -62,7 +62,7 @@ def test_own_stimuli_keep_what_was_run_fast(toy_checkpoint, run_script, tmp_path
     assert run_script(command)[0] == 0
     runs = json.loads((tmp_path / "out" / "manifest.json").read_text())["runs"]
     rows = [run["fast"]["rows"] for run in runs if "fast" in run]
-    assert rows == [2 * 48, 2 * len(heads_layers_model(3, 4))]
+    assert rows == [2 * len(heads_layers_model(3, 4)), 2 * 48]
 
 
 @pytest.mark.parametrize("where", ["sample", "full passes"])
