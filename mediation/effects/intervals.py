@@ -49,7 +49,10 @@ def of_ratio(
     numerators: Float64[np.ndarray, "N U"], denominators: Float64[np.ndarray, "N"], clusters: Sequence[str],
     seed: int = 0,
 ) -> tuple[Float64[np.ndarray, "U"], Float64[np.ndarray, "U"]]:
-    """The same of a ratio of means, such as the proportion mediated; NaN for one cluster."""
+    """The same of a ratio of means, such as the proportion mediated.
+
+    NaN for one cluster, and where the denominator's own interval holds 0: the ratio can then be anything.
+    """
     names, of_row = np.unique(np.asarray(clusters, str), return_inverse=True)
     if len(names) < 2:
         return np.full(numerators.shape[1], np.nan), np.full(numerators.shape[1], np.nan)
@@ -57,5 +60,9 @@ def of_ratio(
     sums, total = np.zeros((len(names), numerators.shape[1])), np.zeros(len(names))
     np.add.at(sums, of_row, numerators)
     np.add.at(total, of_row, denominators)
-    low, high = np.percentile((weights @ sums) / (weights @ total)[:, None], [2.5, 97.5], axis=0)
+    below = weights @ total
+    lowest, highest = np.percentile(below, [2.5, 97.5])
+    if lowest <= 0 <= highest:
+        return np.full(numerators.shape[1], np.nan), np.full(numerators.shape[1], np.nan)
+    low, high = np.percentile((weights @ sums) / below[:, None], [2.5, 97.5], axis=0)
     return low, high

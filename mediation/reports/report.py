@@ -225,8 +225,9 @@ def mediation(
              "first, relative to the null prompt; 0 is no effect.", "", "## Total effects", "",
              "| group | comparisons | mean of logs | median | mean | share above 0 |", "|" + 6 * " --- |"]
     summary = summary_of_groups(totals["group"], totals["total_effect"])
-    lines += [f"| {row['group']} | {row['comparisons']} | {row['mean of logs']:.4g} | {row['median']:.4g} "
-              f"| {row['mean']:.4g} | {row['share above 0']:.2f} |" for _, row in summary.iterrows()]
+    lines += [f"| {_cell(row['group'])} | {row['comparisons']} | {row['mean of logs']:.4g} "
+              f"| {row['median']:.4g} | {row['mean']:.4g} | {row['share above 0']:.2f} |"
+              for _, row in summary.iterrows()]
     lines += ["", "Means of odds ratios are driven by few strong comparisons: see the mean of their "
               "logarithms and the median beside them."]
     for name, mediator in mediators.items():
@@ -287,9 +288,14 @@ def _mediator(name, mediator):
 
 def _place(row):
     """Where a unit was changed: ", position 4 ( France)", or the name of the place."""
-    token = str(row["token"]).replace("|", "\\|").replace("`", "'")
+    token = _cell(row["token"]).replace("`", "'")
     where = f", position {row['position']}" if isinstance(row["position"], int) else f", {row['position']}"
     return where + (f" (`{token}`)" if token.strip() else "")
+
+
+def _cell(text):
+    """A text in a cell of a Markdown table."""
+    return str(text).replace("|", "\\|")
 
 
 def _heading(name):
