@@ -29,20 +29,7 @@ def of_means(
     Args:
         clusters: of each row.
     """
-    names, of_row = np.unique(np.asarray(clusters, str), return_inverse=True)
-    if len(names) < 2:
-        return np.full(effects.shape[1], np.nan), np.full(effects.shape[1], np.nan)
-    weights = draws(len(names), seed)
-    rows = weights @ np.bincount(of_row)  # in each draw
-    low, high = [], []
-    for start in range(0, effects.shape[1], AT_ONCE):
-        piece = effects[:, start:start + AT_ONCE]
-        sums = np.zeros((len(names), piece.shape[1]))
-        np.add.at(sums, of_row, piece)
-        ends = np.percentile(weights @ sums / rows[:, None], [2.5, 97.5], axis=0)
-        low.append(ends[0])
-        high.append(ends[1])
-    return np.concatenate(low), np.concatenate(high)
+    return of_ratio(effects, np.ones(len(effects)), clusters, seed)
 
 
 def of_ratio(
@@ -54,15 +41,19 @@ def of_ratio(
     NaN for one cluster, and where the denominator's own interval holds 0: the ratio can then be anything.
     """
     names, of_row = np.unique(np.asarray(clusters, str), return_inverse=True)
+    unknown = np.full(numerators.shape[1], np.nan)
     if len(names) < 2:
-        return np.full(numerators.shape[1], np.nan), np.full(numerators.shape[1], np.nan)
+        return unknown, unknown
     weights = draws(len(names), seed)
-    sums, total = np.zeros((len(names), numerators.shape[1])), np.zeros(len(names))
-    np.add.at(sums, of_row, numerators)
-    np.add.at(total, of_row, denominators)
-    below = weights @ total
+    below = weights @ np.bincount(of_row, denominators)  # in each draw
     lowest, highest = np.percentile(below, [2.5, 97.5])
     if lowest <= 0 <= highest:
-        return np.full(numerators.shape[1], np.nan), np.full(numerators.shape[1], np.nan)
-    low, high = np.percentile((weights @ sums) / below[:, None], [2.5, 97.5], axis=0)
+        return unknown, unknown
+    ends = [np.zeros((2, 0))]
+    for start in range(0, numerators.shape[1], AT_ONCE):
+        piece = numerators[:, start:start + AT_ONCE]
+        sums = np.zeros((len(names), piece.shape[1]))
+        np.add.at(sums, of_row, piece)
+        ends.append(np.percentile(weights @ sums / below[:, None], [2.5, 97.5], axis=0))
+    low, high = np.concatenate(ends, axis=1)
     return low, high

@@ -20,7 +20,7 @@ from transformers import PreTrainedModel
 from mediation.mediators.batches import Progress, in_batches
 from mediation.mediators.gradients import leaf
 from mediation.mediators.sites import Site, SiteEdits, edited_sites, recorded_sites, residuals
-from mediation.mediators.sweeps import Descents, automatic_batch_size
+from mediation.mediators.sweeps import Descents, automatic_batch_size, one_pass_per_candidate
 from mediation.model.architectures import Parts
 from mediation.model.fast_rows import FastRows
 from mediation.model.forward import BaseRun, Resumption, Tree, as_arguments, run_base
@@ -157,14 +157,9 @@ def sites_by_full_passes(
 
     Full forward passes under plain hooks, one per row and candidate, and a softmax over the vocabulary.
     """
-    columns = []
-    for candidate in candidates:
-        ids = torch.tensor(candidate, device=context.device)
-        tokens = torch.cat([context, ids[:-1]])
-        with edited_sites(edits, edits.site.unique().tolist(), len(tokens)):
-            logits = model(tokens.expand(len(edits), -1), use_cache=False, logits_to_keep=len(ids)).logits
-        columns.append(logits.double().log_softmax(-1)[:, torch.arange(len(ids)), ids].mean(dim=1).cpu())
-    return torch.stack(columns, dim=1)
+    sites = edits.site.unique().tolist()
+    return one_pass_per_candidate(model, context, candidates, len(edits),
+                                  lambda length: edited_sites(edits, sites, length))
 
 
 def sweep_sites_by_full_passes(

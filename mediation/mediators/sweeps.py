@@ -10,6 +10,7 @@ layers, H heads, D hidden size.
 """
 
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 
 import torch
 from jaxtyping import Float64, Int
@@ -274,14 +275,26 @@ def heads_by_full_passes(
 
     A full forward pass per row and candidate, weights replaced, nothing shared.
     """
+    changes = {module: replacement(edits, layer) for layer, module in enumerate(parts.attentions)}
+    return one_pass_per_candidate(model, context, candidates, len(edits), lambda _: changed_outputs(changes))
+
+
+def one_pass_per_candidate(
+    model: PreTrainedModel, context: Int[Tensor, "T"], candidates: Sequence[Sequence[int]], rows: int,
+    changed: Callable[[int], AbstractContextManager],
+) -> Float64[Tensor, "{rows} {len(candidates)}"]:
+    """Mean token log-probabilities of the candidates (token ids) after `context`, in full passes of `rows`.
+
+    Args:
+        changed: of a sequence's length, under which its pass runs: a row per intervention.
+    """
     columns = []
     for candidate in candidates:
         ids = torch.tensor(candidate, device=context.device)
-        tokens = torch.cat([context, ids[:-1]]).expand(len(edits), -1)
-        changes = {module: replacement(edits, layer) for layer, module in enumerate(parts.attentions)}
-        with changed_outputs(changes):
+        tokens = torch.cat([context, ids[:-1]])
+        with changed(len(tokens)):
             # [B, candidate's tokens, vocabulary]
-            logits = model(tokens, use_cache=False, logits_to_keep=len(ids)).logits
+            logits = model(tokens.expand(rows, -1), use_cache=False, logits_to_keep=len(ids)).logits
         columns.append(logits.double().log_softmax(-1)[:, torch.arange(len(ids)), ids].mean(dim=1).cpu())
     return torch.stack(columns, dim=1)
 

@@ -13,7 +13,7 @@ import torch
 from jaxtyping import Float, Float64, Int
 from torch import Tensor
 
-from mediation.effects.statistics import misses, screened_units
+from mediation.effects.statistics import screened_units
 from mediation.errors import InputError
 from mediation.mediators.batches import Progress
 from mediation.mediators.catalogue import Request
@@ -45,7 +45,7 @@ from mediation.studies.error_budget import (
     within_budget,
 )
 from mediation.studies.estimated_trees import COMPARED, capped
-from mediation.studies.results import Sample, Swept
+from mediation.studies.results import Swept, sample_of
 
 MANY = 1000  # units from which on a sweep is checked as often as one of neurons
 NULL, ALTERNATIVE = 0, 1  # the prompts of a comparison
@@ -108,10 +108,10 @@ class SiteMeans(Task):
 class Sites(Task):
     """Every unit of a mediator at every place of one comparison.
 
-    Gives `base` [2 prompts, 2], log-probabilities without intervention in the very runs that interventions
-    start from; of each kind of effect `{kind}` [M, 2], log-probabilities of both candidates; the arrays of a
-    Check, and `fast`. Methods that estimate add `{kind}_exact` bool [M], which were run; screening
-    `{kind}_chosen`, `{kind}_drawn`, `{kind}_rest` and `{kind}_estimates`, as `EstimatedTree` has them.
+    Gives `base` [prompts that are run, 2], log-probabilities without intervention in the very runs that
+    interventions start from; of each kind of effect `{kind}` [M, 2], log-probabilities of both candidates;
+    the arrays of a Check, and `fast`. Methods that estimate add `{kind}_exact` bool [M], which were run;
+    screening `{kind}_chosen`, `{kind}_drawn`, `{kind}_rest` and `{kind}_estimates`, as in `EstimatedTree`.
 
     `other`: with values resample, the stimulus whose values are put in; `means`: with values mean, the key of
     the SiteMeans; `compared`: whether estimates are compared with full passes.
@@ -129,7 +129,7 @@ class Sites(Task):
         """See `Task`."""
         sites = sites_of(model, self.request)
         runs = [Run.of(model, self.intervention, prompt, sites, model.fast_rows is not None)
-                for prompt in (NULL, ALTERNATIVE)]
+                for prompt in ((NULL, ALTERNATIVE) if self.request.values == "alternative" else (NULL,))]
         arrays: Arrays = {"base": torch.stack([run.log_probabilities(model) for run in runs]).numpy()}
         total = NOTHING_CHECKED
         for kind in kinds_of(self.request):
@@ -323,12 +323,11 @@ def site_results(task: Sites, arrays: Arrays, seconds: float, top: int, label: s
     for kind, share in zip(kinds_of(task.request), shares):
         swept, base, sample = arrays[kind], arrays["base"], None
         if f"{kind}_drawn" in arrays:
-            without = base[ALTERNATIVE if kind == "direct" else NULL]
-            effects = swept[:, 1] - swept[:, 0] - (without[1] - without[0])
-            drawn = arrays[f"{kind}_drawn"]
-            missed = drawn[misses(effects, arrays[f"{kind}_chosen"], drawn, top)]
-            sample = Sample(f"{task.name}_{kind}", label, len(drawn), tuple(missed.tolist()),
-                            int(arrays[f"{kind}_rest"]), arrays[f"{kind}_estimates"], effects[drawn])
+            of_kind = {name: arrays[f"{kind}_{name}"] for name in ("chosen", "drawn", "rest")}
+            of_one = {"log_probabilities": swept[None], "base": base[None],
+                      "estimates": arrays[f"{kind}_estimates"][None]}
+            run_on = ALTERNATIVE if kind == "direct" else NULL
+            sample = sample_of(of_kind | of_one, 0, run_on, f"{task.name}_{kind}", label, top)
         results[kind] = Swept(swept, base, arrays.get(f"{kind}_exact"), *share, source=(task.key, kind),
                               sample=sample)
     return results
