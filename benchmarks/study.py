@@ -6,8 +6,8 @@
 It has 17 templates, every single-token profession, four types and every neuron. The whole would take the 2020
 algorithm weeks, so each way runs a part of it, in turns, and is scaled by the number of interventions: the
 2020 algorithm (batched full passes under hooks, the full vocabulary's logits) a few neurons in every
-template; ours the indirect types of one profession on a random share of the neurons, and the direct types in
-the middle layer for all professions at once. Without the writing of tables.
+template; ours the indirect types of one profession on a random share of the neurons, and the direct types of
+some neurons of the middle layer for all professions at once. Without the writing of tables.
 """
 
 import argparse
@@ -36,6 +36,7 @@ if TYPE_CHECKING:
 INDIRECT = ("man_indirect", "woman_indirect")
 NEURONS_OF_2020 = 64  # in each template
 WORDS_OF_GRADIENTS = 8
+INTERPOLATED = 64  # neurons of the middle layer, in the direct types
 
 
 def main(options: argparse.Namespace) -> None:
@@ -74,11 +75,13 @@ def main(options: argparse.Namespace) -> None:
         return part * units / len(drawn) * len(words)
 
     def direct() -> float:
-        """Both direct types in all layers, from the middle layer of one type.
+        """Both direct types in all layers, from some neurons of the middle layer in one type.
 
         A layer costs what the blocks behind it do. All of this is a twentieth of the whole.
         """
-        of_middle, _ = timed(direct_interpolants, exact, one, "man_direct", values[:, middle], middle)
+        of_neurons = values[:, middle, :INTERPOLATED]
+        seconds, _ = timed(direct_interpolants, exact, one, "man_direct", of_neurons, middle)
+        of_middle = seconds * fast.num_neurons / of_neurons.shape[1]
         # none behind the last layer, which is not run
         blocks_behind = fast.num_layers - np.arange(fast.num_layers)
         return 2 * of_middle * float(blocks_behind.sum() / blocks_behind[middle])
