@@ -164,13 +164,21 @@ def sites_by_full_passes(
 
 def sweep_sites_by_full_passes(
     model: PreTrainedModel, parts: Parts, context: Int[Tensor, "T"], edits: SiteEdits,
-    candidates: Sequence[Sequence[int]], batch_size: int | None = None, progress: Progress | None = None,
+    candidates: Sequence[Sequence[int]], base: Float64[Tensor, "P"],
+    batch_size: int | None = None, progress: Progress | None = None,
 ) -> Float64[Tensor, "{len(edits)} {len(candidates)}"]:
-    """The plain reference of `sweep_sites`: every intervention is run, in batches."""
-    result = torch.empty(len(edits), len(candidates), dtype=torch.float64)
+    """The plain reference of `sweep_sites`: every intervention that changes a position is run, in batches.
+
+    Args:
+        base: log-probabilities without intervention, which the others have exactly.
+    """
+    result = base.repeat(len(edits), 1)
+    changed = edits.first < len(context)
+    if progress:
+        progress(int((~changed).sum()))
     size = batch_size or automatic_batch_size(parts, context.device, len(context))
     in_batches(lambda rows: sites_by_full_passes(model, context, edits[rows], candidates),
-               torch.arange(len(edits)), size, result, progress)
+               changed.nonzero().squeeze(1), size, result, progress)
     return result
 
 
