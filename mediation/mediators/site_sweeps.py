@@ -20,7 +20,7 @@ from transformers import PreTrainedModel
 from mediation.mediators.batches import Progress, in_batches
 from mediation.mediators.gradients import leaf
 from mediation.mediators.sites import Site, SiteEdits, edited_sites, recorded_sites, residuals
-from mediation.mediators.sweeps import Descents, automatic_batch_size, one_pass_per_candidate
+from mediation.mediators.sweeps import Descents, automatic_batch_size, in_full_passes
 from mediation.model.architectures import Parts
 from mediation.model.fast_rows import FastRows
 from mediation.model.forward import BaseRun, Resumption, Tree, as_arguments, run_base
@@ -155,11 +155,12 @@ def sites_by_full_passes(
 ) -> Float64[Tensor, "{len(edits)} {len(candidates)}"]:
     """Reference: mean token log-probabilities of the candidates (token ids) after `context`.
 
-    Full forward passes under plain hooks, one per row and candidate, and a softmax over the vocabulary.
+    Full forward passes under plain hooks, one per row and different beginning of the candidates, and a
+    softmax over the vocabulary.
     """
     sites = edits.site.unique().tolist()
-    return one_pass_per_candidate(model, context, candidates, len(edits),
-                                  lambda length: edited_sites(edits, sites, length))
+    return in_full_passes(model, context, candidates, len(edits),
+                          lambda length: edited_sites(edits, sites, length))
 
 
 def sweep_sites_by_full_passes(

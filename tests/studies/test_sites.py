@@ -218,6 +218,21 @@ def test_an_ablation_asks_nothing_of_an_alternative(toy_model, in_double):
     assert not fitting and list(left_out.values()) == [["one", "one"]]
 
 
+def test_candidates_that_begin_alike_share_a_full_pass(toy_model, in_double):
+    model = toy_model("llama", torch.float64)
+    run, edits = edits_of(model, comparisons_of(model)[0], "values")
+    passes, context = [], run.tree.tokens[: run.length]
+    handle = model.model.register_forward_hook(lambda *_: passes.append(None))
+    with torch.no_grad():
+        for candidates, count in (([[5], [6]], 1), ([[5, 7, 9], [5, 7, 8]], 1), ([[5], [6, 7], [6, 8]], 2)):
+            passes.clear()
+            together = sites_by_full_passes(model.model, context, edits, candidates)
+            assert len(passes) == count
+            alone = [sites_by_full_passes(model.model, context, edits, [each]) for each in candidates]
+            np.testing.assert_allclose(together, torch.cat(alone, dim=1), rtol=0, atol=1e-12)
+    handle.remove()
+
+
 def test_what_changes_nothing_has_exactly_no_effect_in_full_passes_too(toy_model):
     model = toy_model("llama")
     comparison = comparisons_of(model)[0]
