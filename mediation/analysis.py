@@ -64,7 +64,19 @@ class Written:
 
     def mediators(self) -> dict[str, report.Mediator]:
         """Every mediator of these stimuli that the folder has, in the catalogue's order."""
-        of_mediators: dict[str, report.Mediator] = {}
+        return {mediator: report.Mediator(read_table(means), file, entry, run,
+                                          screening_of(entry, run["settings"].get("screen_top")))
+                for mediator, (means, file, entry, run) in self._finished().items() if means.exists()}
+
+    def without_means(self) -> dict[str, str]:
+        """{mediator: the table of means that is gone} of those that could be reported but for it."""
+        return {mediator: means.name
+                for mediator, (means, *_) in self._finished().items() if not means.exists()}
+
+    def _finished(self) -> dict[str, tuple[Path, str, dict[str, Any], dict[str, Any]]]:
+        """{mediator: (its table of means, its table, the manifest's entry, its run)}, in the catalogue's
+        order."""
+        finished = {}
         for run in self.run_folder.read()["runs"]:
             if self.common.items() <= run["settings"].items():
                 for file, entry in run["files"].items():
@@ -72,10 +84,9 @@ class Written:
                     of_name = file.removesuffix(Path(file).suffix).removesuffix(f"_{self.name}")
                     mediator = entry.get("mediator", of_name)
                     if mediator != "total_effects" and "rows" in entry:
-                        means = read_table(self.run_folder.folder / f"{mediator}_mean_{self.name}.csv")
-                        screening = screening_of(entry, run["settings"].get("screen_top"))
-                        of_mediators[mediator] = report.Mediator(means, file, entry, run, screening)
-        return {mediator: of_mediators[mediator] for mediator in sorted(of_mediators, key=order_of)}
+                        means = self.run_folder.folder / f"{mediator}_mean_{self.name}.csv"
+                        finished[mediator] = means, file, entry, run
+        return {mediator: finished[mediator] for mediator in sorted(finished, key=order_of)}
 
 
 def run(model: LanguageModel, stimuli: Sequence[Stimulus], requests: Sequence[Request], folder: str | Path,
@@ -219,7 +230,7 @@ def write_report(written: Written) -> tuple[str, Path]:
                for path in plots.mediator(mediator, of_mediator.means, written.name, folder,
                                           of_mediator.entry.get("layers", "layer"))]
     text = report.mediation(written.name, written.options.stimuli, written.total_effects(), of_mediators,
-                            figures)
+                            figures, written.without_means())
     path = folder / f"report_{written.name}.md"
     with whole_file(path) as file:
         file.write(text)

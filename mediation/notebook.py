@@ -168,7 +168,9 @@ class Mediation:
 
         Columns, on the log scale: `mean` over comparisons, `median`, and `low` and `high`, the mean's 95%
         bootstrap interval over stimuli; `share` of the mean total effect (indirect: how much of it the unit
-        carries alone; a ratio of means), with `share_low` and `share_high`; `clusters`: stimuli.
+        carries alone; a ratio of means), with `share_low` and `share_high`; `clusters`: stimuli. Where
+        prompts have different numbers of tokens, all of these, the mean total effect too, are of the
+        comparisons that have the position.
         """
         totals, effects = self.total_effects, self.effects
         total_of = pd.Series(totals["log_effect"].to_numpy(), pd.MultiIndex.from_arrays(
@@ -266,7 +268,9 @@ class Mediation:
                 "log odds ratios of the second candidate over the first: log odds under the intervention "
                 "minus those of the null prompt. The mean total effect is "
                 f"{_with_interval(self.total())}. Intervals (low, high) are 95% bootstrap intervals of the "
-                "mean over stimuli; share is the part of the mean total effect.</p>"
+                "mean over stimuli; share is the part of the mean total effect. Where prompts have different "
+                "numbers of tokens, the numbers at a position, the mean total effect too, are of the "
+                "comparisons that have it; clusters says of how many stimuli.</p>"
                 + "".join(f"<p>{html.escape(line)}</p>" for line in self._left_out()))
 
     def _left_out(self):
@@ -278,8 +282,11 @@ class Mediation:
     def __repr__(self) -> str:
         lines = [f"Mediation in {self.written.name}: {len(self.total_effects)} comparisons, mean total "
                  f"effect {_with_interval(self.total())} (log odds ratio)"]
-        strongest = self.summary().groupby(["mediator", "effect"], sort=False).head(1)
+        summary = self.summary()
+        summary["most"] = summary.groupby("mediator")["clusters"].transform("max")
+        strongest = summary.groupby(["mediator", "effect"], sort=False).head(1)
         lines += [f"  {row.mediator}, {row.effect}: strongest {_named(row)}: {_with_interval(row)}"
+                  + (f", {row.clusters} of {row.most} stimuli have it" if row.clusters < row.most else "")
                   for _, row in strongest.iterrows() if row["effect"] != "direct"]
         return "\n".join([*lines, *(f"  {line}" for line in self._left_out())])
 

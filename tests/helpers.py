@@ -64,13 +64,16 @@ class InDouble(TorchFunctionMode):
     """
 
     def __torch_function__(self, function, _types, args=(), kwargs=None):
-        kwargs = dict(kwargs or {})
+        kwargs = kwargs or {}
+        converts = function is torch.Tensor.float or function is torch.Tensor.to
+        if not converts and "dtype" not in kwargs:  # nearly all of what a model calls
+            return function(*args, **kwargs)
         if args and isinstance(args[0], torch.Tensor) and args[0].dtype == torch.float64:
             narrowing = torch.float32 in (*args[1:], kwargs.get("dtype"))
             if function is torch.Tensor.float or (function is torch.Tensor.to and narrowing):
                 return args[0]
-            if kwargs.get("dtype") == torch.float32:
-                kwargs["dtype"] = torch.float64
+            if narrowing:
+                kwargs = kwargs | {"dtype": torch.float64}
         return function(*args, **kwargs)
 
 

@@ -90,9 +90,9 @@ def maps_exact(model, task):
 
 def maps_full_passes(model, task):
     """Every cell in a full pass under plain hooks, in batches; the logits at the last position only."""
-    of_map, _, edits = map_edits(model, task)
+    of_map, run, edits = map_edits(model, task)
     return sweep_sites_by_full_passes(model.model, model.parts, task.tokens, edits,
-                                      of_map.intervention.candidates_tok, ROWS)
+                                      of_map.intervention.candidates_tok, run.log_probabilities(model), ROWS)
 
 
 if __name__ == "__main__":

@@ -20,7 +20,7 @@ from transformers import PreTrainedModel
 from mediation.mediators.batches import Progress, in_batches
 from mediation.mediators.gradients import leaf
 from mediation.mediators.sites import Site, SiteEdits, edited_sites, recorded_sites, residuals
-from mediation.mediators.sweeps import Descents, automatic_batch_size, one_pass_per_candidate
+from mediation.mediators.sweeps import Descents, automatic_batch_size, in_full_passes
 from mediation.model.architectures import Parts
 from mediation.model.fast_rows import FastRows
 from mediation.model.forward import BaseRun, Resumption, Tree, as_arguments, run_base
@@ -155,22 +155,31 @@ def sites_by_full_passes(
 ) -> Float64[Tensor, "{len(edits)} {len(candidates)}"]:
     """Reference: mean token log-probabilities of the candidates (token ids) after `context`.
 
-    Full forward passes under plain hooks, one per row and candidate, and a softmax over the vocabulary.
+    Full forward passes under plain hooks, one per row and different beginning of the candidates, and a
+    softmax over the vocabulary.
     """
     sites = edits.site.unique().tolist()
-    return one_pass_per_candidate(model, context, candidates, len(edits),
-                                  lambda length: edited_sites(edits, sites, length))
+    return in_full_passes(model, context, candidates, len(edits),
+                          lambda length: edited_sites(edits, sites, length))
 
 
 def sweep_sites_by_full_passes(
     model: PreTrainedModel, parts: Parts, context: Int[Tensor, "T"], edits: SiteEdits,
-    candidates: Sequence[Sequence[int]], batch_size: int | None = None, progress: Progress | None = None,
+    candidates: Sequence[Sequence[int]], base: Float64[Tensor, "P"],
+    batch_size: int | None = None, progress: Progress | None = None,
 ) -> Float64[Tensor, "{len(edits)} {len(candidates)}"]:
-    """The plain reference of `sweep_sites`: every intervention is run, in batches."""
-    result = torch.empty(len(edits), len(candidates), dtype=torch.float64)
+    """The plain reference of `sweep_sites`: every intervention that changes a position is run, in batches.
+
+    Args:
+        base: log-probabilities without intervention, which the others have exactly.
+    """
+    result = base.repeat(len(edits), 1)
+    changed = edits.first < len(context)
+    if progress:
+        progress(int((~changed).sum()))
     size = batch_size or automatic_batch_size(parts, context.device, len(context))
     in_batches(lambda rows: sites_by_full_passes(model, context, edits[rows], candidates),
-               torch.arange(len(edits)), size, result, progress)
+               changed.nonzero().squeeze(1), size, result, progress)
     return result
 
 

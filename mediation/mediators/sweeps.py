@@ -50,11 +50,25 @@ def by_full_passes(
     Full forward passes under plain hooks, one per row and different beginning of the candidates, and a
     softmax over the vocabulary.
     """
+    return in_full_passes(model, tokens, candidates, len(edits), lambda _: edited(parts, edits))
+
+
+def in_full_passes(
+    model: PreTrainedModel, tokens: Int[Tensor, "T"], candidates: Sequence[Sequence[int]], rows: int,
+    changed: Callable[[int], AbstractContextManager],
+) -> Float64[Tensor, "{rows} {len(candidates)}"]:
+    """Mean token log-probabilities of the candidates (token ids) after `tokens`, in full passes of `rows`.
+
+    Candidates that differ in their last tokens only are read out of one pass.
+
+    Args:
+        changed: of a sequence's length, under which its pass runs: a row per intervention.
+    """
     def after(beginning):
-        """Log-probabilities [B, beginning + 1, vocabulary] from the prompt's last token on."""
+        """Log-probabilities [rows, beginning + 1, vocabulary] from the last of `tokens` on."""
         sequence = torch.cat([tokens, torch.tensor(beginning, dtype=tokens.dtype, device=tokens.device)])
-        with edited(parts, edits):
-            logits = model(sequence.expand(len(edits), -1), use_cache=False,
+        with changed(len(sequence)):
+            logits = model(sequence.expand(rows, -1), use_cache=False,
                            logits_to_keep=len(beginning) + 1).logits
         return logits.double().log_softmax(dim=-1)
 
@@ -273,30 +287,10 @@ def heads_by_full_passes(
 ) -> Float64[Tensor, "{len(edits)} {len(candidates)}"]:
     """Reference: mean token log-probabilities of the candidates (token ids) after `context`.
 
-    A full forward pass per row and candidate, weights replaced, nothing shared.
+    Full forward passes, weights replaced, nothing shared but by candidates that begin alike.
     """
     changes = {module: replacement(edits, layer) for layer, module in enumerate(parts.attentions)}
-    return one_pass_per_candidate(model, context, candidates, len(edits), lambda _: changed_outputs(changes))
-
-
-def one_pass_per_candidate(
-    model: PreTrainedModel, context: Int[Tensor, "T"], candidates: Sequence[Sequence[int]], rows: int,
-    changed: Callable[[int], AbstractContextManager],
-) -> Float64[Tensor, "{rows} {len(candidates)}"]:
-    """Mean token log-probabilities of the candidates (token ids) after `context`, in full passes of `rows`.
-
-    Args:
-        changed: of a sequence's length, under which its pass runs: a row per intervention.
-    """
-    columns = []
-    for candidate in candidates:
-        ids = torch.tensor(candidate, device=context.device)
-        tokens = torch.cat([context, ids[:-1]])
-        with changed(len(tokens)):
-            # [B, candidate's tokens, vocabulary]
-            logits = model(tokens.expand(rows, -1), use_cache=False, logits_to_keep=len(ids)).logits
-        columns.append(logits.double().log_softmax(-1)[:, torch.arange(len(ids)), ids].mean(dim=1).cpu())
-    return torch.stack(columns, dim=1)
+    return in_full_passes(model, context, candidates, len(edits), lambda _: changed_outputs(changes))
 
 
 def sweep_heads(
@@ -307,7 +301,7 @@ def sweep_heads(
     """Log-probabilities of the candidates (token ids) after `context` under B attention interventions.
 
     Args:
-        full_passes: run the plain reference, every intervention and candidate in a full pass of its own.
+        full_passes: run the plain reference, every intervention in full passes of its own.
         fast: None, or where rows are counted that are to be run in bfloat16 on the difference to the base
             run, see `batches`.
     """

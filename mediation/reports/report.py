@@ -209,13 +209,14 @@ class Mediator:
 
 def mediation(
     model: str, stimuli: str | Path, totals: pd.DataFrame, mediators: Mapping[str, Mediator],
-    figures: Sequence[Path],
+    figures: Sequence[Path], without_means: Mapping[str, str],
 ) -> str:
     """The report of mediate.py, Markdown: total effects by group, the strongest units of every mediator, how
     sure it is, where everything is.
 
     Args:
-        stimuli: the file; totals: table of total effects; mediators: by name; figures: paths.
+        stimuli: the file; totals: table of total effects; mediators: by name; figures: paths;
+        without_means: {mediator: its table of means, which is gone}.
     """
     lines = [f"# Mediation analysis of {stimuli}, {model}", "",
              f"{_count(totals['id'].nunique(), 'stimulus', 'stimuli')}, {_count(len(totals), 'comparison')} "
@@ -232,6 +233,8 @@ def mediation(
               "logarithms and the median beside them."]
     for name, mediator in mediators.items():
         lines += _mediator(name, mediator)
+    lines += [f"\nnot reported: {name}: its table of means {file} is not there: run this mediator again"
+              for name, file in without_means.items()]
     lines += ["", "## How it was made", ""]
     for name, mediator in mediators.items():
         settings, machine = mediator.run["settings"], mediator.run["machine"]

@@ -90,7 +90,10 @@ def _equal(one, other):
 
 
 def _shared_signs(one, other):
-    """How many signs, no letters or digits, two spans have alike at their beginnings and at their ends."""
+    """How many signs, no letters or digits, two spans have alike at their beginnings and at their ends.
+
+    None where nothing but a blank would be left of one.
+    """
     longest = min(len(one), len(other)) - 1  # something is left of both
     leading = trailing = 0
     while leading < longest and one[leading] == other[leading] and not one[leading].isalnum():
@@ -98,4 +101,5 @@ def _shared_signs(one, other):
     while (trailing < longest - leading and one[-1 - trailing] == other[-1 - trailing]
            and not one[-1 - trailing].isalnum()):
         trailing += 1
-    return leading, trailing
+    left = [span[leading:len(span) - trailing].strip() for span in (one, other)]
+    return (leading, trailing) if all(left) else (0, 0)

@@ -88,11 +88,13 @@ def applicable(model: LanguageModel, comparisons: Sequence[Comparison], request:
     """Comparisons for which a mediator is defined, and {why not: ids of the others}.
 
     Values that are no alternative's change the null prompt's run alone: a stimulus is then one comparison,
-    and what is put in stands for its alternative.
+    whatever its alternatives are, and what is put in stands for them.
     """
     fitting: list[Comparison] = []
     left_out: dict[str, list[str]] = {}
     for comparison in comparisons:
+        if request.values != "alternative":
+            comparison = alone(model, comparison)
         try:
             request.check(model, comparison.intervention)
             fitting.append(comparison)
@@ -110,6 +112,15 @@ def applicable(model: LanguageModel, comparisons: Sequence[Comparison], request:
         except InputError as error:
             left_out.setdefault(error.reason, []).append(comparison.stimulus.id)
     return drawn, left_out
+
+
+def alone(model: LanguageModel, comparison: Comparison) -> Comparison:
+    """The comparison with the null prompt in its alternative's place."""
+    stimulus = comparison.stimulus
+    intervention = Intervention(model.tokenizer, stimulus.base, stimulus.substitutes[:1] * 2,
+                                stimulus.candidates, model.device, comparison.intervention.multi_token,
+                                any_length=True)
+    return replace(comparison, intervention=intervention)
 
 
 def resampled(comparison: Comparison, others: Sequence[Comparison], request: Request,

@@ -206,7 +206,8 @@ class Sites(Task):
             if self.options.full_passes:
                 return self.finite(sweep_sites_by_full_passes(
                     model.model, model.parts, run.tree.tokens[: run.length], edits,
-                    self.intervention.candidates_tok, self.options.batch_size, progress))
+                    self.intervention.candidates_tok, run.log_probabilities(model),
+                    self.options.batch_size, progress))
             counted = None if self.options.estimates else progress
             return self.by_descent(model, run, edits, counted)
 

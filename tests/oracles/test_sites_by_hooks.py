@@ -70,24 +70,31 @@ class ByHooks:
             for unit in range(of_part[part])}
 
     @contextmanager
-    def changed(self, module, of_input, count, function):
-        """`function` is given a copy of the site in `count` sequences, [count, T, width], to change it."""
-        def rows(tensor):
-            copy = tensor.clone()
-            function(copy.view(count, -1, copy.shape[-1]))
-            return copy
+    def changed(self, name, layers, count, function):
+        """`function` is given a layer, its site in `count` sequences, [count, T, width], to change it, and
+        its units."""
+        def hooks(layer):
+            module, of_input, units = self.site(name, layer)
 
-        def before(_module, inputs, named):
-            if inputs:
-                return (rows(inputs[0]), *inputs[1:]), named
-            return inputs, named | {"hidden_states": rows(named["hidden_states"])}
+            def rows(tensor):
+                copy = tensor.clone()
+                function(layer, copy.view(count, -1, copy.shape[-1]), units)
+                return copy
 
-        handle = (module.register_forward_pre_hook(before, with_kwargs=True) if of_input else
-                  module.register_forward_hook(lambda _module, _inputs, output: rows(output)))
+            def before(_module, inputs, named):
+                if inputs:
+                    return (rows(inputs[0]), *inputs[1:]), named
+                return inputs, named | {"hidden_states": rows(named["hidden_states"])}
+
+            return (module.register_forward_pre_hook(before, with_kwargs=True) if of_input else
+                    module.register_forward_hook(lambda _module, _inputs, output: rows(output)))
+
+        handles = [hooks(layer) for layer in layers]
         try:
             yield
         finally:
-            handle.remove()
+            for handle in handles:
+                handle.remove()
 
     @torch.no_grad()
     def log_odds(self, tokens, candidates, count=1):
@@ -100,32 +107,34 @@ class ByHooks:
         return (means[1] - means[0]).numpy()
 
     @torch.no_grad()
-    def effects(self, name, layer, rows, run_on, source, candidates):
-        """Log odds under each of the interventions (unit, positions) on one layer."""
-        module, of_input, units = self.site(name, layer)
-        seen = []
-        with self.changed(module, of_input, 1, lambda site: seen.append(site[0].clone())):
+    def effects(self, name, rows, run_on, source, candidates):
+        """Log odds under each of the interventions (layer, unit, positions), a row of the batch each."""
+        of_layers, seen = {}, {}
+        for row, (layer, unit, positions) in enumerate(rows):
+            of_layers.setdefault(layer, []).append((row, unit, positions))
+
+        def keep(layer, site, _units):
+            seen[layer] = site[0].clone()
+
+        def replace(layer, site, units):
+            for row, unit, positions in of_layers[layer]:
+                site[row, positions, units[unit]] = seen[layer][positions, units[unit]]
+
+        with self.changed(name, of_layers, 1, keep):
             self.model(torch.tensor([source]), use_cache=False)
-
-        def replace(site):
-            for row, (unit, positions) in enumerate(rows):
-                site[row, positions, units[unit]] = seen[0][positions, units[unit]]
-
-        with self.changed(module, of_input, len(rows), replace):
+        with self.changed(name, of_layers, len(rows), replace):
             return self.log_odds(run_on, candidates, len(rows))
 
 
 def rows_of(model, name, positions, length):
-    """{layer: [(unit, positions)]} of a table's rows, in its order."""
+    """[(layer, unit, positions)] of a table's rows, in its order."""
     units = CATALOGUE[name].units(model)
     second = next((column for column in units if column != "layer"), None)
     unit = units[second] if second else np.zeros_like(units["layer"])
     places = {"each": [[number] for number in range(length)], "all": [list(range(length))],
               "last": [[length - 1]], "slot": [[1]]}[positions]
-    rows = {}
-    for layer, number in zip(units["layer"].tolist(), unit.tolist()):
-        rows.setdefault(layer, []).extend((number, place) for place in places)
-    return rows
+    return [(layer, number, place) for layer, number in zip(units["layer"].tolist(), unit.tolist())
+            for place in places]
 
 
 @pytest.mark.parametrize("dtype", TOLERANCE, ids=str)
@@ -143,14 +152,12 @@ def test_every_unit_at_every_position_equals_a_full_pass_under_a_hook(toy_model,
         rows = rows_of(model, name, positions, len(null))
         for kind, run_on, source in (("indirect", null, alternative), ("direct", alternative, null)):
             log_odds = swept[kind][:, 1] - swept[kind][:, 0]
-            expected = np.concatenate([
-                hooks.effects(name, layer, of_layer, run_on, source, stimulus.candidates_tok)
-                for layer, of_layer in rows.items()])
+            expected = hooks.effects(name, rows, run_on, source, stimulus.candidates_tok)
             np.testing.assert_allclose(log_odds, expected, rtol=0, atol=TOLERANCE[dtype],
                                        err_msg=f"{positions}, {kind}")
             (base,) = hooks.log_odds(run_on, stimulus.candidates_tok)
             if positions == "each":  # what stands before the first difference changes exactly nothing
-                before = [place == [0] for of_layer in rows.values() for _, place in of_layer]
+                before = [place == [0] for _, _, place in rows]
                 assert np.ptp(log_odds[before]) == 0
             if positions != "last" or name not in ("mlps", "neurons", "inner_neurons"):
                 assert np.abs(log_odds - base).max() > 1e-4, "the interventions did something"

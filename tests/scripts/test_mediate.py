@@ -82,6 +82,22 @@ def test_mediators_come_one_after_the_other_into_one_report(toy_checkpoint, tmp_
     assert "heads_toy-gpt2.csv was made with other settings (method 'exact' -> 'screen')" in error
 
 
+def test_a_table_of_means_that_is_gone_is_named_and_stops_no_report(toy_checkpoint, tmp_path, run_script):
+    path, folder = write_stimuli(tmp_path, TOY[:1]), tmp_path / "out"
+    command = f"mediate.py {path} -model {toy_checkpoint('llama')} -out_dir {folder}"
+    code, _, error = run_script(f"{command} --mediators mlps,heads")
+    assert code == 0, error
+    (folder / "mlps_mean_toy-llama.csv").unlink()
+    code, printed, error = run_script(f"{command} --mediators mlps --values zero")
+    assert code == 0, error
+    named = ("not reported: mlps: its table of means mlps_mean_toy-llama.csv is not there: run this mediator "
+             "again")
+    assert printed.count(named) == 1 and "## Heads" in printed and "## MLPs zero ablation" in printed
+    assert "## MLPs\n" not in printed
+    code, printed, error = run_script(f"{command} --mediators mlps")
+    assert code == 0 and "not reported" not in printed and "## MLPs\n" in printed, error
+
+
 def test_what_fits_nothing_is_left_out(toy_checkpoint, tmp_path, run_script):
     path = write_stimuli(tmp_path,
                          [Stimulus("1", "The {} said that", ("electrician", "electricians"), ("she", "he")),

@@ -1,6 +1,7 @@
 """mediate.py at positions and with other values, and `mediation.mediate` in Python."""
 
 import json
+import re
 
 import numpy as np
 import pandas as pd
@@ -190,6 +191,24 @@ def test_a_summary_is_over_all_stimuli_though_their_slots_stand_elsewhere(toy_mo
                                        atol=1e-9)
 
 
+def test_at_a_position_that_some_prompts_have_a_share_is_of_their_total_effects(toy_model):
+    records = [record("a", "The {} said that", ("nurse", "man")),
+               record("b", "The {} went home because", ("captain", "woman"))]
+    result = mediation.mediate(toy_model("llama"), records, "residuals", progress=False)
+    totals = result.total_effects.set_index("id")["log_effect"]
+    effects = result.effects.query("effect == 'indirect'").assign(
+        position=lambda table: table["position"].astype(str))
+    counts = {}
+    for _, row in result.summary().query("effect == 'indirect'").iterrows():
+        own = effects[(effects["layer"] == row["layer"]) & (effects["position"] == row["position"])]
+        assert row["mean"] == pytest.approx(own["log_effect"].mean())
+        assert row["share"] == pytest.approx(own["log_effect"].mean() / totals[own["cluster"]].mean())
+        counts[row["position"]] = row["clusters"]
+    assert counts.pop(max(counts, key=int)) == 1 and set(counts.values()) == {2}
+    # the last token behind the last block has all of the longer prompt's effect, which is the larger one
+    assert re.search(r"strongest layer 3 at position \d: .*, 1 of 2 stimuli have it", repr(result))
+
+
 def test_words_like_numbers_and_ids_with_strokes_keep_their_total_effects(toy_model):
     numbers = [record("1", "In {} it was", ("12", "05")), record("2", "In {} it was", ("12", "07"))]
     strokes = [record("a | b", "The {} said that", ("nurse", "man")),
@@ -250,7 +269,8 @@ def test_what_was_computed_in_a_folder_is_kept(toy_model, tmp_path, monkeypatch)
     ({"screen_share": -1}, "screen_share -1 is not above 0"), ({"screen_share": 5}, "screen_share"),
     ({"mediators": "neurons", "method": "screen"}, "screen_share 0.1: the word embedding"),
     ({"model": "nowhere"}, "nowhere")])
-def test_python_refuses_in_one_line(toy_model, arguments, words):
+def test_python_refuses_in_one_line(toy_model, monkeypatch, arguments, words):
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)  # nobody is asked for nowhere
     arguments = {"model": toy_model("llama"), "stimuli": RECORDS, "progress": False} | arguments
     with pytest.raises(InputError, match=words) as error:
         mediation.mediate(**arguments)

@@ -18,6 +18,7 @@ from mediation.stimuli import slots
     ("dog", "big dog", "{}", ("dog", "big dog")),
     ("It was (no).", "It was (yes).", "It was ({}).", ("no", "yes")),
     ("no!", "no?", "{}", ("no!", "no?")),
+    ("a ! ?", "a !! ??", "a {}", ("! ?", "!! ??")),  # without the signs of both, a blank would be left
     ("a  b {c", "a  d {c", "a  {} {c", ("b", "d")),
     ("set {x}", "set {y}", "set {{}}", ("x", "y")),
 ])
@@ -31,7 +32,8 @@ def test_the_filled_base_is_either_prompt_again(first, second):
         base, substitutes = slots.shared_base(first, second)
     except InputError:
         return
-    assert base.count("{}") == 1 and all(substitutes) and substitutes[0] != substitutes[1]
+    assert base.count("{}") == 1 and substitutes[0] != substitutes[1]
+    assert all(substitute.strip() for substitute in substitutes)
     assert [base.replace("{}", substitute) for substitute in substitutes] == [first, second]
 
 

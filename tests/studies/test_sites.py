@@ -195,6 +195,57 @@ def test_stimuli_of_several_alternatives_are_ablated_once(toy_model):
     assert not fitting and list(left_out.values()) == [["one"]]
 
 
+def test_an_ablation_asks_nothing_of_an_alternative(toy_model, in_double):
+    """It takes a stimulus whose alternatives have other numbers of tokens, and gives the same numbers."""
+    model = toy_model("llama", torch.float64)
+    twins = [Stimulus("one", "The {} went home because", ("nurse", word), ("he", "she"))
+             for word in ("electrician", "man")]
+    for positions, multi_token in (("all", None), ("each", None), ("slot", None), ("slot", "all")):
+        request, swept = Request.of("head_outputs", positions, "zero"), []
+        for stimulus in twins:
+            comparisons = comparisons_of(model, stimulus, multi_token=multi_token)
+            (fitting,), left_out = applicable(model, comparisons, request)
+            assert not left_out and fitting.alternative == "zero"
+            swept.append(swept_by(model, fitting, request)["ablation"])
+        np.testing.assert_array_equal(*swept)
+    stimuli = [twins[0], replace(twins[1], id="two", substitutes=("teacher", "man"))]
+    drawn, left_out = applicable(model, comparisons_of(model, *stimuli),
+                                 Request.of("values", "all", "resample"))
+    assert [comparison.alternative for comparison in drawn] == ["two", "one"] and not left_out
+    several = replace(twins[0], substitutes=("electrician", "man", "woman"))  # at the slot, one token
+    fitting, left_out = applicable(model, comparisons_of(model, several, multi_token=None),
+                                   Request.of("mlps", "slot", "zero"))
+    assert not fitting and list(left_out.values()) == [["one", "one"]]
+
+
+def test_candidates_that_begin_alike_share_a_full_pass(toy_model, in_double):
+    model = toy_model("llama", torch.float64)
+    run, edits = edits_of(model, comparisons_of(model)[0], "values")
+    passes, context = [], run.tree.tokens[: run.length]
+    handle = model.model.register_forward_hook(lambda *_: passes.append(None))
+    with torch.no_grad():
+        for candidates, count in (([[5], [6]], 1), ([[5, 7, 9], [5, 7, 8]], 1), ([[5], [6, 7], [6, 8]], 2)):
+            passes.clear()
+            together = sites_by_full_passes(model.model, context, edits, candidates)
+            assert len(passes) == count
+            alone = [sites_by_full_passes(model.model, context, edits, [each]) for each in candidates]
+            np.testing.assert_allclose(together, torch.cat(alone, dim=1), rtol=0, atol=1e-12)
+    handle.remove()
+
+
+def test_what_changes_nothing_has_exactly_no_effect_in_full_passes_too(toy_model):
+    model = toy_model("llama")
+    comparison = comparisons_of(model)[0]
+    task = Sites("table", "name", "title", 0, comparison.intervention, Request.of("residuals", "each"),
+                 StudyOptions(full_passes=True))
+    counted = []
+    arrays = task.compute(model, lambda key: {}, counted.append)
+    length = len(comparison.intervention.prompts[0].tokens)
+    for kind, base in zip(("indirect", "direct"), arrays["base"]):
+        np.testing.assert_array_equal(arrays[kind][::length], np.tile(base, (4, 1)))
+    assert sum(counted) == 2 * 4 * length
+
+
 def test_prompts_of_unequal_length(toy_model, in_double):
     """At the slot and at the last token they have places, elsewhere they do not."""
     model = toy_model("llama", torch.float64)
