@@ -6,6 +6,7 @@ the null prompt) / odds of the null prompt (Vig et al. 2020, section 3).
 
 from collections.abc import Callable, Iterator, Sequence
 from hashlib import sha256
+from itertools import chain, compress
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
@@ -222,11 +223,23 @@ def named_places(model: LanguageModel, comparison: Comparison,
     return [(position, model.tokenizer.decode([tokens[position]])) for position in last]
 
 
+def base_probabilities(model: LanguageModel, comparisons: Sequence[Comparison]) -> list[list[float]]:
+    """Of both candidates without intervention, after the null prompt and after the alternative.
+
+    Different prompts are run together where a causal model predicts candidates of one token.
+    """
+    stimuli = [comparison.intervention for comparison in comparisons]
+    together = [not model.masking and all(len(ids) == 1 for ids in stimulus.candidates_tok)
+                for stimulus in stimuli]
+    of_these = iter(model.base_probabilities(compress(stimuli, together)))
+    return [next(of_these) if shared else list(chain(*model.continuation_probabilities(stimulus)))
+            for stimulus, shared in zip(stimuli, together)]
+
+
 def write_total_effects(path: Path, model: LanguageModel, comparisons: Sequence[Comparison]) -> int:
     """One row per comparison, without interventions; returns the number of rows."""
     table = []
-    for comparison in comparisons:
-        (c1, c2), (alt1, alt2) = model.continuation_probabilities(comparison.intervention)
+    for comparison, (c1, c2, alt1, alt2) in zip(comparisons, base_probabilities(model, comparisons)):
         texts, candidates = comparison.intervention.base_strings, comparison.stimulus.candidates
         base, alternative = log_odds(c2, c1), log_odds(alt2, alt1)
         table.append({
