@@ -126,9 +126,7 @@ class EstimatedTree(Tree):
         moved = np.stack([self.first_order(position, earlier, of_stimulus)
                           for position, of_stimulus in enumerate(base)])
         screened = self.options.method == "screen"
-        arrays = self.screen(model, moved, base) if screened else self.estimate(model, moved, base)
-        progress(self.interventions)
-        return arrays
+        return self.screen(model, moved, base) if screened else self.estimate(model, moved, base)
 
     def first_order(self, position: int, earlier: Earlier,
                     base: Float64[np.ndarray, "P 2"]) -> Float64[np.ndarray, "U 2"]:

@@ -169,7 +169,6 @@ class Objectives(Task):
         if not np.isfinite(objectives).all():
             raise InputError(f"{self.title}, {self.name}: the model gave effects that are not numbers: "
                              "try --dtype float32 or float64")
-        progress(self.interventions)
         return {"objectives": objectives}
 
 

@@ -142,8 +142,6 @@ class Sites(Task):
                 of_kind, check = self.screen(model, kind, runs[run_on], edits, arrays["base"][run_on])
             else:
                 of_kind, check = self.run(model, kind, runs[run_on], edits, progress)
-            if self.options.estimates:
-                progress(len(edits))
             arrays |= {f"{kind}{name}": array for name, array in of_kind.items()}
             total += check
         fast = {"fast": model.fast_rows.take().shared(1)} if model.fast_rows else {}
@@ -207,8 +205,7 @@ class Sites(Task):
                 return self.finite(sweep_sites_by_full_passes(
                     model.model, model.parts, run.tree.tokens[: run.length], edits,
                     self.intervention.candidates_tok, self.options.batch_size, progress))
-            counted = None if self.options.estimates else progress
-            return self.by_descent(model, run, edits, counted)
+            return self.by_descent(model, run, edits, progress)
 
         among = np.arange(len(edits))
         swept, check = within_budget(model, sweep, partial(self.check, model, kind, run, edits, among),
