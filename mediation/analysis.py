@@ -71,10 +71,12 @@ class Written:
                     # what was written before mediators had positions does not say which it is of
                     of_name = file.removesuffix(Path(file).suffix).removesuffix(f"_{self.name}")
                     mediator = entry.get("mediator", of_name)
-                    if mediator != "total_effects" and "rows" in entry:
-                        means = read_table(self.run_folder.folder / f"{mediator}_mean_{self.name}.csv")
+                    means = self.run_folder.folder / f"{mediator}_mean_{self.name}.csv"
+                    there = means.exists() and (self.run_folder.folder / file).exists()
+                    if mediator != "total_effects" and "rows" in entry and there:
                         screening = screening_of(entry, run["settings"].get("screen_top"))
-                        of_mediators[mediator] = report.Mediator(means, file, entry, run, screening)
+                        of_mediators[mediator] = report.Mediator(read_table(means), file, entry, run,
+                                                                 screening)
         return {mediator: of_mediators[mediator] for mediator in sorted(of_mediators, key=order_of)}
 
 

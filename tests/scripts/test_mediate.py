@@ -39,6 +39,17 @@ def test_total_effects_run_every_prompt_once_and_those_of_one_length_together(to
                                     row.candidate1_alt_prob, row.candidate2_alt_prob], expected, rtol=1e-5)
 
 
+@pytest.mark.parametrize("taken_away", ["mlps_toy-llama.csv", "mlps_mean_toy-llama.csv"])
+def test_a_report_is_on_the_tables_that_are_there(toy_checkpoint, tmp_path, run_script, taken_away):
+    path = write_stimuli(tmp_path, TOY)
+    command = f"mediate.py {path} -model {toy_checkpoint('llama')} -out_dir {tmp_path}"
+    assert run_script(f"{command} --mediators mlps")[0] == 0
+    (tmp_path / taken_away).unlink()
+    code, printed, error = run_script(f"{command} --mediators layers")
+    assert code == 0, error
+    assert "## Layers" in printed and "## MLPs" not in printed
+
+
 def test_a_toy_study_from_file_to_report(toy_checkpoint, tmp_path, run_script):
     path, folder = write_stimuli(tmp_path, TOY), tmp_path / "out"
     command = f"mediate.py {path} -model {toy_checkpoint('llama')} -out_dir {folder}"
