@@ -97,12 +97,12 @@ def bytes_of_gradients(model: LanguageModel, stimuli: Sequence[Intervention], me
     return units * (3 * number * sum(places) + (18 if method == "screen" else 17) * len(places))
 
 
-def trees_to_compare(stimuli: Sequence[Intervention], trees: Sequence[Sequence[int]]) -> set[int]:
-    """Numbers of the trees whose estimates are compared with full passes: as many as the largest has
-    stimuli."""
+def trees_to_compare(trees: Sequence[Sequence[Intervention]]) -> set[int]:
+    """Numbers of the trees whose estimates are compared with full passes: as many as the largest has stimuli,
+    always the same ones."""
     count = max(TREES_COMPARED, *map(len, trees))
     return set(sorted(range(len(trees)),
-                      key=lambda number: hash_of(stimuli[trees[number][0]].base_strings[0]))[:count])
+                      key=lambda number: hash_of("\n".join(trees[number][0].base_strings)))[:count])
 
 
 @dataclass(frozen=True)

@@ -21,13 +21,11 @@ from mediation.mediators.positions import places
 from mediation.model.language_model import LanguageModel
 from mediation.results.attention_results import EFFECTS
 from mediation.results.mediation_tables import Row
-from mediation.stimuli.interventions import Intervention
 from mediation.stimuli.stimulus_files import Stimulus
 from mediation.studies import engine
-from mediation.studies.checks import hash_of
 from mediation.studies.comparisons import Comparison
 from mediation.studies.engine import Shards, StudyOptions, Task
-from mediation.studies.estimated_trees import TREES_COMPARED, Gradients
+from mediation.studies.estimated_trees import Gradients, trees_to_compare
 from mediation.studies.heads import head_results, head_task, probabilities
 from mediation.studies.neurons import NeuronResults, plan
 from mediation.studies.results import Account, Swept
@@ -120,7 +118,7 @@ class SweepOfSites:
             stimuli = tuple(prompts.values())
             of_means = SiteMeans(table, f"means_{request.name}_{digest(stimuli)}",
                                  f"means over {len(stimuli)} prompts", 0, stimuli, request)
-        compared = to_compare([comparison.intervention for comparison in comparisons])
+        compared = trees_to_compare([[comparison.intervention] for comparison in comparisons])
         units, kinds = request.mediator.count(model), len(kinds_of(request))
         self.tasks = []
         for number, comparison in enumerate(comparisons):
@@ -173,30 +171,17 @@ class SweepOfHeads:
 SWEEPS: dict[str, Any] = {"neurons": SweepOfNeurons, "sites": SweepOfSites, "attention weights": SweepOfHeads}
 
 
-def to_compare(stimuli: Sequence[Intervention]) -> set[int]:
-    """Indices of the comparisons whose estimates are compared with full passes: a few, always the same."""
-    order = sorted(range(len(stimuli)), key=lambda index: hash_of("\n".join(stimuli[index].base_strings)))
-    return set(order[:TREES_COMPARED])
-
-
-def interventions(model: LanguageModel, comparisons: Sequence[Comparison], request: Request) -> int:
-    """How many the sweep of a request has, for the bar of its progress."""
-    if request.sweep == "attention weights":
-        sets = model.num_layers * model.num_heads + model.num_layers + 1
-        return len(EFFECTS) * sets * len(comparisons)
-    of_places = sum(len(places(comparison.intervention, request.positions)) for comparison in comparisons)
-    return len(kinds_of(request)) * request.mediator.count(model) * of_places
-
-
 def rows(model: LanguageModel, comparisons: Sequence[Comparison], request: Request, table: str,
-         options: StudyOptions, run_folder: RunFolder, progress: tqdm, account: Account) -> Iterator[Row]:
+         options: StudyOptions, run_folder: RunFolder, account: Account) -> Iterator[Row]:
     """Run a request's sweep, then the rows of its table, comparison by comparison.
 
     Args:
         table: of the shards; account: counts in what gave the rows.
     """
     sweep: Sweep = SWEEPS[request.sweep](model, comparisons, request, table, options)
-    shards = engine.run(model, sweep.stages, run_folder, progress)
+    total = sum(task.interventions for stage in sweep.stages for task in stage)
+    with tqdm(total=total, unit=" interventions", unit_scale=True, smoothing=0.05) as progress:
+        shards = engine.run(model, sweep.stages, run_folder, progress)
     results, account.interpolation = sweep.results(shards)
     within = request.mediator.within(model) if request.mediator.within else slice(None)
     units = request.mediator.units(model)
