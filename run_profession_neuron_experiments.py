@@ -47,7 +47,7 @@ from mediation.stimuli.templates import select_templates, template_file_stem
 
 if TYPE_CHECKING:
     from experiment import Intervention, Model
-    from mediation.effects.statistics import Screening
+    from mediation.effects.screening import Screening
     from mediation.studies.error_budget import Check
 
     Interventions = dict[str, dict[str, Intervention]]  # {template: {word: its stimulus}}

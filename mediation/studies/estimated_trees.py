@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from jaxtyping import Float, Float64
 
-from mediation.effects.statistics import screened_units
+from mediation.effects.screening import screened_units
 from mediation.mediators.batches import Progress, batch
 from mediation.mediators.neuron_sweeps import neuron_gradients_of
 from mediation.mediators.neurons import INTERVENTION_TYPES, NULL

@@ -13,7 +13,7 @@ import torch
 from jaxtyping import Float, Float64, Int
 from torch import Tensor
 
-from mediation.effects.statistics import screened_units
+from mediation.effects.screening import screened_units
 from mediation.errors import InputError
 from mediation.mediators.batches import Progress
 from mediation.mediators.catalogue import Request

@@ -32,7 +32,7 @@ def neurons(run_script, toy_checkpoint, tmp_path):
 @pytest.fixture
 def likely(monkeypatch):
     """The filter on base probabilities is for real vocabularies: a toy's random head gives no word 1%."""
-    monkeypatch.setattr("mediation.effects.statistics.LEAST_PROBABILITY", 0.0)
+    monkeypatch.setattr("mediation.effects.estimands.LEAST_PROBABILITY", 0.0)
 
 
 def test_a_larger_k_goes_on_and_a_smaller_one_keeps(neurons, likely, tmp_path):
