@@ -167,11 +167,12 @@ class Repeated(engine.Task):
 def test_what_a_task_runs_again_or_does_not_tell_counts_once_in_the_progress(tmp_path):
     run_folder = RunFolder(tmp_path)
     run_folder.claim([], {})
-    tasks = [Repeated("table", f"{times}", "", 3, times) for times in range(3)]
-    for _ in range(2):  # computed, and found computed
-        with tqdm(total=9) as progress:
-            engine.run(None, [tasks], run_folder, progress)
-            assert progress.n == 9
+    for times in range(3):
+        task = Repeated("table", f"{times}", "", 3, times)
+        for _ in range(2):  # computed, and found computed
+            with tqdm(total=3) as progress:
+                engine.run(None, [[task]], run_folder, progress)
+                assert progress.n == 3
 
 
 def test_what_was_read_last_stays_in_memory_within_a_limit(tmp_path, monkeypatch):
