@@ -34,7 +34,7 @@ def main(options: argparse.Namespace) -> None:
 
 def draw(results: list[dict[str, Any]], label: str, figures: Path) -> None:
     """The eight figures of one result file. `label`: as in the figures' names, see `find_results`."""
-    from mediation.effects.statistics import errors_of_units, means_of_units
+    from mediation.effects.summaries import errors_of_units, means_of_units
     from mediation.reports import plots
     from mediation.results.attention_results import EFFECTS, head_effects, layer_effects
 

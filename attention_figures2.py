@@ -21,7 +21,7 @@ def main(options: argparse.Namespace) -> None:
     """Files to a table, the table to a figure."""
     import pandas as pd
 
-    from mediation.effects.statistics import sum_of_means
+    from mediation.effects.summaries import sum_of_means
     from mediation.reports import plots
     from mediation.results.attention_results import find_results, head_effects, read_results
 

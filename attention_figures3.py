@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
 def main(options: argparse.Namespace) -> None:
     """Strongest heads, strongest examples, their attention."""
-    from mediation.effects.statistics import means_of_units
+    from mediation.effects.summaries import means_of_units
     from mediation.reports import plots
     from mediation.results.attention_results import head_effects, read_results
     from mediation.studies.attention import masking_suffix

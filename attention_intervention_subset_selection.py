@@ -155,7 +155,6 @@ def mean_effects(files: "SelectionFiles") -> dict[str, Any]:
         content = {"mean_effect_model": float(means[-1]), "mean_effect_layer": means[-1 - layers:-1],
                    "mean_effect_head": means[:-1 - layers].reshape(layers, heads)}
         files.write("mean_effect", content, len(files.examples))
-        files.run_folder.remove_shards(files.names["mean_effect"])
     return content
 
 

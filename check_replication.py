@@ -80,7 +80,7 @@ def report(
         table: one row per example that was recomputed, columns of `compare`.
         ours, theirs: keys of the examples that this software and the file analyse.
     """
-    from mediation.effects.statistics import largest_and_median
+    from mediation.effects.summaries import largest_and_median
 
     print(f"{path}: {len(theirs)} examples, {len(table)} recomputed with {model.name}\n")
     print("largest deviation in each example (probabilities relative, effects absolute)")
@@ -142,7 +142,7 @@ def selected(
     from tqdm import tqdm
 
     from attention_utils import get_odds_ratio
-    from mediation.effects.statistics import strong_examples
+    from mediation.effects.estimands import strong_examples
 
     if not content["do_filter"]:
         return list(interventions)

@@ -10,7 +10,7 @@ professions, she/he under the woman interventions for all others. Writes {M}_neu
 
 import argparse
 
-from mediation.effects import statistics
+from mediation.effects import summaries
 from mediation.errors import InputError
 from mediation.files.storage import write_csv
 from mediation.options import exit_on_bad_input, folder_and_model_parser
@@ -29,7 +29,7 @@ def main(options: argparse.Namespace) -> None:
     out_dir = output_folder(options)
     paths = find_tables(options.folder, options.model, TYPES)
     rated = professions.load()
-    aggregate = statistics.NeuronAggregate()
+    aggregate = summaries.NeuronAggregate()
     left_out: dict[str, list[str]] = {}
     stems = sorted({path.stem.removesuffix(f"_{kind}_{options.model}") for path, kind in paths.items()})
     for stem in tqdm(stems, desc="templates", unit=" templates"):

@@ -10,7 +10,7 @@ numbers in them to neuron_layer_effect.csv.
 import argparse
 from pathlib import Path
 
-from mediation.effects import statistics
+from mediation.effects import summaries
 from mediation.errors import InputError
 from mediation.files.storage import write_csv
 from mediation.options import Parser, add_out_dir, exit_on_bad_input, share
@@ -37,7 +37,7 @@ def main(options: argparse.Namespace) -> None:
     for path, model in models.items():
         if method := describe_methods(path.parent, model):
             print(method)
-    tables = [statistics.top_of_layer(read_effects(path), share).assign(model=model, share=share)
+    tables = [summaries.top_of_layer(read_effects(path), share).assign(model=model, share=share)
               for path, model in models.items() for share in options.shares]
     layers = pd.concat(tables, ignore_index=True)[LAYER_COLUMNS]
     print("mean odds ratio under the indirect interventions (1 = no effect), over the strongest neurons of "

@@ -9,7 +9,7 @@ words are left out, and prompts on which p(he) or p(she) is not above 0.01. Prin
 
 import argparse
 
-from mediation.effects import statistics
+from mediation.effects.estimands import prompt_effects, split_total_effects
 from mediation.files.storage import write_csv
 from mediation.options import exit_on_bad_input, folder_and_model_parser
 from mediation.reports import report
@@ -23,9 +23,9 @@ def main(options: argparse.Namespace) -> None:
 
     out_dir = output_folder(options)
     probabilities = read_probabilities(options.folder, options.model)
-    table, unrated = statistics.prompt_effects(probabilities, professions.load())
+    table, unrated = prompt_effects(probabilities, professions.load())
 
-    estimands = statistics.split_total_effects(table)
+    estimands = split_total_effects(table)
     print(report.describe_prompts(options.model, table, unrated), report.describe_estimands(estimands),
           sep="\n\n")
     path = out_dir / f"{options.model}_split_total_effects.csv"

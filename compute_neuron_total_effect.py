@@ -10,7 +10,7 @@ estimand with its formula and filter, the paper's first, and the correlations of
 
 import argparse
 
-from mediation.effects import statistics
+from mediation.effects.estimands import bias_correlations, prompt_effects, total_effects
 from mediation.files.storage import write_csv
 from mediation.options import exit_on_bad_input, folder_and_model_parser
 from mediation.reports import report
@@ -25,9 +25,9 @@ def main(options: argparse.Namespace) -> None:
 
     out_dir = output_folder(options)
     probabilities = read_probabilities(options.folder, options.model)
-    table, unrated = statistics.prompt_effects(probabilities, professions.load())
+    table, unrated = prompt_effects(probabilities, professions.load())
 
-    estimands, correlations = statistics.total_effects(table), statistics.bias_correlations(table)
+    estimands, correlations = total_effects(table), bias_correlations(table)
     print(report.describe_prompts(options.model, table, unrated), report.describe_estimands(estimands),
           report.describe_correlations(correlations), sep="\n\n")
 

@@ -9,7 +9,7 @@ and writes it to {M}_report.md.
 import argparse
 from pathlib import Path
 
-from mediation.effects import statistics
+from mediation.effects import estimands
 from mediation.errors import InputError
 from mediation.files.storage import RunFolder, whole_file
 from mediation.options import exit_on_bad_input, folder_and_model_parser
@@ -36,7 +36,7 @@ def main(options: argparse.Namespace) -> None:
         raise InputError(f"{folder} has no manifest of a finished sweep of {model!r}: run "
                          "run_profession_neuron_experiments.py first")
     probabilities = read_probabilities(folder, model)
-    table, _ = statistics.prompt_effects(probabilities, professions.load())
+    table, _ = estimands.prompt_effects(probabilities, professions.load())
     effects = read_effects(folder / f"{model}_neuron_effects.csv")
     layers = read_effects(folder / "neuron_layer_effect.csv", LAYER_COLUMNS)
     contrasts_path = folder / f"{model}_neuron_gender_contrast.csv"  # only where both indirect types were run
@@ -48,7 +48,7 @@ def main(options: argparse.Namespace) -> None:
     kinds = list(tables.values())
     files = [f"{folder}/*_{kind}_{model}.* (tables: {kinds.count(kind)})" for kind in dict.fromkeys(kinds)]
     text = report.neuron_study(
-        model, runs, probabilities, statistics.total_effects(table), statistics.bias_correlations(table)[0],
+        model, runs, probabilities, estimands.total_effects(table), estimands.bias_correlations(table)[0],
         effects, contrasts, layers[layers["model"] == model],
         [*files, *figures, *numbers, folder / "manifest.json", path], describe_methods(folder, model))
     with whole_file(path) as file:

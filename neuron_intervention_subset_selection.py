@@ -96,7 +96,7 @@ def objective_prompts(
         InputError: none does.
     """
     from experiment import Intervention
-    from mediation.effects import statistics
+    from mediation.effects import estimands
 
     prompts = {}
     biased = [profession for profession in chosen if profession.bias and not profession.is_definitional]
@@ -106,14 +106,14 @@ def objective_prompts(
                                       CANDIDATES, model.device) for profession in usable]
         base = model.base_probabilities(interventions)
         for profession, intervention, (he, she, *_) in zip(usable, interventions, base):
-            if min(he, she) > statistics.LEAST_PROBABILITY:
+            if min(he, she) > estimands.LEAST_PROBABILITY:
                 kind, sign = ("man_indirect", 1) if profession.bias < 0 else ("woman_indirect", -1)
                 key = f"{template_file_stem(template)}-{profession.word}"
                 prompts[key] = (intervention, kind, sign)
     if not prompts:
         raise InputError(f"none of {len(chosen)} professions counts in {len(templates)} templates (biased, "
                          "not definitional, single-token, p(he) and p(she) above "
-                         f"{statistics.LEAST_PROBABILITY}): name others with --professions")
+                         f"{estimands.LEAST_PROBABILITY}): name others with --professions")
     print(f"{len(prompts)} prompts count, of {len(chosen)} professions in {len(templates)} templates")
     return prompts
 

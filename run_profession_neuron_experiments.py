@@ -10,7 +10,8 @@ For each template, profession and intervention type, the value of every neuron (
 outputs) is replaced in turn, and the probabilities of " he" and " she" are kept. Writes, under
 OUT_DIR/results/YYYYMMDD_neuron_intervention/[random/], one table per template and type, such as
 The_X_said_that_man_indirect_gpt2.csv, and manifest.json (model and weights hash, settings, versions, times).
-A finished table is not computed again; an interrupted run goes on where it was.
+A finished table is not computed again; an interrupted run goes on where it was, and one that asks for more
+than it did finishes it first.
 """
 
 import argparse
@@ -46,7 +47,7 @@ from mediation.stimuli.templates import select_templates, template_file_stem
 
 if TYPE_CHECKING:
     from experiment import Intervention, Model
-    from mediation.effects.statistics import Screening
+    from mediation.effects.screening import Screening
     from mediation.studies.error_budget import Check
 
     Interventions = dict[str, dict[str, Intervention]]  # {template: {word: its stimulus}}
@@ -131,16 +132,18 @@ def main(options: argparse.Namespace) -> None:
         stimuli = [stimulus for template in unfinished for stimulus in interventions[template].values()]
         needed = bytes_of_gradients(model, stimuli, options.method) - run_folder.shard_bytes()
         check_space(run_folder.folder, needed, f"the gradients of --method {options.method}")
-    with run_folder.claimed(files, settings):
-        run = run_folder.begin({"settings": settings, "files": files, "dropped_professions": dropped,
-                                "command": shlex.join(sys.argv), "machine": describe_machine(model),
-                                "started": now(), "finished": None, "wall_time_seconds": 0.0})
+    for part in [*run_folder.stopped_within(files, settings), files]:
+        with run_folder.claimed(part, settings):
+            run = run_folder.begin({"settings": settings, "files": part, "dropped_professions": dropped,
+                                    "command": shlex.join(sys.argv), "machine": describe_machine(model),
+                                    "started": now(), "finished": None, "wall_time_seconds": 0.0})
 
-        write = write_probabilities if options.total_effects_only else write_interventions
-        write(model, run_folder, run, interventions, options)
+            write = write_probabilities if options.total_effects_only else write_interventions
+            write(model, run_folder, run, interventions, options)
 
-        seconds = run_folder.read()["runs"][run]["wall_time_seconds"] + time.monotonic() - started
-        run_folder.update(run, finished=now(), wall_time_seconds=seconds)
+            seconds = run_folder.read()["runs"][run]["wall_time_seconds"] + time.monotonic() - started
+            run_folder.update(run, finished=now(), wall_time_seconds=seconds)
+            started = time.monotonic()
     print(f"finished: {len(files)} tables and manifest.json in {run_folder.folder}")
 
 

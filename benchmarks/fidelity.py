@@ -219,7 +219,7 @@ def head_example(
             results = heads_in_sets(model, intervention, kind, every, options.batch_size)
         else:
             study = StudyOptions(method, batch_size=options.batch_size)
-            results, _ = estimated_heads(model, intervention, kind, study, lambda _: None)
+            results, _ = estimated_heads(model, intervention, kind, study)
         seconds[method] = time.perf_counter() - started
         changes = (results[:, 1] - results[:, 0]).numpy() - np.log(c2 / c1)
         heads = model.num_layers * model.num_heads

@@ -13,8 +13,6 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from tqdm import tqdm
-
 from mediation.errors import InputError
 from mediation.files.storage import RunFolder, describe_machine, now, whole_file, write_csv
 from mediation.mediators.catalogue import Request, order_of, together
@@ -83,7 +81,8 @@ class Written:
                     # what was written before mediators had positions does not say which it is of
                     of_name = file.removesuffix(Path(file).suffix).removesuffix(f"_{self.name}")
                     mediator = entry.get("mediator", of_name)
-                    if mediator != "total_effects" and "rows" in entry:
+                    there = (self.run_folder.folder / file).exists()
+                    if mediator != "total_effects" and "rows" in entry and there:
                         means = self.run_folder.folder / f"{mediator}_mean_{self.name}.csv"
                         finished[mediator] = means, file, entry, run
         return {mediator: finished[mediator] for mediator in sorted(finished, key=order_of)}
@@ -194,13 +193,10 @@ def write_mediators(
         if run_folder.is_finished(file) and means.exists():
             print(f"kept: {run_folder.folder / file} is finished")
             continue
-        interventions = own_question.interventions(model, fitting, request)
         account, groups = Account(), [comparison.stimulus.group for comparison in fitting]
-        with tqdm(total=interventions, unit=" interventions", unit_scale=True, smoothing=0.05) as progress:
-            effects = own_question.rows(model, fitting, request, shards, options,
-                                        run_folder, progress, account)
-            one_place = request.positions if request.positions in ("slot", "last") else ""
-            rows, table = write_effects(run_folder.folder / file, effects, groups, one_place)
+        effects = own_question.rows(model, fitting, request, shards, options, run_folder, account)
+        one_place = request.positions if request.positions in ("slot", "last") else ""
+        rows, table = write_effects(run_folder.folder / file, effects, groups, one_place)
         write_csv(means, table)
         run_folder.finish_file(run, file, **account.entry(rows), mediator=request.name,
                                positions=request.positions, values=request.values,

@@ -9,7 +9,7 @@ import torch
 from jaxtyping import TypeCheckError
 from torch import nn
 
-from mediation.effects.statistics import misses, strongest_in_any
+from mediation.effects.screening import misses, strongest_in_any
 from mediation.model.readout import log_sum_exp
 from mediation.reports import plots
 from tests.helpers import PROJECT

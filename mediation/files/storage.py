@@ -232,7 +232,7 @@ class RunFolder:
             InputError: one of them is there already, made with other settings or by nobody knows whom:
                 nothing is overwritten.
         """
-        self._fingerprint = _short_hash([settings, sorted(files)])
+        self._claim = settings, list(files)
         for name in files:
             before = self.settings_of(name)
             if before is None and (self.folder / name).exists():
@@ -242,11 +242,20 @@ class RunFolder:
                 raise InputError(f"{self.folder / name} was made with other settings "
                                  f"({differences(before, settings)}): choose another -out_dir")
 
+    def stopped_within(self, files: Collection[str], settings: dict[str, Any]) -> list[dict[str, Any]]:
+        """{file: its entry} of each shorter run of these files that was stopped and has shards.
+
+        When it is finished first, nothing of them is computed again.
+        """
+        parts = (run["files"] for run in self.read()["runs"] if run["settings"] == settings)
+        return [part for part in parts if set(part) < set(files)
+                and any((self.folder / SHARDS).glob(f"*-{_run_name(settings, part)}/*"))]
+
     @contextmanager
     def claimed(self, files: Collection[str], settings: dict[str, Any]) -> Iterator[None]:
         """`claim`, and hold the files: another process that asks for one of them waits, and says for whom.
 
-        Shards go when the block has ended and all files are finished. The locks are the operating
+        Shards go when the block has ended: what was asked for is in files. The locks are the operating
         system's: they go with the process that holds them, however it ends.
         """
         self.claim(files, settings)
@@ -256,15 +265,15 @@ class RunFolder:
                 self._remove_parts(name)
             self.claim(files, settings)  # the other process may have had other settings
             yield
-            if all(self.is_finished(name) for name in files):
-                for run in self.read()["runs"]:
-                    # shorter runs that were stopped, too, where a longer one has made all their files
-                    if run["settings"] == settings and all(self.is_finished(name) for name in run["files"]):
-                        fingerprint = _short_hash([settings, sorted(run["files"])])
-                        for leftover in (self.folder / SHARDS).glob(f"*-{fingerprint}-*"):  # of any version
-                            shutil.rmtree(leftover, ignore_errors=True)
-                with suppress(OSError):  # other runs are under way, or there is none
-                    (self.folder / SHARDS).rmdir()
+            for run in self.read()["runs"]:
+                # shorter runs that were stopped, too, where a longer one has made all their files
+                own = set(run["files"]) == set(files) or all(map(self.is_finished, run["files"]))
+                if run["settings"] == settings and own:
+                    every_version = _run_name(settings, run["files"], "*")
+                    for leftover in (self.folder / SHARDS).glob(f"*-{every_version}"):
+                        shutil.rmtree(leftover, ignore_errors=True)
+            with suppress(OSError):  # other runs are under way, or there is none
+                (self.folder / SHARDS).rmdir()
 
     def _remove_parts(self, name: str) -> None:
         """Remove what a process that was killed had written of a file; only for the holder of its lock."""
@@ -346,13 +355,12 @@ class RunFolder:
         Other settings, other files of a run and other versions of the software have other places: nothing of
         theirs is taken up.
         """
-        run = f"{self._fingerprint}-{_short_hash(software())}"
-        return self.folder / SHARDS / f"{Path(file_name).stem}-{run}" / f"{word}.npz"
+        return self.folder / SHARDS / f"{Path(file_name).stem}-{_run_name(*self._claim)}" / f"{word}.npz"
 
     def shard_bytes(self) -> int:
         """Bytes of all that a run has kept on the way. After `claim`."""
         total = 0
-        for path in (self.folder / SHARDS).glob(f"*-{self._fingerprint}-{_short_hash(software())}/*"):
+        for path in (self.folder / SHARDS).glob(f"*-{_run_name(*self._claim)}/*"):
             with suppress(FileNotFoundError):  # another process has just finished with it
                 total += path.stat().st_size
         return total
@@ -383,6 +391,11 @@ class RunFolder:
         shutil.rmtree(self.shard_path(file_name, "any").parent, ignore_errors=True)
         with suppress(OSError):  # other files are still under way
             (self.folder / SHARDS).rmdir()
+
+
+def _run_name(settings: dict[str, Any], files: Collection[str], version: str = "") -> str:
+    """How the shards of a run are named, with this software's versions."""
+    return f"{_short_hash([settings, sorted(files)])}-{version or _short_hash(software())}"
 
 
 def _short_hash(content: Any) -> str:

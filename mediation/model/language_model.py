@@ -24,6 +24,7 @@ from mediation.model.products import check_bfloat16
 from mediation.model.readout import ReadOut, widen
 
 PROMPTS_AT_ONCE = 64
+TOKENS_AT_ONCE = 2048  # of these prompts: their attention weights have to fit into memory
 
 
 class LanguageModel:
@@ -172,17 +173,21 @@ class LanguageModel:
         Returns: for each stimulus p(c1), p(c2) after its first prompt, after its second, and so on.
         """
         interventions = list(interventions)
-        candidates = sorted({tuple(ids) for one in interventions for ids in one.candidates_tok})
-        if any(len(ids) > 1 for ids in candidates):
+        if any(len(ids) > 1 for one in interventions for ids in one.candidates_tok):
             return self.base_in_trees(interventions).exp().flatten(1).tolist()
-        different = dict.fromkeys(prompt.tokens for one in interventions for prompt in one.prompts)
+        wanted: dict[tuple, set[tuple]] = {}  # of each different prompt the candidates
+        for one in interventions:
+            for prompt in one.prompts:
+                wanted.setdefault(prompt.tokens, set()).update(map(tuple, one.candidates_tok))
         of_length: dict[int, list[tuple]] = {}
-        for tokens in different:
+        for tokens in wanted:
             of_length.setdefault(len(tokens), []).append(tokens)
         probabilities: dict[tuple, dict[tuple, float]] = {}
-        for prompts in of_length.values():
-            for start in range(0, len(prompts), PROMPTS_AT_ONCE):
-                together = prompts[start:start + PROMPTS_AT_ONCE]
+        for length, prompts in of_length.items():
+            size = max(1, min(PROMPTS_AT_ONCE, TOKENS_AT_ONCE // length))
+            for start in range(0, len(prompts), size):
+                together = prompts[start:start + size]
+                candidates = sorted(set().union(*map(wanted.__getitem__, together)))
                 rows = self.get_probabilities_for_examples(torch.tensor(together), candidates)
                 probabilities |= {tokens: dict(zip(candidates, row)) for tokens, row in zip(together, rows)}
         return [[probabilities[prompt.tokens][tuple(ids)]

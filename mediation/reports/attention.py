@@ -6,7 +6,7 @@ from typing import Any
 
 import pandas as pd
 
-from mediation.effects.statistics import ranked_units
+from mediation.effects.summaries import ranked_units
 from mediation.results.attention_results import (
     EFFECTS,
     MEANS,

@@ -16,13 +16,8 @@ import seaborn as sns
 from jaxtyping import Float
 from matplotlib.ticker import MaxNLocator
 
-from mediation.effects.statistics import (
-    Correlation,
-    means_of_professions,
-    over_orders,
-    standard_error,
-    strongest_means,
-)
+from mediation.effects.estimands import Correlation, means_of_professions
+from mediation.effects.summaries import over_orders, standard_error, strongest_means
 from mediation.files.storage import whole_file
 from mediation.results.mediation_tables import unit_column
 
@@ -48,7 +43,7 @@ def profession_correlation(table: pd.DataFrame, correlation: Correlation, model:
     its templates.
 
     Args:
-        table: of `statistics.prompt_effects`; correlation: the one that the title quotes.
+        table: of `estimands.prompt_effects`; correlation: the one that the title quotes.
 
     Returns: the path written.
     """

@@ -9,14 +9,9 @@ from typing import Any
 
 import pandas as pd
 
-from mediation.effects.statistics import (
-    Correlation,
-    Estimand,
-    Screening,
-    over_orders,
-    smallest_reaching,
-    summary_of_groups,
-)
+from mediation.effects.estimands import Correlation, Estimand
+from mediation.effects.screening import Screening
+from mediation.effects.summaries import over_orders, smallest_reaching, summary_of_groups
 from mediation.results.mediation_tables import KINDS, unit_column
 from mediation.stimuli.templates import TEMPLATES
 
@@ -96,8 +91,8 @@ def neuron_study(
 
     Args:
         runs: the runs of the model in the folder's manifest.
-        probabilities: table of `utils.read_probabilities`; estimands, correlation: of `statistics`.
-        effects, contrasts: tables of `statistics.NeuronAggregate`; layers: table of `neuron_layer_effect.csv`
+        probabilities: table of `utils.read_probabilities`; estimands, correlation: of `effects.estimands`.
+        effects, contrasts: tables of `summaries.NeuronAggregate`; layers: table of `neuron_layer_effect.csv`
         for this model.
         files: paths to name at the end.
         method: what to say of a method that estimates (`utils.describe_methods`); empty where every number is

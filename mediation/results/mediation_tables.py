@@ -11,7 +11,8 @@ import pandas as pd
 from jaxtyping import Bool, Float, Shaped
 
 from mediation.effects.odds import effect, log_odds
-from mediation.effects.statistics import Moments, Screening
+from mediation.effects.screening import Screening
+from mediation.effects.summaries import Moments
 from mediation.errors import InputError
 from mediation.results.attention_results import EFFECTS
 from mediation.results.tables import check_columns, check_numbers, read_columns, table_writer

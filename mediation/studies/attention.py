@@ -13,8 +13,8 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
+from mediation.effects.estimands import strong_examples
 from mediation.effects.odds import log_odds
-from mediation.effects.statistics import strong_examples
 from mediation.files.storage import RunFolder, describe_machine, now, write_json
 from mediation.mediators import head_sweeps
 from mediation.mediators.heads import heads_layers_and_whole

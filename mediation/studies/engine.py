@@ -89,7 +89,7 @@ class Task:
 
         Args:
             earlier: gives an earlier task's arrays by its key; progress: told of interventions as they are
-                done.
+                done, where they take long; the engine adds what was not told.
         """
         raise NotImplementedError
 
@@ -136,20 +136,40 @@ def run(model: Any, stages: Iterable[Sequence[Task]], run_folder: RunFolder,
     Returns: the shards of all of them.
     """
     shards = Shards(run_folder)
+    needed: dict[Key, Arrays] = {}
     for stage in stages:
         for task in stage:
             progress.set_description(task.title)
-            if task.key in shards.seconds:  # two sweeps may share a task
-                progress.update(task.interventions)
-                continue
-            shard = run_folder.load_shard(*task.key)
-            if shard is None:
-                started = time.perf_counter()
-                arrays = task.compute(model, shards, progress.update)
-                seconds = time.perf_counter() - started
-                run_folder.save_shard(*task.key, **arrays, seconds=np.float64(seconds))
-            else:
-                seconds = float(shard["seconds"])
-                progress.update(task.interventions)
-            shards.seconds[task.key] = seconds
+            end = progress.n + task.interventions
+            if task.key not in shards.seconds:  # else two sweeps share the task
+                shard = run_folder.load_shard(*task.key)
+                if shard is None:
+                    shard, needed = _computed(model, task, run_folder, shards, needed, progress)
+                shards.seconds[task.key] = float(shard["seconds"])
+            progress.update(end - progress.n)
     return shards
+
+
+def _computed(model: Any, task: Task, run_folder: RunFolder, shards: Shards, needed: dict[Key, Arrays],
+              progress: tqdm) -> tuple[Arrays, dict[Key, Arrays]]:
+    """What a task gives, which is kept in its shard, and the earlier arrays that it asked for.
+
+    `needed`: those that the task before asked for. They are not read again, however large they are: of an
+    interpolation every tree needs all layers.
+    """
+    asked: dict[Key, Arrays] = {}
+    end = progress.n + task.interventions
+
+    def earlier(key: Key) -> Arrays:
+        asked[key] = needed[key] if key in needed else shards(key)
+        return asked[key]
+
+    def count(interventions: int) -> None:
+        # what is run again, such as a fast sweep that was off, counts once
+        progress.update(min(interventions, end - progress.n))
+
+    started = time.perf_counter()
+    arrays = task.compute(model, earlier, count)
+    arrays = {**arrays, "seconds": np.float64(time.perf_counter() - started)}
+    run_folder.save_shard(*task.key, **arrays)
+    return arrays, asked

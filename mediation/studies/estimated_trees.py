@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from jaxtyping import Float, Float64
 
-from mediation.effects.statistics import screened_units
+from mediation.effects.screening import screened_units
 from mediation.mediators.batches import Progress, batch
 from mediation.mediators.neuron_sweeps import neuron_gradients_of
 from mediation.mediators.neurons import INTERVENTION_TYPES, NULL
@@ -97,12 +97,12 @@ def bytes_of_gradients(model: LanguageModel, stimuli: Sequence[Intervention], me
     return units * (3 * number * sum(places) + (18 if method == "screen" else 17) * len(places))
 
 
-def trees_to_compare(stimuli: Sequence[Intervention], trees: Sequence[Sequence[int]]) -> set[int]:
-    """Numbers of the trees whose estimates are compared with full passes: as many as the largest has
-    stimuli."""
+def trees_to_compare(trees: Sequence[Sequence[Intervention]]) -> set[int]:
+    """Numbers of the trees whose estimates are compared with full passes: as many as the largest has stimuli,
+    always the same ones."""
     count = max(TREES_COMPARED, *map(len, trees))
     return set(sorted(range(len(trees)),
-                      key=lambda number: hash_of(stimuli[trees[number][0]].base_strings[0]))[:count])
+                      key=lambda number: hash_of("\n".join(trees[number][0].base_strings)))[:count])
 
 
 @dataclass(frozen=True)
@@ -126,9 +126,7 @@ class EstimatedTree(Tree):
         moved = np.stack([self.first_order(position, earlier, of_stimulus)
                           for position, of_stimulus in enumerate(base)])
         screened = self.options.method == "screen"
-        arrays = self.screen(model, moved, base) if screened else self.estimate(model, moved, base)
-        progress(self.interventions)
-        return arrays
+        return self.screen(model, moved, base) if screened else self.estimate(model, moved, base)
 
     def first_order(self, position: int, earlier: Earlier,
                     base: Float64[np.ndarray, "P 2"]) -> Float64[np.ndarray, "U 2"]:

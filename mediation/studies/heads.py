@@ -75,7 +75,7 @@ class Heads(Task):
             InputError: log-probabilities that are no numbers.
         """
         if self.options.estimates:
-            swept, exact = estimated_heads(model, self.intervention, kind, self.options, progress)
+            swept, exact = estimated_heads(model, self.intervention, kind, self.options)
             arrays = {kind: swept.numpy(), f"{kind}_exact": exact.numpy()}
         else:
             sets = heads_layers_model(model.num_layers, model.num_heads)
@@ -111,8 +111,8 @@ def head_results(task: Heads, arrays: Arrays, seconds: float) -> dict[str, Swept
             for kind, share in zip(EFFECTS, shares)}
 
 
-def estimated_heads(model: LanguageModel, intervention: Intervention, kind: str, options: StudyOptions,
-                    progress: Progress) -> tuple[Float64[Tensor, "S 2"], Bool[Tensor, "S"]]:
+def estimated_heads(model: LanguageModel, intervention: Intervention, kind: str,
+                    options: StudyOptions) -> tuple[Float64[Tensor, "S 2"], Bool[Tensor, "S"]]:
     """Log-probabilities with heads to first order (with method screen the strongest run), and which sets were
     run."""
     layers, heads = model.num_layers, model.num_layers * model.num_heads
@@ -124,7 +124,6 @@ def estimated_heads(model: LanguageModel, intervention: Intervention, kind: str,
     sets = heads_layers_model(layers, model.num_heads)
     log_probabilities = torch.cat([estimates, torch.empty(layers + 1, 2, dtype=estimates.dtype)])
     log_probabilities[run] = heads_in_sets(model, intervention, kind, sets[run], options.batch_size)
-    progress(len(sets))
     exact = torch.zeros(len(sets), dtype=torch.bool)
     exact[run] = True
     return log_probabilities, exact

@@ -133,7 +133,6 @@ class InterpolatedLayer(Task):
         at = np.ascontiguousarray(earlier(self.values)["values"][:, self.layer])
         functions = direct_interpolants(model, list(self.templates), self.kind, at, self.layer,
                                         self.options.sweep)
-        progress(self.interventions)
         return {**functions.to_arrays(), "at": at}
 
 

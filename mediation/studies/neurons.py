@@ -60,7 +60,7 @@ def plan(model: LanguageModel, stimuli: Sequence[Intervention], kind: str, optio
             layers += of_layers
             keys = tuple(task.key for task in of_layers)
             group_of |= {member: (group, keys) for member in group.members}
-    compared = trees_to_compare(stimuli, trees) if options.method == "gradient" else set()
+    compared = trees_to_compare([[stimuli[member] for member in members] for members in trees])
     units = (model.num_layers + 1) * model.num_neurons
     for number, members in enumerate(trees):
         of_tree = tuple(stimuli[member] for member in members)

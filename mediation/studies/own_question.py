@@ -6,6 +6,7 @@ the null prompt) / odds of the null prompt (Vig et al. 2020, section 3).
 
 from collections.abc import Callable, Iterator, Sequence
 from hashlib import sha256
+from itertools import chain, compress
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
@@ -20,13 +21,11 @@ from mediation.mediators.positions import places
 from mediation.model.language_model import LanguageModel
 from mediation.results.attention_results import EFFECTS
 from mediation.results.mediation_tables import Row
-from mediation.stimuli.interventions import Intervention
 from mediation.stimuli.stimulus_files import Stimulus
 from mediation.studies import engine
-from mediation.studies.checks import hash_of
 from mediation.studies.comparisons import Comparison
 from mediation.studies.engine import Shards, StudyOptions, Task
-from mediation.studies.estimated_trees import TREES_COMPARED, Gradients
+from mediation.studies.estimated_trees import Gradients, trees_to_compare
 from mediation.studies.heads import head_results, head_task, probabilities
 from mediation.studies.neurons import NeuronResults, plan
 from mediation.studies.results import Account, Swept
@@ -119,7 +118,7 @@ class SweepOfSites:
             stimuli = tuple(prompts.values())
             of_means = SiteMeans(table, f"means_{request.name}_{digest(stimuli)}",
                                  f"means over {len(stimuli)} prompts", 0, stimuli, request)
-        compared = to_compare([comparison.intervention for comparison in comparisons])
+        compared = trees_to_compare([[comparison.intervention] for comparison in comparisons])
         units, kinds = request.mediator.count(model), len(kinds_of(request))
         self.tasks = []
         for number, comparison in enumerate(comparisons):
@@ -172,30 +171,17 @@ class SweepOfHeads:
 SWEEPS: dict[str, Any] = {"neurons": SweepOfNeurons, "sites": SweepOfSites, "attention weights": SweepOfHeads}
 
 
-def to_compare(stimuli: Sequence[Intervention]) -> set[int]:
-    """Indices of the comparisons whose estimates are compared with full passes: a few, always the same."""
-    order = sorted(range(len(stimuli)), key=lambda index: hash_of("\n".join(stimuli[index].base_strings)))
-    return set(order[:TREES_COMPARED])
-
-
-def interventions(model: LanguageModel, comparisons: Sequence[Comparison], request: Request) -> int:
-    """How many the sweep of a request has, for the bar of its progress."""
-    if request.sweep == "attention weights":
-        sets = model.num_layers * model.num_heads + model.num_layers + 1
-        return len(EFFECTS) * sets * len(comparisons)
-    of_places = sum(len(places(comparison.intervention, request.positions)) for comparison in comparisons)
-    return len(kinds_of(request)) * request.mediator.count(model) * of_places
-
-
 def rows(model: LanguageModel, comparisons: Sequence[Comparison], request: Request, table: str,
-         options: StudyOptions, run_folder: RunFolder, progress: tqdm, account: Account) -> Iterator[Row]:
+         options: StudyOptions, run_folder: RunFolder, account: Account) -> Iterator[Row]:
     """Run a request's sweep, then the rows of its table, comparison by comparison.
 
     Args:
         table: of the shards; account: counts in what gave the rows.
     """
     sweep: Sweep = SWEEPS[request.sweep](model, comparisons, request, table, options)
-    shards = engine.run(model, sweep.stages, run_folder, progress)
+    total = sum(task.interventions for stage in sweep.stages for task in stage)
+    with tqdm(total=total, unit=" interventions", unit_scale=True, smoothing=0.05) as progress:
+        shards = engine.run(model, sweep.stages, run_folder, progress)
     results, account.interpolation = sweep.results(shards)
     within = request.mediator.within(model) if request.mediator.within else slice(None)
     units = request.mediator.units(model)
@@ -222,11 +208,23 @@ def named_places(model: LanguageModel, comparison: Comparison,
     return [(position, model.tokenizer.decode([tokens[position]])) for position in last]
 
 
+def base_probabilities(model: LanguageModel, comparisons: Sequence[Comparison]) -> list[list[float]]:
+    """Of both candidates without intervention, after the null prompt and after the alternative.
+
+    Different prompts are run together where a causal model predicts candidates of one token.
+    """
+    stimuli = [comparison.intervention for comparison in comparisons]
+    together = [not model.masking and all(len(ids) == 1 for ids in stimulus.candidates_tok)
+                for stimulus in stimuli]
+    of_these = iter(model.base_probabilities(compress(stimuli, together)))
+    return [next(of_these) if shared else list(chain(*model.continuation_probabilities(stimulus)))
+            for stimulus, shared in zip(stimuli, together)]
+
+
 def write_total_effects(path: Path, model: LanguageModel, comparisons: Sequence[Comparison]) -> int:
     """One row per comparison, without interventions; returns the number of rows."""
     table = []
-    for comparison in comparisons:
-        (c1, c2), (alt1, alt2) = model.continuation_probabilities(comparison.intervention)
+    for comparison, (c1, c2, alt1, alt2) in zip(comparisons, base_probabilities(model, comparisons)):
         texts, candidates = comparison.intervention.base_strings, comparison.stimulus.candidates
         base, alternative = log_odds(c2, c1), log_odds(alt2, alt1)
         table.append({

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
-from mediation.effects.statistics import Screening
+from mediation.effects.screening import Screening
 from mediation.files.storage import RunFolder
 from mediation.model.language_model import LanguageModel
 from mediation.results.neuron_tables import base_columns

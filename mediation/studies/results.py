@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Bool, Float64
 
-from mediation.effects.statistics import agreement, misses
+from mediation.effects.screening import agreement, misses
 from mediation.model.fast_rows import FastRows
 from mediation.studies.engine import Arrays
 from mediation.studies.error_budget import NOTHING_CHECKED, Check

@@ -169,7 +169,6 @@ class Objectives(Task):
         if not np.isfinite(objectives).all():
             raise InputError(f"{self.title}, {self.name}: the model gave effects that are not numbers: "
                              "try --dtype float32 or float64")
-        progress(self.interventions)
         return {"objectives": objectives}
 
 
@@ -240,7 +239,6 @@ class SelectionFiles:
             values = self.objectives("topk", k, [order[:size] for size in range(1, k + 1)])
             selection = {"val": values.mean(axis=0).tolist(), self.label: self.named(order[:k])}
             self.write("topk", selection, k)
-            self.run_folder.remove_shards(self.names["topk"])
         return selection
 
     def random_orders(self, k: int, orders: int, seed: int) -> dict[str, Any]:
@@ -255,7 +253,6 @@ class SelectionFiles:
             selection = {"val": means.reshape(orders, k).tolist(),
                          self.label: [self.named(order) for order in drawn]}
             self.write("random", selection, k)
-            self.run_folder.remove_shards(self.names["random"])
         return selection
 
     def greedy(self, k: int) -> dict[str, Any]:

@@ -13,7 +13,7 @@ import torch
 from jaxtyping import Float, Float64, Int
 from torch import Tensor
 
-from mediation.effects.statistics import screened_units
+from mediation.effects.screening import screened_units
 from mediation.errors import InputError
 from mediation.mediators.batches import Progress
 from mediation.mediators.catalogue import Request
@@ -142,8 +142,6 @@ class Sites(Task):
                 of_kind, check = self.screen(model, kind, runs[run_on], edits, arrays["base"][run_on])
             else:
                 of_kind, check = self.run(model, kind, runs[run_on], edits, progress)
-            if self.options.estimates:
-                progress(len(edits))
             arrays |= {f"{kind}{name}": array for name, array in of_kind.items()}
             total += check
         fast = {"fast": model.fast_rows.take().shared(1)} if model.fast_rows else {}
@@ -208,8 +206,7 @@ class Sites(Task):
                     model.model, model.parts, run.tree.tokens[: run.length], edits,
                     self.intervention.candidates_tok, run.log_probabilities(model),
                     self.options.batch_size, progress))
-            counted = None if self.options.estimates else progress
-            return self.by_descent(model, run, edits, counted)
+            return self.by_descent(model, run, edits, progress)
 
         among = np.arange(len(edits))
         swept, check = within_budget(model, sweep, partial(self.check, model, kind, run, edits, among),

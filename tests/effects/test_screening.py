@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from mediation.effects.statistics import Screening, agreement, misses, strongest_in_any, upper_share
+from mediation.effects.screening import Screening, agreement, misses, strongest_in_any, upper_share
 
 
 def test_the_strongest_in_any_prompt_in_turn():

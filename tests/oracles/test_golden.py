@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from experiment import Intervention, Model
-from mediation.effects import statistics
+from mediation.effects import estimands
 from mediation.results.neuron_tables import NEURON_COLUMNS, read_probabilities
 from mediation.stimuli import professions
 from utils import convert_results_to_pd
@@ -192,5 +192,5 @@ def test_professions_are_those_of_the_oracle(golden):
 
 
 def test_one_base_probability_per_prompt_from_all_tables(results):
-    table, unrated = statistics.prompt_effects(read_probabilities(results, "gpt2-toy"), professions.load())
+    table, unrated = estimands.prompt_effects(read_probabilities(results, "gpt2-toy"), professions.load())
     assert len(table) == 42 and not unrated  # 14 professions x 3 templates, from 12 tables

@@ -8,8 +8,8 @@ import pytest
 
 from attention_utils import get_odds_ratio
 from experiment import Intervention, Model
+from mediation.effects.estimands import strong_examples
 from mediation.effects.odds import effect, log_odds
-from mediation.effects.statistics import strong_examples
 from mediation.errors import InputError
 from mediation.files import assets
 from mediation.stimuli import winobias

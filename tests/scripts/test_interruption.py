@@ -285,6 +285,21 @@ def test_what_a_shorter_run_left_goes_with_the_longer_one(run_script, toy_checkp
     assert not list(tmp_path.glob("results/*/unfinished"))
 
 
+def test_what_a_stopped_run_has_is_not_computed_again_by_a_longer_one(run_script, toy_checkpoint, tmp_path,
+                                                                      monkeypatch):
+    calls = interrupt_at(monkeypatch, (trees, "neurons_in_trees"), call=2)
+    command = (f"{FEW} --intervention_types man_direct -model {toy_checkpoint('gpt2')} -out_dir {tmp_path} "
+               "-template_indices")
+    assert run_script(f"{command} 1")[0] == 130
+    assert run_script(f"{command} 1 13")[0] == 0
+    swept = [stimulus.base_strings[0] for _, stimuli, *_ in calls for stimulus in stimuli]
+    assert swept.count("The captain said that") == 1  # the first; nurse was under way
+    assert len(tables(tmp_path)) == 2
+    (manifest,) = tmp_path.glob("results/*/manifest.json")
+    runs = json.loads(manifest.read_text())["runs"]
+    assert [len(run["files"]) for run in runs] == [1, 2] and all(run["finished"] for run in runs)
+
+
 @pytest.mark.parametrize("shared_from", [2, 99])
 def test_an_error_in_any_template_is_found(run_script, toy_checkpoint, tmp_path, monkeypatch, shared_from):
     """Interventions are drawn from all templates: one alone would not show what is wrong in the others."""

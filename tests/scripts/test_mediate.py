@@ -10,13 +10,44 @@ import torch
 
 from mediation.files.storage import RunFolder
 from mediation.stimuli.stimulus_files import Stimulus
-from mediation.studies import estimated_trees, trees
+from mediation.studies import estimated_trees, own_question, trees
+from mediation.studies.comparisons import build_comparisons
 from tests.helpers import read_own_table, write_stimuli
 
 TOY = [Stimulus("1", "The {} said that", ("nurse", "man", "woman"), ("she", "he"), "short"),
        Stimulus("2", "The {} went home because", ("teacher", "man"), ("he", "she"), "long"),
        Stimulus("3", "The {} went home and", ("teacher", "man"), ("he", "she"), "long"),
        Stimulus("4", "The {} ran because", ("electrician", "man"), ("he was", "she"), "long")]
+
+
+def test_total_effects_run_every_prompt_once_and_those_of_one_length_together(toy_model, tmp_path):
+    model = toy_model("llama")
+    comparisons = build_comparisons(model, "stimuli", TOY, None)
+    runs = []
+    with model.model.get_input_embeddings().register_forward_hook(
+            lambda *call: runs.append(call[2].shape[:-1])):
+        own_question.write_total_effects(tmp_path / "totals.csv", model, comparisons)
+    single = [comparison.intervention for comparison in comparisons[:-1]]  # "he was" is several tokens
+    prompts = {prompt.tokens for stimulus in single for prompt in stimulus.prompts}
+    *together, _, _ = runs  # the last two are the prompts of that one
+    assert sum(count for count, _ in together) == len(prompts) == 7
+    assert sorted(length for _, length in together) == sorted(set(map(len, prompts)))
+    table = pd.read_csv(tmp_path / "totals.csv")
+    for row, comparison in zip(table.itertuples(), comparisons, strict=True):
+        expected = np.ravel(model.continuation_probabilities(comparison.intervention))
+        np.testing.assert_allclose([row.candidate1_base_prob, row.candidate2_base_prob,
+                                    row.candidate1_alt_prob, row.candidate2_alt_prob], expected, rtol=1e-5)
+
+
+@pytest.mark.parametrize("taken_away", ["mlps_toy-llama.csv", "mlps_mean_toy-llama.csv"])
+def test_a_report_is_on_the_tables_that_are_there(toy_checkpoint, tmp_path, run_script, taken_away):
+    path = write_stimuli(tmp_path, TOY)
+    command = f"mediate.py {path} -model {toy_checkpoint('llama')} -out_dir {tmp_path}"
+    assert run_script(f"{command} --mediators mlps")[0] == 0
+    (tmp_path / taken_away).unlink()
+    code, printed, error = run_script(f"{command} --mediators layers")
+    assert code == 0, error
+    assert "## Layers" in printed and "## MLPs" not in printed
 
 
 def test_a_toy_study_from_file_to_report(toy_checkpoint, tmp_path, run_script):
@@ -40,7 +71,7 @@ def test_a_toy_study_from_file_to_report(toy_checkpoint, tmp_path, run_script):
     odds = one["candidate2_base_prob"] / one["candidate1_base_prob"]
     for kind in ("indirect", "direct"):
         intervened = row[f"candidate2_{kind}_prob"] / row[f"candidate1_{kind}_prob"]
-        assert row[f"{kind}_effect"] == pytest.approx(intervened / odds - 1, rel=1e-6)
+        assert row[f"{kind}_effect"] == pytest.approx(intervened / odds - 1, rel=1e-5)
     # means are those of the rows
     means = pd.read_csv(folder / "heads_mean_toy-llama.csv", keep_default_na=False)
     expected = heads[(heads["layer"] == 1) & (heads["head"] == 2)]

@@ -7,8 +7,15 @@ import time
 import numpy as np
 import pytest
 
-from mediation.files.storage import read_pickle, write_pickle
-from tests.helpers import HEAD_SELECTION, NEURON_SELECTION, WINOBIAS_ROWS, pickles, same_values
+from mediation.files.storage import RunFolder, read_pickle, write_pickle
+from tests.helpers import (
+    HEAD_SELECTION,
+    NEURON_SELECTION,
+    WINOBIAS_ROWS,
+    interrupt_at,
+    pickles,
+    same_values,
+)
 from tests.preloaded import new_process
 
 
@@ -25,7 +32,7 @@ def neurons(run_script, toy_checkpoint, tmp_path):
 @pytest.fixture
 def likely(monkeypatch):
     """The filter on base probabilities is for real vocabularies: a toy's random head gives no word 1%."""
-    monkeypatch.setattr("mediation.effects.statistics.LEAST_PROBABILITY", 0.0)
+    monkeypatch.setattr("mediation.effects.estimands.LEAST_PROBABILITY", 0.0)
 
 
 def test_a_larger_k_goes_on_and_a_smaller_one_keeps(neurons, likely, tmp_path):
@@ -130,6 +137,14 @@ def test_killed_and_continued_equals_undisturbed(start_script, golden_model, tmp
             break  # it was done before
     assert kills >= 3 and start(tmp_path / "killed", new_process).wait() == 0
     assert same_values(pickles(tmp_path / "killed"), pickles(tmp_path / "undisturbed"))
+
+
+def test_what_a_killed_selection_left_goes_with_the_next_one(neurons, likely, tmp_path, monkeypatch):
+    """It was killed when a file was written and its shards not yet removed."""
+    with monkeypatch.context() as patch:
+        interrupt_at(patch, (RunFolder, "remove_shards"), call=1)
+        assert neurons("--k", 1)[0] == 130 and list(tmp_path.glob("out/unfinished/*/*"))
+    assert neurons("--k", 1)[0] == 0 and not (tmp_path / "out" / "unfinished").exists()
 
 
 def test_a_truncated_file_of_a_finished_step_is_named(neurons, likely, tmp_path):

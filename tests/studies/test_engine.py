@@ -120,6 +120,61 @@ def test_the_engine_goes_on_with_the_first_task_that_has_no_shard(tmp_path):
         engine.Shards(run_folder)(second.key)
 
 
+@dataclass(frozen=True)
+class Total(engine.Task):
+    """The sum of what all tasks before gave."""
+
+    before: tuple = ()
+
+    def compute(self, model, earlier, progress):
+        return {"number": sum(earlier(key)["number"] for key in self.before)}
+
+
+def test_what_all_tasks_of_a_stage_need_is_read_once_however_large_it_is(tmp_path, monkeypatch):
+    class Counting(RunFolder):
+        """Says which shards were read."""
+
+        def load_shard(self, *key):
+            arrays = super().load_shard(*key)
+            read.extend([key] if arrays else [])
+            return arrays
+
+    read, run_folder = [], Counting(tmp_path)
+    run_folder.claim([], {})
+    monkeypatch.setattr(engine, "BYTES_IN_MEMORY", 16)
+    layers = [Doubled("table", f"layer_{number}", "", 1) for number in range(5)]
+    keys = tuple(layer.key for layer in layers)
+    trees = [Total("table", f"tree_{number}", "", 1, keys) for number in range(3)]
+    with tqdm(disable=True) as progress:
+        shards = engine.run([], [layers, trees], run_folder, progress)
+    assert sorted(read) == sorted(keys)
+    assert all(shards(tree.key)["number"] == 5 for tree in trees)
+
+
+@dataclass(frozen=True)
+class Repeated(engine.Task):
+    """A sweep that is off and run again, or one that tells nothing."""
+
+    times: int = 0
+
+    def compute(self, model, earlier, progress):
+        for _ in range(self.times):
+            progress(2)
+            progress(1)
+        return {}
+
+
+def test_what_a_task_runs_again_or_does_not_tell_counts_once_in_the_progress(tmp_path):
+    run_folder = RunFolder(tmp_path)
+    run_folder.claim([], {})
+    for times in range(3):
+        task = Repeated("table", f"{times}", "", 3, times)
+        for _ in range(2):  # computed, and found computed
+            with tqdm(total=3) as progress:
+                engine.run(None, [[task]], run_folder, progress)
+                assert progress.n == 3
+
+
 def test_what_was_read_last_stays_in_memory_within_a_limit(tmp_path, monkeypatch):
     run_folder = RunFolder(tmp_path)
     run_folder.claim([], {})

@@ -4,7 +4,7 @@
 import pytest
 import torch
 
-from mediation.effects.statistics import Screening
+from mediation.effects.screening import Screening
 from mediation.studies import estimated_trees
 from mediation.studies import professions as professions_study
 from mediation.studies.engine import StudyOptions

@@ -5,7 +5,7 @@ import random
 import numpy as np
 import torch
 
-from mediation.effects.statistics import Screening
+from mediation.effects.screening import Screening
 from mediation.errors import InputError
 from mediation.results.mediation_tables import screening_of
 from mediation.stimuli import stimulus_files

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from attention_utils import perform_intervention
-from mediation.effects.statistics import smallest_reaching
+from mediation.effects.summaries import smallest_reaching
 from mediation.results.selections import KINDS
 from mediation.studies import selection
 
