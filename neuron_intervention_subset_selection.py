@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Any
 
 from mediation.errors import InputError
 from mediation.files.storage import RunFolder, check_writable
+from mediation.mediators.catalogue import CATALOGUE
 from mediation.options import Parser, add_model_options, add_selection_options, exit_on_bad_input, positive
 from mediation.results.selections import KINDS
 from mediation.stimuli import professions
@@ -45,6 +46,7 @@ def main(options: argparse.Namespace) -> None:
     chosen = professions.select(options.professions, options.max_examples)
     check_writable(options.out_dir)
     model = load_model(options)
+    CATALOGUE["neurons"].check_model(model)
     layers, width = model.num_layers + 1, model.num_neurons
     if not -1 <= options.layer < layers:
         raise InputError(f"--layer {options.layer}: the model has layers 0 (word embedding) to {layers - 1}; "

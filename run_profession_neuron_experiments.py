@@ -28,6 +28,7 @@ from typing import TYPE_CHECKING, Any
 
 from mediation.errors import InputError
 from mediation.files.storage import RunFolder, check_space, check_writable, software
+from mediation.mediators.catalogue import CATALOGUE
 from mediation.options import (
     Parser,
     add_full_passes,
@@ -111,6 +112,7 @@ def main(options: argparse.Namespace) -> None:
         types = [NO_INTERVENTION]
 
     model = load_model(options)
+    CATALOGUE["neurons"].check_model(model)
     check_screen_share(options, model.num_layers)
     interventions, dropped = build_interventions(model, templates, chosen, options.candidates,
                                                  options.multi_token)

@@ -132,6 +132,10 @@ def check_together(model: LanguageModel, requests: Sequence[Request], options: A
         check_screen_share(options, model.num_layers)
     if model.masking and options.method != "exact":
         raise InputError(f"{model.name} is a masked model: its heads are all run, use --method exact")
+    architecture = model.parts.architecture
+    if options.estimates and not architecture.resumes:
+        raise InputError(f"--method {options.method} does not go with this {model.model.config.model_type} "
+                         f"model, which {architecture.obstacle}: use --method exact")
     if options.estimates and options.full_passes:
         raise InputError(f"--method {options.method} does not go with full passes, which run everything")
 

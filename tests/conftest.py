@@ -25,7 +25,7 @@ from experiment import Intervention, Model
 from mediation.errors import InputError
 from mediation.files import assets
 from mediation.files.storage import RunFolder
-from mediation.model import language_model
+from mediation.model import language_model, probes
 from mediation.model.checkpoints import bundled_model
 from mediation.model.fast_rows import FastRows
 from mediation.reports import plots
@@ -67,6 +67,16 @@ def fast_everywhere():
     """
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(language_model, "check_bfloat16", lambda device: None)
+        yield
+
+
+@pytest.fixture(autouse=True, scope="session")
+def own_answers(tmp_path_factory, worker_id):
+    """What was found in models is not read from the user's cache; the workers of one run share it."""
+    base = tmp_path_factory.getbasetemp()
+    folder = (base if worker_id == "master" else base.parent) / "answers"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(probes, "cache_folder", lambda: folder)
         yield
 
 

@@ -19,7 +19,7 @@ from transformers import AutoModelForCausalLM
 
 from experiment import Intervention
 from mediation.files.storage import RunFolder, read_pickle
-from mediation.model.architectures import ARCHITECTURES
+from mediation.model import architectures
 from mediation.stimuli import stimulus_files
 from mediation.studies import engine, estimated_trees
 from mediation.studies.engine import StudyOptions
@@ -48,8 +48,9 @@ TINY_ONES = {  # where the names or the defaults of an architecture do not fit
                    "max_position_embeddings": 64},
     "roberta": {**TINY, "pad_token_id": 1, "max_position_embeddings": 80},
 }
-MASKED = sorted(kind for kind, where in ARCHITECTURES.items() if where.masked)
-CAUSAL = sorted(set(ARCHITECTURES) - set(MASKED))
+MASKED = sorted(architectures.MASKED)
+# all that there is to test is tested on these; on many more, what tells them apart: test_architectures.py
+CAUSAL = ["gemma3_text", "gpt2", "gpt_neox", "llama", "mistral", "opt", "phi3", "qwen2", "qwen3"]
 MASK, BEGIN, SEPARATOR = 11, 12, 13  # special tokens of the masked toys
 TOLERANCE = {torch.float64: 1e-10, torch.float32: 1e-5}  # relative, on probabilities
 
@@ -65,12 +66,12 @@ class InDouble(TorchFunctionMode):
 
     def __torch_function__(self, function, _types, args=(), kwargs=None):
         kwargs = kwargs or {}
-        converts = function is torch.Tensor.float or function is torch.Tensor.to
+        converts = function in (torch.Tensor.float, torch.Tensor.to, torch.Tensor.type)
         if not converts and "dtype" not in kwargs:  # nearly all of what a model calls
             return function(*args, **kwargs)
         if args and isinstance(args[0], torch.Tensor) and args[0].dtype == torch.float64:
             narrowing = torch.float32 in (*args[1:], kwargs.get("dtype"))
-            if function is torch.Tensor.float or (function is torch.Tensor.to and narrowing):
+            if function is torch.Tensor.float or (converts and narrowing):
                 return args[0]
             if narrowing:
                 kwargs = kwargs | {"dtype": torch.float64}

@@ -63,6 +63,14 @@ class Mediator:
     in_trees: bool = False
     screened: bool = False
 
+    def check_model(self, model: LanguageModel) -> None:
+        """Raises InputError for a model in which the values were not found, such as one without MLPs."""
+        parts = model.parts
+        if not model.masking and not (self.sites(parts) if self.sites else parts.attentions):
+            raise InputError(f"this {model.model.config.model_type} model has no {self.name} that could be "
+                             f"found ({self.what}): choose another mediator or model",
+                             f"no {self.name} in this model")
+
     def count(self, model: LanguageModel) -> int:
         """Number of units."""
         return len(next(iter(self.units(model).values())))
@@ -86,9 +94,10 @@ def _by_head(model):
     return _columns((model.num_layers, model.num_heads), "layer", "head")
 
 
-def _by_group(model):
-    groups = len(model.parts.projections[0][1].columns)
-    return _columns((model.num_layers, groups), "layer", "head")
+def _by_group(part):
+    """Of keys (1) or values (2)."""
+    return lambda model: _columns((model.num_layers, len(model.parts.projections[part][0].columns)),
+                                  "layer", "head")
 
 
 def _inner(model):
@@ -123,9 +132,9 @@ CATALOGUE = {mediator.name: mediator for mediator in (
     Mediator("head_outputs", "a head's weighted sum of values", ATTENTION, _by_head,
              _sites("head_outputs"), (*ALL_AT_ONCE, "slot", "last")),
     Mediator("queries", "a head's queries", ATTENTION, _by_head, _sites("projections", 0), ALL_AT_ONCE),
-    Mediator("keys", "a head's keys, or a group's of heads that share them", ATTENTION, _by_group,
+    Mediator("keys", "a head's keys, or a group's of heads that share them", ATTENTION, _by_group(1),
              _sites("projections", 1), ALL_AT_ONCE),
-    Mediator("values", "a head's values, or a group's of heads that share them", ATTENTION, _by_group,
+    Mediator("values", "a head's values, or a group's of heads that share them", ATTENTION, _by_group(2),
              _sites("projections", 2), ALL_AT_ONCE),
     Mediator("heads", "a head's attention weights, on prompts of equal length", ATTENTION, _by_head,
              within=lambda model: slice(_heads(model))),
@@ -204,6 +213,7 @@ class Request:
 
     def check(self, model: LanguageModel, intervention: Intervention) -> None:
         """Raises InputError (with its `reason`) for a stimulus for which the mediator is not defined."""
+        self.mediator.check_model(model)
         if self.mediator.sites is None:
             intervention.check_for_attention()
             return

@@ -20,7 +20,7 @@ from transformers import PreTrainedModel
 from mediation.mediators.sites import mlps, recorded_sites, residuals
 from mediation.model.architectures import Parts
 from mediation.model.attention import recorded_weights
-from mediation.model.forward import Prediction, Tree, as_arguments
+from mediation.model.forward import Prediction, Tree, run
 from mediation.model.readout import ReadOut
 
 
@@ -37,7 +37,7 @@ def neuron_gradients(
     """
     sites = [*mlps(parts), residuals(parts)[-1]]
     with torch.enable_grad(), leaf(parts), recorded_sites(sites) as record:
-        model.base_model(prompts, use_cache=False, **as_arguments(model, tree))
+        run(model, parts, prompts, tree)
         *outputs, residual = record
         log_probabilities = ReadOut(parts, predictions)(residual)  # [B, C]
         # prompts do not see each other: the gradient of their sum is each prompt's own
@@ -62,7 +62,7 @@ def head_gradients(
     """
     with (torch.enable_grad(), leaf(parts), recorded_sites(residuals(parts)[-1:]) as residual,
           recorded_weights(parts) as weights):
-        model.base_model(tree.tokens.unsqueeze(0), use_cache=False, **as_arguments(model, tree))
+        run(model, parts, tree.tokens.unsqueeze(0), tree)
         log_probabilities = ReadOut(parts, tree.predictions)(residual[0])[0]
         gradients = [torch.cat(torch.autograd.grad(of_candidate, weights, retain_graph=True))
                      for of_candidate in log_probabilities]

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from mediation.errors import InputError
 from mediation.mediators.batches import Progress
+from mediation.mediators.catalogue import CATALOGUE
 from mediation.mediators.gradients import head_gradients
 from mediation.mediators.heads import HeadEdits, heads_layers_and_whole, heads_layers_model
 from mediation.mediators.masked_heads import sweep_masked_heads
@@ -60,6 +61,7 @@ def masked_heads_in_sets(model: LanguageModel, intervention: Intervention, effec
 def head_edits(model: LanguageModel, intervention: Intervention, effect: str,
                chosen: Bool[Tensor, "B L H"]) -> tuple[Int[Tensor, "T"], HeadEdits]:
     """The context that a causal model runs, and the interventions on it; errors as in `heads_in_sets`."""
+    CATALOGUE["heads"].check_model(model)
     first = intervention.check_for_attention()
     run_on, source = _contexts(model, intervention, effect)
     weights = attention_weights(model.model, model.parts, source)

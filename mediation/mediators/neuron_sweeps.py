@@ -19,6 +19,7 @@ from torch import Tensor
 from mediation.errors import InputError
 from mediation.mediators import interpolation
 from mediation.mediators.batches import Progress, batch
+from mediation.mediators.catalogue import CATALOGUE
 from mediation.mediators.gradients import neuron_gradients
 from mediation.mediators.neurons import (
     INTERVENTION_TYPES,
@@ -64,6 +65,7 @@ def check_for_neurons(model: LanguageModel, intervention: Intervention,
                       intervention_type: str | None = None) -> None:
     """Raises InputError for a stimulus, or a model, without neuron interventions, or those of a type."""
     model.check_causal()
+    CATALOGUE["neurons"].check_model(model)
     intervention.check_for_neurons()
     one_alternative = intervention_type in ("direct", "indirect")
     if intervention_type and (len(intervention.prompts) == 2) != one_alternative:

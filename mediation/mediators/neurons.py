@@ -17,6 +17,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from mediation.model.architectures import Parts
+from mediation.model.forward import first_tensor
 
 NULL, MAN, WOMAN = 0, 1, 2  # indices of a stimulus' prompts
 
@@ -121,10 +122,10 @@ def change(outputs: Float[Tensor, "B T D"], position: int, edits: NeuronEdits, l
 def writing(position: int, edits: NeuronEdits, layer: int) -> Callable[[nn.Module, tuple, Tensor], Tensor]:
     """Forward hook that writes the edits of one layer into a copy of its module's output; as `change`."""
     def write(_module, _inputs, output):
-        copy = output.clone()
+        copy = first_tensor(output).clone()
         # some blocks give their MLP rows and tokens in one
         change(copy.view(len(edits), -1, copy.shape[-1]), position, edits, layer)
-        return copy
+        return (copy, *output[1:]) if isinstance(output, tuple) else copy
     return write
 
 

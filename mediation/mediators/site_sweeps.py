@@ -23,7 +23,7 @@ from mediation.mediators.sites import Site, SiteEdits, edited_sites, recorded_si
 from mediation.mediators.sweeps import Descents, automatic_batch_size, in_full_passes
 from mediation.model.architectures import Parts
 from mediation.model.fast_rows import FastRows
-from mediation.model.forward import BaseRun, Resumption, Tree, as_arguments, run_base
+from mediation.model.forward import BaseRun, Resumption, Tree, run, run_base
 from mediation.model.readout import ReadOut
 
 # rows x positions that take as long as reading a model's weights once: a descent of less is mostly that
@@ -133,11 +133,10 @@ def sites_by_descent(parts: Parts, base: BaseRun, own: Values, edits: SiteEdits,
             hidden = torch.cat([hidden, resumption.rows(block, joining)])
         here = of_block.get(block, [])
         for index in here:
-            if edits.sites[index].added:  # a value that is replaced by itself moves the stream by exactly 0
-                before = own[index][first:].expand(len(hidden), -1, -1)
-                after = before.clone()
-                edits.write(index, after, first)
-                hidden = hidden + (after - before)
+            if edits.sites[index].added:
+                outputs = own[index][first:].repeat(len(hidden), 1, 1)
+                edits.write(index, outputs, first)
+                hidden = resumption.embedded(outputs)
         if block == blocks:
             for index in here:
                 edits.write(index, hidden, first)
@@ -192,7 +191,7 @@ def estimate_sites(
     """
     sites = [*edits.sites, residuals(parts)[-1]]
     with torch.enable_grad(), leaf(parts), recorded_sites(sites) as record:
-        model.base_model(tree.tokens.unsqueeze(0), use_cache=False, **as_arguments(model, tree))
+        run(model, parts, tree.tokens.unsqueeze(0), tree)
         log_probabilities = ReadOut(parts, tree.predictions)(record[-1])[0]
         gradients = [torch.autograd.grad(each, record[:-1], retain_graph=True, materialize_grads=True)
                      for each in log_probabilities]

@@ -18,6 +18,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from mediation.model.architectures import Parts
+from mediation.model.forward import first_argument
 
 INPUT, OUTPUT = "input", "output"
 
@@ -59,22 +60,24 @@ def each_alone(width: int) -> Int[Tensor, "{width} 1"]:
 
 def residuals(parts: Parts) -> list[Site]:
     """The residual stream before every block, and behind the last: L + 1 sites of one unit."""
-    blocks, width = list(parts.blocks), parts.head.in_features
+    blocks, width = list(parts.blocks), parts.architecture.width
     before = [Site(block, INPUT, layer, whole(width), residual=True) for layer, block in enumerate(blocks)]
     return [*before, Site(blocks[-1], OUTPUT, len(blocks), whole(width), residual=True)]
 
 
 def mlps(parts: Parts) -> list[Site]:
     """Word embedding (site 0) and MLP of every block (site i: of block i - 1): L + 1 sites of one unit."""
-    return _outputs(parts, whole(parts.head.in_features))
+    return _outputs(parts, whole(parts.architecture.width))
 
 
 def neurons(parts: Parts) -> list[Site]:
     """The same, every number a unit."""
-    return _outputs(parts, each_alone(parts.head.in_features))
+    return _outputs(parts, each_alone(parts.architecture.width))
 
 
 def _outputs(parts, columns):
+    if not parts.mlps:
+        return []
     embedding = Site(parts.embedding, OUTPUT, 0, columns, added=True)
     return [embedding, *(Site(mlp, OUTPUT, block, columns) for block, mlp in enumerate(parts.mlps))]
 
@@ -87,13 +90,13 @@ def inner_neurons(parts: Parts) -> list[Site]:
 
 def attentions(parts: Parts) -> list[Site]:
     """Output of every attention module, behind its output projection: L sites of one unit."""
-    width = parts.head.in_features
-    return [Site(output, OUTPUT, block, whole(width)) for block, output in enumerate(parts.attention_outputs)]
+    width = parts.architecture.width
+    return [Site(end, OUTPUT, block, whole(width)) for block, end in enumerate(parts.attention_ends)]
 
 
 def head_outputs(parts: Parts) -> list[Site]:
     """Every head's weighted sum of values: its slice of the output projection's input. L sites."""
-    heads = len(parts.projections[0][0].columns)
+    heads = parts.architecture.heads
     return [Site(output, INPUT, block, torch.arange(_inputs(output)).reshape(heads, -1))
             for block, output in enumerate(parts.attention_outputs)]
 
@@ -103,9 +106,8 @@ def projections(parts: Parts, which: int) -> list[Site]:
 
     Heads that share keys and values share a unit.
     """
-    chosen = [of_block[which] for of_block in parts.projections]
     return [Site(each.linear_map, OUTPUT, block, each.columns, crosses=which > 0)
-            for block, each in enumerate(chosen)]
+            for block, each in enumerate(parts.projections[which])]
 
 
 def _inputs(linear_map):
@@ -191,7 +193,9 @@ def edited_sites(edits: SiteEdits, chosen: Sequence[int], length: int, first: in
         def write(tensor):
             copy = tensor.clone()
             # some blocks give their MLP rows and tokens in one
-            edits.write(index, copy.view(-1, length, copy.shape[-1]), first)
+            rows = copy.view(-1, length if copy.dim() == 2 else copy.shape[-2], copy.shape[-1])
+            # where what is cached is made into keys and values later, a descent sees all positions here
+            edits.write(index, rows, first + length - rows.shape[1])
             return copy
         return write
 
@@ -213,7 +217,7 @@ def recorded_sites(sites: Sequence[Site]) -> Iterator[list[Float[Tensor, "..."]]
     def keeping(index):
         def keep(tensor):
             record[index] = tensor
-            return tensor
+            return tensor.clone()  # some blocks add to it in place
         return keep
 
     with ExitStack() as stack:
@@ -226,13 +230,16 @@ def recorded_sites(sites: Sequence[Site]) -> Iterator[list[Float[Tensor, "..."]]
 def _hooked(site: Site, function: Callable[[Tensor], Tensor]) -> Iterator[None]:
     """While open, the site's values are what the function makes of them."""
     @no_type_check  # as in `forward.run_base`
-    def at_input(_module: Any, inputs: tuple, named: dict):
+    def at_input(module: Any, inputs: tuple, named: dict):
         if inputs:
             return (function(inputs[0]), *inputs[1:]), named
-        return inputs, named | {"hidden_states": function(named["hidden_states"])}
+        name = first_argument(module)
+        return inputs, named | {name: function(named[name])}
 
     @no_type_check
-    def at_output(_module: Any, _inputs: tuple, output: Tensor):
+    def at_output(_module: Any, _inputs: tuple, output: Any):
+        if isinstance(output, tuple):
+            return (function(output[0]), *output[1:])
         return function(output)
 
     if site.end == INPUT:

@@ -23,7 +23,7 @@ from mediation.mediators.neurons import NeuronEdits, change, edited, writing
 from mediation.model.architectures import Parts
 from mediation.model.attention import attention_weights, changed_outputs
 from mediation.model.fast_rows import FastRows
-from mediation.model.forward import BaseRun, Prediction, Resumption, Tree, pack, run_base
+from mediation.model.forward import BaseRun, Prediction, Resumption, Tree, last_logits, pack, run_base
 from mediation.model.products import exchanged, on_differences, packed
 from mediation.model.readout import ReadOut
 
@@ -37,7 +37,7 @@ TOKENS_AT_MOST = {"cpu": 2048, "cuda": 65536}
 def automatic_batch_size(parts: Parts, device: torch.device | str, positions: int) -> int:
     """Interventions run at once when the user names no number."""
     kind = "cuda" if torch.device(device).type == "cuda" else "cpu"
-    width = max(max(weight.shape) for weight in parts.mlps[0].parameters())
+    width = max(max(weight.shape) for weight in parts.blocks[0].parameters())
     return max(1, min(NUMBERS_AT_ONCE[kind] // width, TOKENS_AT_MOST[kind]) // positions)
 
 
@@ -68,8 +68,7 @@ def in_full_passes(
         """Log-probabilities [rows, beginning + 1, vocabulary] from the last of `tokens` on."""
         sequence = torch.cat([tokens, torch.tensor(beginning, dtype=tokens.dtype, device=tokens.device)])
         with changed(len(sequence)):
-            logits = model(sequence.expand(rows, -1), use_cache=False,
-                           logits_to_keep=len(beginning) + 1).logits
+            logits = last_logits(model, sequence.expand(rows, -1), len(beginning) + 1)
         return logits.double().log_softmax(dim=-1)
 
     beginnings = {tuple(candidate[:-1]) for candidate in candidates}
@@ -86,20 +85,20 @@ def by_descent(parts: Parts, base: BaseRun, edits: NeuronEdits,
     Args:
         base: of the prompt, or tree of prompts, that is intervened upon.
     """
-    # rows join in the order of their first layer; what they give is put back in the caller's order
     layer_of_row = edits.layers.amin(dim=1)
-    order = layer_of_row.argsort(stable=True)
-    edits, first = edits[order], layer_of_row[order].tolist()
-    layers = len(parts.blocks)
+    # where a block adds its MLP's output, rows join behind the MLP that they change; else before its block
+    joins = layer_of_row if parts.architecture.mlp_adds else (layer_of_row - 1).clamp(min=0)
+    # what rows give is put back in the caller's order
+    order = joins.argsort(stable=True)
+    edits, first = edits[order], joins[order].tolist()
     resumption = Resumption(parts, base, edits.position)
     hidden = resumption.rows(0, 0)
-    for layer in range(first[0], layers + 1):
+    for block in range(first[0], len(parts.blocks) + 1):
         if len(hidden):  # the rows under way move one block on, at the positions from the changed one on
-            hidden = _through_block(resumption, layer - 1, hidden, edits[: len(hidden)])
-        joining = first.count(layer)
-        if joining:  # behind the module that they change: it is not run for them
+            hidden = _through_block(resumption, block - 1, hidden, edits[: len(hidden)])
+        if joining := first.count(block):
             new = edits[len(hidden): len(hidden) + joining]
-            hidden = torch.cat([hidden, _changed_residual(resumption, layer, new)])
+            hidden = torch.cat([hidden, _changed_residual(resumption, block, new)])
     result = torch.empty(len(edits), read_out.columns, dtype=torch.float64)
     result[order.cpu()] = read_out(hidden, edits.position)
     return result
@@ -107,7 +106,6 @@ def by_descent(parts: Parts, base: BaseRun, edits: NeuronEdits,
 
 def _through_block(resumption, index, hidden, edits):
     """One block for the rows under way [R, S, D]."""
-    # rows that join behind this block are not among them, but a set may change neurons of its MLP, too
     if not (edits.layers == index + 1).any():
         return resumption.block(index, hidden)
 
@@ -121,13 +119,21 @@ def _through_block(resumption, index, hidden, edits):
 def _changed_residual(resumption, layer, edits):
     """The residual stream [R, S, D] before block `layer` when the MLP, or embedding, before it is changed.
 
-    What that module, and the norm behind it where there is one, gave the stream is replaced; a value replaced
-    by itself moves it by exactly 0.
+    Where that cannot be said without running the block of the MLP, it is not changed yet.
     """
-    own = resumption.base.outputs(layer)[edits.position:][: edits.width]  # [positions that are changed, D]
-    new = own.expand(len(edits), -1, -1).clone()
+    if layer and not resumption.parts.architecture.mlp_adds:
+        return resumption.rows(layer, len(edits))
+    own = resumption.base.outputs(layer)[edits.position:]  # [S, D]
+    if not layer:
+        outputs = own.repeat(len(edits), 1, 1)
+        change(outputs, 0, edits, 0)
+        return resumption.embedded(outputs)
+    # what the MLP, and the norm behind it where there is one, gave the stream is replaced, at the positions
+    # that are changed; a value replaced by itself moves it by exactly 0
+    own = own[: edits.width]
+    new = own.repeat(len(edits), 1, 1)
     change(new, 0, edits, layer)
-    norm = resumption.parts.mlp_norms[layer - 1] if layer else None
+    norm = resumption.parts.mlp_norms[layer - 1]
     moved = new - own if norm is None else norm(new) - norm(own.expand_as(new))
     hidden = resumption.rows(layer, len(edits))
     hidden[:, : edits.width] += moved
@@ -308,9 +314,27 @@ def sweep_heads(
     def reference(rows):
         return heads_by_full_passes(model, parts, context, candidates, edits[rows.to(context.device)])
 
+    if full_passes:
+        # as in the descent, heads whose weights are the run's own are not touched
+        edits = _touched(edits, attention_weights(model, parts, context))
+        none = HeadEdits(torch.zeros_like(edits.chosen[:1]), edits.weights, edits.first)
+        result = heads_by_full_passes(model, parts, context, candidates, none).repeat(len(edits), 1)
+        rows = edits.chosen.flatten(1).any(dim=1).nonzero().squeeze(1).cpu()
+        if progress:
+            progress(len(edits) - len(rows))
+        in_batches(reference, rows, 1, result, progress)
+        return result
     continuations = pack([context.tolist()], candidates, context.device)
-    return sweep_heads_in(model, parts, continuations, context, edits, batch_size,
-                          reference if full_passes else None, progress, fast)
+    return sweep_heads_in(model, parts, continuations, context, edits, batch_size, None, progress, fast)
+
+
+def _touched(edits, own):
+    """The same interventions without heads whose weights are the run's own anyway.
+
+    One on none but these has exactly no effect, and is not run.
+    """
+    differs = (own != edits.weights)[:, :, edits.first:].any(dim=3).any(dim=2)  # [L, H]
+    return HeadEdits(edits.chosen & differs, edits.weights, edits.first)
 
 
 def sweep_heads_in(
@@ -325,11 +349,7 @@ def sweep_heads_in(
         reference: None, or a function that is called with one row at a time instead; the others as in
             `sweep_heads`.
     """
-    own = attention_weights(model, parts, context)
-    # heads whose weights are the run's own anyway are not touched: an intervention on none but these has
-    # exactly no effect, and is not run
-    differs = (own != edits.weights)[:, :, edits.first:].any(dim=3).any(dim=2)  # [L, H]
-    edits = HeadEdits(edits.chosen & differs, edits.weights, edits.first)
+    edits = _touched(edits, attention_weights(model, parts, context))
     base = run_base(model, parts, tree.tokens, tree, linear_maps=fast is not None)
     residual = base.residuals[-1]
     result = ReadOut(parts, tree.predictions)(residual.unsqueeze(0)).repeat(len(edits), 1)

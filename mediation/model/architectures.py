@@ -1,83 +1,89 @@
-"""Where a checkpoint keeps its parts. Nothing else in the project asks what model it is.
+"""Where a model keeps its parts: `Architecture` says it by names, `Parts` holds the modules themselves.
+
+Of a causal model the names are found by watching one short run (`mediation.model.discovery`); nothing in the
+project asks what kind of model it is. Masked models, of which only the attention is studied, are written down
+here.
 
 A neuron of the study is an output of the word embedding or of a block's MLP module (OPT has none: there it is
-the linear map that its MLP ends with). What the sweeps rely on: a causal model's block ends by adding that
-output, as it is or behind the norm that `mlp_norm` names, to the residual stream. A masked model's block need
-not, for only its attention is studied.
-To add an architecture with that property, add a line; the tests run every line against plain hooks.
+the linear map that its MLP ends with).
 """
 
-from dataclasses import dataclass, replace
-from inspect import signature
-from operator import attrgetter
+from dataclasses import dataclass, field, replace
 
 import torch
 from jaxtyping import Int
 from torch import Tensor, nn
 from transformers import PreTrainedConfig, PreTrainedModel
+from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
 from mediation.errors import InputError
 
 
 @dataclass(frozen=True)
+class Form:
+    """What the dimensions of a tensor that a block is called with run over.
+
+    `tokens`: those over the sequence, a mask has two, queries first; `sequences`: the one over the batch;
+    `of_text`: whether the tensor depends on which tokens these are, not only on how many.
+    """
+
+    tokens: tuple[int, ...] = ()
+    sequences: int | None = None
+    of_text: bool = False
+
+
+Columns = tuple[tuple[int, ...], ...]  # of a linear map's outputs, those of each head
+Maps = tuple[tuple[str, Columns], ...]  # of every block, a map and which of its outputs are each head's
+
+
+@dataclass(frozen=True)
 class Architecture:
-    """Attribute paths to the parts of a model.
+    """Names of modules in a model, and what its blocks do with them. A plain record, which can be stored.
 
-    From the language model `embedding`, `blocks`, `final_norm` and `head`; from a block `attention`, `mlp`
-    and `mlp_norm`. `final_norm`: all between the last block and the unembedding, a path, or several paths and
-    modules that are run in turn. `masked`: it predicts masked tokens and sees in both directions.
+    A tuple of names has one for each block; it is empty where a block has no such part. `width`: numbers of
+    the residual stream.
 
-    From the attention `attention_output`, the map that heads' outputs go through, and `projections`, the maps
-    to queries, keys and values: one each, or one to all of them, whose output has all queries, then all keys,
-    then all values, or with `fused_by_head` those of one head after the other. From the MLP `mlp_output`, the
-    map that it ends with; "" where the MLP is that map.
+    `final`: the modules between the last block and the unembedding `head`, if these are all that makes logits
+    of a residual stream; None where the library's own code is asked. `attentions`: modules that call the
+    library's eager attention once, whose output is weights times values, each of `heads` heads.
+    `attention_ends`: whose outputs are the attentions'; `attention_outputs`: linear maps whose inputs are the
+    heads' outputs, one behind the other. `queries`, `keys`, `values`: the maps that give them.
+    `mlps`; `mlp_norms`: what stands behind each MLP, "" for nothing; `mlp_outputs`: the maps that they end
+    with.
+
+    `embedding_adds`, `mlp_adds`: whether the residual stream before the first block, and behind a block, is
+    the embedding's, and the MLP's, output (behind its norm) added to what does not depend on it.
+    `forms`: of every block, the tensors among its arguments. `cache`: the argument for keys and values.
+    `returns`: of every block, the length of the tuple that it returns, 0 for a tensor alone.
+    `takes_positions`: whether the model is told positions. `resumes`: whether a run can be resumed at any
+    block and position, and trees of prompts be run; if not, `obstacle` says why.
+    `masked`: it predicts masked tokens and sees in both directions.
     """
 
     embedding: str
     blocks: str
-    final_norm: str | tuple[str | nn.Module, ...]
-    attention: str = "self_attn"
-    mlp: str = "mlp"
-    head: str = "lm_head"
-    mlp_norm: str | None = None
+    head: str
+    final: tuple[str, ...] | None
+    width: int
+    attentions: tuple[str, ...] = ()
+    heads: int = 0
+    attention_ends: tuple[str, ...] = ()
+    attention_outputs: tuple[str, ...] = ()
+    queries: Maps = ()
+    keys: Maps = ()
+    values: Maps = ()
+    mlps: tuple[str, ...] = ()
+    mlp_norms: tuple[str, ...] = ()
+    mlp_outputs: tuple[str, ...] = ()
+    embedding_adds: bool = True
+    mlp_adds: bool = True
+    forms: tuple[dict[str, Form], ...] = ()
+    cache: str | None = None
+    returns: tuple[int, ...] = ()
+    takes_positions: bool = True
+    resumes: bool = True
+    obstacle: str = ""
     masked: bool = False
-    attention_output: str = "o_proj"
-    projections: tuple[str, ...] = ("q_proj", "k_proj", "v_proj")
-    fused_by_head: bool = False
-    mlp_output: str = "down_proj"
-
-
-LLAMA = Architecture("model.embed_tokens", "model.layers", "model.norm")
-ARCHITECTURES = {  # by transformers' config.model_type
-    "gemma3_text": Architecture(
-        "model.embed_tokens", "model.layers", "model.norm", mlp_norm="post_feedforward_layernorm"),
-    "gpt2": Architecture("transformer.wte", "transformer.h", "transformer.ln_f", attention="attn",
-                         attention_output="c_proj", projections=("c_attn",), mlp_output="c_proj"),
-    "gpt_neox": Architecture(
-        "gpt_neox.embed_in", "gpt_neox.layers", "gpt_neox.final_layer_norm", attention="attention",
-        attention_output="dense", projections=("query_key_value",), fused_by_head=True,
-        mlp_output="dense_4h_to_h"),
-    "llama": LLAMA,
-    "mistral": LLAMA,
-    "opt": Architecture(
-        "model.decoder.embed_tokens", "model.decoder.layers", "model.decoder.final_layer_norm", mlp="fc2",
-        attention_output="out_proj", mlp_output=""),
-    "phi3": replace(LLAMA, projections=("qkv_proj",)),
-    "qwen2": LLAMA,
-    "qwen3": LLAMA,
-    "bert": Architecture(
-        "bert.embeddings.word_embeddings", "bert.encoder.layer", "cls.predictions.transform",
-        attention="attention.self", mlp="output", head="cls.predictions.decoder", masked=True),
-    "distilbert": Architecture(
-        "distilbert.embeddings.word_embeddings", "distilbert.transformer.layer",
-        ("vocab_transform", "activation", "vocab_layer_norm"),
-        attention="attention", mlp="ffn", head="vocab_projector", masked=True),
-    "roberta": Architecture(
-        "roberta.embeddings.word_embeddings", "roberta.encoder.layer",
-        ("lm_head.dense", nn.GELU(), "lm_head.layer_norm"),
-        attention="attention.self", mlp="output", head="lm_head.decoder", masked=True),
-}
-CACHE_NAMES = ("past_key_values", "layer_past")  # of the argument by which blocks take a cache
 
 
 @dataclass(frozen=True)
@@ -91,112 +97,121 @@ class Projection:
 
 @dataclass(frozen=True)
 class Parts:
-    """The modules of one model.
+    """The modules of one model, see `Architecture`; of every block one, or none of any.
 
-    The word embedding; L blocks with their attentions and MLPs, and the norms behind the MLPs, or None; what
-    stands before the unembedding, and the unembedding. `masked`: it predicts masked tokens. `cache_name`:
-    what its blocks call a cache of keys and values, or None.
-
-    Of every block, but for masked models: `attention_outputs` and `mlp_outputs`, the maps that heads' outputs
-    and hidden units go through; `projections`, for queries, keys and values the map that gives them, and
-    which of its outputs are each head's.
+    `final_norm`: None where logits are made by the library's own code.
     """
 
+    model: PreTrainedModel
+    architecture: Architecture
     embedding: nn.Module
     blocks: nn.ModuleList
+    head: nn.Linear
+    final_norm: nn.Module | None
     attentions: tuple[nn.Module, ...]
     mlps: tuple[nn.Module, ...]
     mlp_norms: tuple[nn.Module | None, ...]
-    final_norm: nn.Module
-    head: nn.Linear
-    masked: bool
-    cache_name: str | None
+    attention_ends: tuple[nn.Module, ...] = ()
     attention_outputs: tuple[nn.Module, ...] = ()
     mlp_outputs: tuple[nn.Module, ...] = ()
-    projections: tuple[tuple[Projection, Projection, Projection], ...] = ()
+    projections: tuple[tuple[Projection, ...], ...] = field(default=((), (), ()))
+
+    @property
+    def masked(self) -> bool:
+        """Whether it predicts masked tokens."""
+        return self.architecture.masked
 
 
-def is_masked(kind: str) -> bool:
-    """Whether models of this transformers model_type, one of the table, predict masked tokens."""
-    return ARCHITECTURES[kind].masked
+@dataclass(frozen=True)
+class _MaskedModel:
+    """Where a masked model keeps its parts: of the model, and of a block `attention` and `mlp`."""
+
+    embedding: str
+    blocks: str
+    final: tuple[str | nn.Module, ...]
+    head: str
+    attention: str = "attention.self"
+    mlp: str = "output"
+
+
+MASKED = {  # by transformers' config.model_type
+    "bert": _MaskedModel("bert.embeddings.word_embeddings", "bert.encoder.layer",
+                         ("cls.predictions.transform",), "cls.predictions.decoder"),
+    "distilbert": _MaskedModel(
+        "distilbert.embeddings.word_embeddings", "distilbert.transformer.layer",
+        ("vocab_transform", "activation", "vocab_layer_norm"), "vocab_projector", "attention", "ffn"),
+    "roberta": _MaskedModel("roberta.embeddings.word_embeddings", "roberta.encoder.layer",
+                            ("lm_head.dense", nn.GELU(), "lm_head.layer_norm"), "lm_head.decoder"),
+}
+# whatever the library's list of causal models says of them: these have two streams, permuted or iterated
+# positions, or see in both directions
+NOT_CAUSAL = ("cpmant", "prophetnet", "reformer", "xlm", "xlm-prophetnet", "xlnet")
+
+
+def is_masked(config: PreTrainedConfig) -> bool:
+    """Whether a model of this config predicts masked tokens."""
+    return config.model_type in MASKED and not getattr(config, "is_decoder", False)
 
 
 def check_supported(config: PreTrainedConfig) -> None:
-    """Whether the study runs on models of a transformers config, decided before weights are loaded.
+    """Whether models of a transformers config may be studied, decided before weights are loaded.
+
+    What a causal model needs besides is looked for when it is there, see `mediation.model.probes`.
 
     Raises:
-        InputError: an architecture that is not in the table, or a variant of one that does not have the
-            property above.
+        InputError: neither a causal language model of the library nor one of its masked models above; or one
+            that sees later tokens.
     """
     kind = config.model_type
-    if kind not in ARCHITECTURES:
-        known = ", ".join(sorted(ARCHITECTURES))
-        raise InputError(f"architecture {kind!r} is not supported: the study runs on {known}")
-    _check_variant(kind, config)
+    if is_masked(config):
+        return
+    if kind not in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES:
+        raise InputError(f"architecture {kind!r} is not supported: the study runs on causal language models "
+                         f"(docs/architectures.md) and on the masked models {', '.join(sorted(MASKED))}")
+    both_ways = bool(getattr(config.get_text_config(), "use_bidirectional_attention", False))
+    if kind in NOT_CAUSAL or both_ways:
+        raise InputError(f"this {kind} model sees later tokens, too: the study needs a model that predicts "
+                         "from what stands before (docs/architectures.md lists them)")
 
 
 def has_kinks(config: PreTrainedConfig) -> bool:
     """True where no Chebyshev polynomial follows the activation function of the MLPs: ReLU and its kind."""
     settings = ("activation_function", "hidden_act", "hidden_activation")
-    return any("relu" in str(getattr(config, setting, None)) for setting in settings)
+    return any("relu" in str(getattr(config.get_text_config(), setting, None)) for setting in settings)
 
 
-def find_parts(model: PreTrainedModel) -> Parts:
-    """The parts of a transformers language model whose config is supported."""
-    where = ARCHITECTURES[model.config.model_type]
-    blocks = attrgetter(where.blocks)(model)
-    final = (where.final_norm,) if isinstance(where.final_norm, str) else where.final_norm
-    steps = [attrgetter(step)(model) if isinstance(step, str) else step for step in final]
-    arguments = signature(blocks[0].forward).parameters
-    attentions = tuple(attrgetter(where.attention)(block) for block in blocks)
-    mlps = tuple(getattr(block, where.mlp) for block in blocks)
-    inner = {} if where.masked else {
-        "attention_outputs": tuple(getattr(attention, where.attention_output) for attention in attentions),
-        "mlp_outputs": tuple(getattr(mlp, where.mlp_output) if where.mlp_output else mlp for mlp in mlps),
-        "projections": tuple(_projections(where, attention, model.config) for attention in attentions)}
+def parts_of(model: PreTrainedModel, architecture: Architecture) -> Parts:
+    """The modules of a model that an Architecture names."""
+    def modules(names):
+        return tuple(model.get_submodule(name) if name else None for name in names)
+
+    def projections(maps):
+        return tuple(Projection(model.get_submodule(name), torch.tensor(columns)) for name, columns in maps)
+
+    norms = architecture.mlp_norms or [""] * len(architecture.mlps)
     return Parts(
-        embedding=attrgetter(where.embedding)(model),
-        blocks=blocks,
-        attentions=attentions,
-        mlps=mlps,
-        mlp_norms=tuple(getattr(block, where.mlp_norm) if where.mlp_norm else None for block in blocks),
-        final_norm=steps[0] if len(steps) == 1 else nn.Sequential(*steps),
-        head=attrgetter(where.head)(model),
-        masked=where.masked,
-        cache_name=None if where.masked else next(name for name in CACHE_NAMES if name in arguments),
-        **inner,
-    )
+        model, architecture, model.get_submodule(architecture.embedding),
+        model.get_submodule(architecture.blocks), model.get_submodule(architecture.head),
+        _in_turn(modules(architecture.final or ())),
+        modules(architecture.attentions), modules(architecture.mlps), modules(norms),
+        modules(architecture.attention_ends), modules(architecture.attention_outputs),
+        modules(architecture.mlp_outputs),
+        tuple(map(projections, (architecture.queries, architecture.keys, architecture.values))))
 
 
-def _projections(where, attention, config):
-    """Queries, keys and values of one attention module."""
-    heads = config.num_attention_heads
-    groups = getattr(config, "num_key_value_heads", None) or heads
-    size = getattr(config, "head_dim", None) or config.hidden_size // heads
-    maps = [getattr(attention, name) for name in where.projections]
-    if len(maps) == 3:
-        counts, starts = (heads, groups, groups), (0, 0, 0)
-    elif where.fused_by_head:  # of head h the outputs from 3 h d on: its query, its key, its value
-        columns = torch.arange(heads * 3 * size).reshape(heads, 3, size)
-        return tuple(Projection(maps[0], columns[:, part]) for part in range(3))
-    else:
-        maps, counts, starts = 3 * maps, (heads, groups, groups), (0, heads * size, (heads + groups) * size)
-    return tuple(Projection(linear_map, start + torch.arange(count * size).reshape(count, size))
-                 for linear_map, count, start in zip(maps, counts, starts))
+def masked_parts(model: PreTrainedModel) -> Parts:
+    """The modules of a masked model that is written down here."""
+    where = MASKED[model.config.model_type]
+    count = len(model.get_submodule(where.blocks))
+    architecture = Architecture(
+        where.embedding, where.blocks, where.head, (), model.config.hidden_size, masked=True,
+        attentions=tuple(f"{where.blocks}.{block}.{where.attention}" for block in range(count)),
+        heads=model.config.num_attention_heads,
+        mlps=tuple(f"{where.blocks}.{block}.{where.mlp}" for block in range(count)))
+    steps = [model.get_submodule(step) if isinstance(step, str) else step for step in where.final]
+    return replace(parts_of(model, architecture), final_norm=_in_turn(steps))
 
 
-def _check_variant(kind, config):
-    """Raises InputError for settings under which a listed architecture is another one."""
-    variants = {
-        "norms after the MLP's sum": getattr(config, "do_layer_norm_before", True) is False,
-        "no final norm": getattr(config, "_remove_final_layer_norm", False),
-        "an embedding of another width":
-            getattr(config, "word_embed_proj_dim", config.hidden_size) != config.hidden_size,
-        "soft-capped logits": getattr(config, "final_logit_softcapping", None) is not None,
-        "attention in both directions": bool(getattr(config, "use_bidirectional_attention", False)),
-        "a decoder": ARCHITECTURES[kind].masked and getattr(config, "is_decoder", False),
-    }
-    reasons = [variant for variant, is_so in variants.items() if is_so]
-    if reasons:
-        raise InputError(f"this {kind} model has {reasons[0]}, which the study does not run: "
-                         f"choose another checkpoint of {', '.join(sorted(ARCHITECTURES))}")
+def _in_turn(steps):
+    """Modules as one; None for none."""
+    return nn.Sequential(*steps) if len(steps) > 1 else (*steps, None)[0]

@@ -1,48 +1,104 @@
 """Attention interventions: weights of chosen heads are replaced by those that another prompt gave them.
 
-Values, queries and keys stay the run's. The models run transformers' attention interface with
-`attention_forward` in it: the library's own eager attention, and behind it what changes its output while
-`changed_outputs` is open. It needs no hooks and serves every architecture that uses the interface.
+Values, queries and keys stay the run's. The models run the library's own eager attention; `make_changeable`
+puts a function around the one of their modelling file, which changes its output while `changed_outputs` is
+open. It needs no hooks and serves every architecture whose modelling file has an `eager_attention_forward`.
 
 Symbols in shapes: B batch (interventions), L attention layers, H heads, T context tokens, d head size;
 R rows, S keys and G key-value heads of one call.
 """
 
-import sys
+import functools
+import inspect
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any, no_type_check
+from dataclasses import dataclass
+from typing import no_type_check
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
-from transformers import AttentionInterface, PreTrainedModel
-from transformers.masking_utils import AttentionMaskInterface, eager_mask
+from transformers import PreTrainedModel
 
 from mediation.model.architectures import Parts
 
-IMPLEMENTATION = "eager_with_changed_outputs"
-# of output, weights and values, as `attention_forward` has them, to the output
+EAGER = "eager_attention_forward"  # its name in the library's modelling files
+# of output, weights and values of one call to the output
 Change = Callable[[Float[Tensor, "B R H d"], Float[Tensor, "B H R S"], Float[Tensor, "B G S d"]],
                   Float[Tensor, "B R H d"]]
 _changes: dict[nn.Module, Change] = {}  # of attention modules, while they are open
+_watching: list[Callable[..., Tensor]] = []  # told of every call while `watched_attention` is open
 
 
-def attention_forward(
-    module: nn.Module, query: Float[Tensor, "B H R d"], key: Float[Tensor, "B G S d"],
-    value: Float[Tensor, "B G S d"], attention_mask: Tensor | None, **settings: Any,
-) -> tuple[Float[Tensor, "B R H d"], Float[Tensor, "B H R S"]]:
-    """The library's eager attention of the module's architecture, then the module's open change, if any."""
-    eager = sys.modules[type(module).__module__].eager_attention_forward
-    output, weights = eager(module, query, key, value, attention_mask, **settings)
-    if module in _changes:
-        output = _changes[module](output, weights, value)
-    return output, weights
+@dataclass(frozen=True)
+class Attended:
+    """One call of the library's eager attention: when, by which module, what it was given and gave."""
+
+    time: int
+    module: nn.Module
+    query: Float[Tensor, "B H R d"]
+    key: Float[Tensor, "B G S d"]
+    value: Float[Tensor, "B G S v"]
+    output: Float[Tensor, "B R H v"]
+    weights: Float[Tensor, "B H R S"] | None
+
+    def is_weighted_sum(self) -> bool:
+        """Whether the output is weights times values, so that other weights can be put in."""
+        if self.weights is None or self.weights.shape[1] % self.value.shape[1]:
+            return False
+        values = self.value.repeat_interleave(self.weights.shape[1] // self.value.shape[1], dim=1)
+        if self.weights.shape[-1] != values.shape[2]:
+            return False
+        summed = (self.weights.to(values.dtype) @ values).transpose(1, 2)
+        scale = float(summed.abs().max())
+        precision = max(torch.finfo(summed.dtype).eps, torch.finfo(torch.float32).eps)
+        return summed.shape == self.output.shape and float(
+            (summed - self.output).abs().max()) <= 100 * precision * scale
 
 
-# without the mask of the same name, the library would drop causality and say nothing
-AttentionInterface.register(IMPLEMENTATION, attention_forward)
-AttentionMaskInterface.register(IMPLEMENTATION, eager_mask)
+def make_changeable(model: nn.Module) -> None:
+    """Let `changed_outputs` change the attention of all models of this model's modelling files.
+
+    A registered attention function would be another name than "eager", for which some models ask.
+    """
+    for kind in {type(module) for module in model.modules()}:
+        names = inspect.unwrap(kind.forward).__globals__  # in which the library looks up its function
+        if EAGER in names and not hasattr(names[EAGER], "__wrapped__"):
+            names[EAGER] = _changeable(names[EAGER])
+
+
+def _changeable(eager):
+    """The library's eager attention, then the module's open change, if any."""
+    @functools.wraps(eager)
+    def attention(module, query, key, value, *inputs, **settings):
+        output, weights = eager(module, query, key, value, *inputs, **settings)
+        for tell in _watching:
+            output = tell(module, query, key, value, output, weights)
+        if module in _changes:
+            output = _changes[module](output, weights, value)
+        return output, weights
+    return attention
+
+
+@contextmanager
+def watched_attention(clock: Iterator[int], leaf: bool = False) -> Iterator[list[Attended]]:
+    """While open, calls of the library's attention are listed, with the time that `clock` tells.
+
+    Args:
+        leaf: make its output a leaf of the graph.
+    """
+    calls: list[Attended] = []
+
+    def tell(module, query, key, value, output, weights):
+        output = output.detach().requires_grad_() if leaf else output
+        calls.append(Attended(next(clock), module, query, key, value, output, weights))
+        return output
+
+    _watching.append(tell)
+    try:
+        yield calls
+    finally:
+        _watching.remove(tell)
 
 
 @contextmanager

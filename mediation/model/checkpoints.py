@@ -25,7 +25,7 @@ from mediation.errors import InputError
 from mediation.files.assets import MODELS, cache_folder, only_process, sha256_of, unpack_model_file
 from mediation.files.storage import whole_folder, write_json
 from mediation.model.architectures import check_supported, is_masked
-from mediation.model.attention import IMPLEMENTATION
+from mediation.model.attention import make_changeable
 
 
 def model_name(name: str) -> str:
@@ -136,19 +136,22 @@ def load_model(
             check_supported(config)  # before gigabytes are read
             tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=False)
             _check_tokenizer(name, tokenizer, config)
-            kind = AutoModelForMaskedLM if is_masked(config.model_type) else AutoModelForCausalLM
+            kind = AutoModelForMaskedLM if is_masked(config) else AutoModelForCausalLM
+            how = {"dtype": dtype, "attn_implementation": "eager"}
+            if dtype == torch.float64:  # the library's faster products of experts know no float64
+                how["experts_implementation"] = "eager"
             if random_weights:
                 with torch.random.fork_rng(devices=[]):
                     torch.manual_seed(seed)
-                    model = kind.from_config(config, dtype=dtype, attn_implementation=IMPLEMENTATION)
+                    model = kind.from_config(config, **how)
             else:
                 model, loading = kind.from_pretrained(
-                    source, dtype=dtype, attn_implementation=IMPLEMENTATION, trust_remote_code=False,
-                    output_loading_info=True)
+                    source, **how, trust_remote_code=False, output_loading_info=True)
                 if loading["missing_keys"]:  # the library would draw them at random and say so in a warning
                     missing = ", ".join(sorted(loading["missing_keys"])[:3])
                     raise InputError(f"model {name!r} has no weights for {missing}: it is no language model, "
                                      "or not whole; name a checkpoint with its language-model head")
+            make_changeable(model)
             return model.to(device).eval(), tokenizer
     except InputError:
         raise
@@ -193,7 +196,8 @@ def _check_tokenizer(name, tokenizer, config):
     unneeded = {token.content for token in tokenizer.added_tokens_decoder.values() if token.special} - needed
     numbers = {token: number for token, number in tokenizer.get_vocab().items() if token not in unneeded}
     token, largest = max(numbers.items(), key=lambda pair: pair[1], default=("", -1))
-    if largest >= config.vocab_size:
+    rows = config.get_text_config().vocab_size
+    if largest >= rows:
         raise InputError(f"model {name!r} does not fit its tokenizer: token {token!r} has the number "
-                         f"{largest}, and the word embedding ends at {config.vocab_size - 1}: save the model "
+                         f"{largest}, and the word embedding ends at {rows - 1}: save the model "
                          "with the tokenizer that it was trained with")

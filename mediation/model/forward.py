@@ -3,7 +3,8 @@
 `run_base` runs a prompt once and keeps what a resumed pass needs: the residual stream before every block,
 keys and values, and the arguments with which each block was called. `Resumption` then moves a batch of
 changed residuals through one block at a time, at the positions from the first changed one on: in a causal
-model the earlier ones cannot change.
+model the earlier ones cannot change. Which dimensions of the arguments run over positions is known of each
+model (`Form`), whatever their names are.
 
 Symbols in shapes: B batch (interventions), T tokens, S = T - position tokens that can change, D hidden size,
 G key-value heads, d head size.
@@ -11,8 +12,11 @@ A prompt costs about 4 x T x D numbers per block. Not for training: everything r
 """
 
 import inspect
-from collections.abc import Iterable, Sequence
+from collections import OrderedDict
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cache
 from typing import Any, no_type_check
 
 import torch
@@ -21,11 +25,13 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import PreTrainedModel
 
-from mediation.model.architectures import Parts
+from mediation.errors import InputError
+from mediation.model.architectures import Form, Parts
 from mediation.model.products import Recorded, recorded
 
 Prediction = tuple[Sequence[int], Sequence[int]]  # positions, and the tokens that are predicted at them
 Keys = Float[Tensor, "B G S d"]  # or values
+HOOKS = ("_forward_pre_hooks", "_forward_hooks")  # where PyTorch keeps a module's
 
 
 class RecordingCache:
@@ -60,11 +66,14 @@ class PrefixCache:
 class BaseRun:
     """What one run of one prompt left behind. Tensors in the model's dtype, on its device.
 
+    `tokens`, `depths`: that were run, and their positions where these do not count up from 0;
     `embedding`: output of the word embedding; `residuals`: input of every block and output of the last;
     `mlp_outputs`: of every block; `arguments`: what each block was called with; `cache`: keys and values;
     `linear_maps`: what its linear maps were given and gave, where it was asked for (see `products.recorded`).
     """
 
+    tokens: Int[Tensor, "T"]
+    depths: Int[Tensor, "T"] | None
     embedding: Float[Tensor, "T D"]
     residuals: tuple[Float[Tensor, "T D"], ...]
     mlp_outputs: tuple[Float[Tensor, "T D"], ...]
@@ -132,6 +141,168 @@ def pack(
     return Tree(tokens, position_ids, visible, predictions)
 
 
+def signature_of(module: nn.Module) -> tuple[inspect.Signature, str, str | None]:
+    """What a module's `forward` takes: its signature, the name of its first argument, and of its **arguments.
+
+    As its class has it, whatever is run in its place.
+    """
+    return _signature(type(module))  # type: ignore[arg-type]  # a class can be hashed
+
+
+@cache
+def _signature(kind):
+    signature = inspect.signature(kind.forward)
+    names = list(signature.parameters)[1:]
+    collecting = (name for name, each in signature.parameters.items() if each.kind == each.VAR_KEYWORD)
+    return signature, names[0] if names else "", next(collecting, None)
+
+
+def first_argument(module: nn.Module) -> str:
+    """What a module calls the first thing that it is given: a block the residual stream."""
+    return signature_of(module)[1]
+
+
+def called_with(block: nn.Module, positional: tuple, named: dict[str, Any]) -> tuple[Tensor, dict[str, Any]]:
+    """The residual stream that a block was given, and all its other arguments by name."""
+    signature, first, collecting = signature_of(block)
+    call = signature.bind(block, *positional, **named).arguments
+    call.pop(next(iter(signature.parameters)))
+    call.update(call.pop(collecting or "", {}))
+    return call.pop(first), call
+
+
+def first_tensor(given: Any) -> Any:
+    """A module's output where that is the first of several; the output itself where it is alone."""
+    return given[0] if isinstance(given, (tuple, list)) else given
+
+
+def changed(function: Callable[..., Any], given: Any, path: str = "") -> Any:
+    """What a block is called with, every tensor in it exchanged by function(path, tensor).
+
+    A path is the argument's name, and where in it the tensor lies: "position_embeddings.0".
+    """
+    if isinstance(given, Tensor):
+        return function(path, given)
+    below = f"{path}." if path else ""
+    if isinstance(given, dict):
+        return {key: changed(function, value, f"{below}{key}") for key, value in given.items()}
+    if type(given) in (tuple, list):
+        return type(given)(changed(function, value, f"{below}{index}") for index, value in enumerate(given))
+    return given
+
+
+@contextmanager
+def blocks_skipped(blocks: nn.ModuleList, returns: Sequence[int], calls: list,
+                   hidden: Tensor | None = None) -> Iterator[None]:
+    """While open, blocks give `hidden`, or what they are given, and list that and their other arguments.
+
+    Their hooks, which are for runs through them, are not called.
+
+    Args:
+        returns: of every block, how many things it returns, see `Architecture`.
+    """
+    @no_type_check
+    def skip(block, count):
+        def forward(*positional, **named):
+            given, call = called_with(block, positional, named)
+            calls.append((given, call))
+            given = given if hidden is None else hidden
+            return (given, *[None] * (count - 1)) if count else given
+        return forward
+
+    hooks = [{name: getattr(block, name) for name in HOOKS} for block in blocks]
+    try:
+        for block, count in zip(blocks, returns):
+            block.forward = skip(block, count)  # type: ignore[method-assign]  # exchanged on purpose
+            block.__dict__.update({name: OrderedDict() for name in HOOKS})
+        yield
+    finally:
+        for block, own in zip(blocks, hooks):
+            block.__dict__.pop("forward", None)  # the class' own is there again
+            block.__dict__.update(own)
+
+
+def front(model: PreTrainedModel, blocks: nn.ModuleList, returns: Sequence[int], tokens: Int[Tensor, "B T"],
+          **positions: Int[Tensor, "1 T"]) -> tuple[Float[Tensor, "B T D"], list[dict[str, Any]]]:
+    """The residual stream before the first block, and what each block is called with besides."""
+    calls: list[tuple[Tensor, dict[str, Any]]] = []
+    with blocks_skipped(blocks, returns, calls):
+        model.base_model(tokens, use_cache=False, **positions)
+    return calls[0][0], [call for _, call in calls]
+
+
+def logits_behind(parts: Parts, hidden: Float[Tensor, "B P D"]) -> Float[Tensor, "B P V"]:
+    """Logits of residual streams that leave the last block, by the library's own code."""
+    tokens = torch.zeros(hidden.shape[:2], dtype=torch.long, device=hidden.device)
+    with blocks_skipped(parts.blocks, parts.architecture.returns, [], hidden):
+        return parts.model(tokens, use_cache=False).logits
+
+
+def last_logits(model: PreTrainedModel, tokens: Int[Tensor, "B T"], keep: int) -> Float[Tensor, "B {keep} V"]:
+    """Logits at the last `keep` positions; some of the library's models compute all of them."""
+    takes = "logits_to_keep" in signature_of(model)[0].parameters
+    more = {"logits_to_keep": keep} if takes else {}
+    return model(tokens, use_cache=False, **more).logits[:, -keep:]
+
+
+def run(model: PreTrainedModel, parts: Parts, tokens: Int[Tensor, "B T"], tree: Tree | None = None) -> None:
+    """Run prompts, or a tree in which branches do not see each other, through all blocks.
+
+    What is wanted of it is taken by hooks.
+    """
+    if tree is None or tree.visible is None:
+        model.base_model(tokens, use_cache=False)
+        return
+    check_resumes(parts)
+    hidden, calls = _front_of_tree(model, parts, tree)
+    for block, call in zip(parts.blocks, calls):
+        hidden = first_tensor(block(hidden, **call))
+
+
+def check_resumes(parts: Parts) -> None:
+    """Raises InputError for a model whose runs cannot be resumed, or branch."""
+    if not parts.architecture.resumes:
+        raise InputError(f"this {parts.model.config.model_type} model {parts.architecture.obstacle}: run its "
+                         "interventions as full passes, alone")
+
+
+def _positions(parts, depths):
+    """The argument that tells a model positions other than 0, 1, 2."""
+    return {"position_ids": depths[None]} if depths is not None and parts.architecture.takes_positions else {}
+
+
+def _front_of_tree(model, parts, tree):
+    """`front` of a tree: what depends on positions alone is a plain sequence's, taken at each node's depth.
+
+    So a mask knows how far a window reaches back along the branch; and what a node does not see is left out.
+    """
+    architecture, depths = parts.architecture, tree.position_ids
+    known = model, parts.blocks, architecture.returns
+    with torch.no_grad():
+        _, plain = front(*known, tree.tokens[None, : int(depths.max()) + 1])
+    # after it, so that what hooks keep of the embedding is the tree's
+    hidden, calls = front(*known, tree.tokens[None], **_positions(parts, depths))
+
+    def of_nodes(forms):
+        def at_nodes(path, tensor):
+            form = forms.get(path, Form())
+            for dimension in form.tokens:
+                tensor = tensor.index_select(dimension, depths)
+            if len(form.tokens) < 2:
+                return tensor
+            if tensor.dtype == torch.bool:
+                return tensor & tree.visible
+            return tensor.masked_fill(~tree.visible, torch.finfo(tensor.dtype).min)
+        return at_nodes
+
+    of_tree = []
+    for forms, own, of_plain in zip(architecture.forms, calls, plain):
+        nodes = changed(of_nodes(forms), of_plain)
+        of_tree.append(nodes | {name: own[name] for name in own if any(
+            form.of_text and path.split(".")[0] == name for path, form in forms.items())})
+    return hidden, of_tree
+
+
 def run_base(model: PreTrainedModel, parts: Parts, tokens: Int[Tensor, "T"], tree: Tree | None = None,
              linear_maps: bool = False) -> BaseRun:
     """Run the prompt `tokens` once and keep what resumed passes need. Hooks are removed even if it fails.
@@ -147,34 +318,41 @@ def run_base(model: PreTrainedModel, parts: Parts, tokens: Int[Tensor, "T"], tre
     residuals: list[Tensor] = []
     mlp_outputs: list[Tensor] = []
     arguments: list[dict[str, Any]] = []
+    cache_name = parts.architecture.cache if parts.architecture.resumes else None
 
     @no_type_check  # a hook is made in every run: wrapping it for the tests takes longer than it
     def at_block(block, positional, named):
-        call = inspect.signature(block.forward).bind(*positional, **named).arguments
-        call.update(call.pop("kwargs", {}))
-        hidden = call.pop("hidden_states")
+        hidden, call = called_with(block, positional, named)
         # the run itself keeps no cache (`use_cache=False`): this is the one way to its keys and values
-        if parts.cache_name:
-            call[parts.cache_name] = cache
-        residuals.append(hidden[0])
+        if cache_name:
+            call[cache_name] = cache
+        residuals.append(hidden[0].clone())  # as all that is kept: some blocks add to it in place
         arguments.append(call)
         return (hidden,), call
 
     @no_type_check
+    def at_last(_block, _inputs, output):
+        residuals.append(first_tensor(output)[0].clone())
+
+    @no_type_check
     def at_mlp(_mlp, _inputs, output):
-        mlp_outputs.append(output.reshape(-1, output.shape[-1]))
+        output = first_tensor(output)
+        mlp_outputs.append(output.reshape(-1, output.shape[-1]).clone())
 
     handles = [block.register_forward_pre_hook(at_block, with_kwargs=True) for block in parts.blocks]
-    handles.append(parts.embedding.register_forward_hook(lambda _, __, output: embedding.append(output[0])))
+    handles.append(parts.embedding.register_forward_hook(
+        lambda _module, _inputs, output: embedding.append(output[0].clone())))
     handles += [mlp.register_forward_hook(at_mlp) for mlp in parts.mlps]
-    handles.append(parts.blocks[-1].register_forward_hook(lambda _, __, output: residuals.append(output[0])))
+    handles.append(parts.blocks[-1].register_forward_hook(at_last))
     try:
         with recorded(parts.blocks if linear_maps else nn.ModuleList()) as record:
-            model.base_model(tokens.unsqueeze(0), use_cache=False, **as_arguments(model, tree))
+            run(model, parts, tokens.unsqueeze(0), tree)
     finally:
         for handle in handles:
             handle.remove()
-    return BaseRun(embedding[0], tuple(residuals), tuple(mlp_outputs), tuple(arguments), cache, record)
+    depths = tree.position_ids if tree is not None and tree.visible is not None else None
+    return BaseRun(tokens, depths, embedding[-1], tuple(residuals), tuple(mlp_outputs), tuple(arguments),
+                   cache, record)
 
 
 class Narrowing(TorchDispatchMode):
@@ -195,29 +373,6 @@ class Narrowing(TorchDispatchMode):
         return result
 
 
-def as_arguments(model: PreTrainedModel, tree: Tree | None) -> dict[str, Any]:
-    """Mask and positions of a tree, as the library's models take them.
-
-    One mask, or one for each type of attention layer.
-    """
-    if tree is None or tree.visible is None or tree.position_ids is None:
-        return {}
-    window, types = getattr(model.config, "sliding_window", None), getattr(model.config, "layer_types", None)
-    mask: Any = _additive(tree.visible, model.dtype)
-    if window and (not types or "sliding_attention" in types):
-        # how far back a window reaches is counted along the branch, not in the order of the nodes
-        distance = tree.position_ids[:, None] - tree.position_ids
-        sliding = _additive(tree.visible & (distance < window), model.dtype)
-        mask = {"full_attention": mask, "sliding_attention": sliding} if types else sliding
-    return {"attention_mask": mask, "position_ids": tree.position_ids.unsqueeze(0)}
-
-
-def _additive(visible, dtype):
-    """bool [T, T] -> [1, 1, T, T], 0 where it is true and the smallest number elsewhere."""
-    zeros = torch.zeros(visible.shape, dtype=dtype, device=visible.device)
-    return zeros.masked_fill(~visible, torch.finfo(dtype).min)[None, None]
-
-
 class Resumption:
     """Resumed passes of one base run: everything before `position` stays as it was.
 
@@ -226,29 +381,55 @@ class Resumption:
     """
 
     def __init__(self, parts: Parts, base: BaseRun, position: int) -> None:
+        check_resumes(parts)
         self.parts = parts
         self.base = base
         self.position = position
-        cache = {parts.cache_name: PrefixCache(base.cache, position)} if parts.cache_name else {}
-        self.arguments = [self._cut(call) | cache for call in base.arguments]
+        architecture = parts.architecture
+        cache = {architecture.cache: PrefixCache(base.cache, position)} if architecture.cache else {}
+        # masked models are run from their first position on: nothing is cut
+        self.forms = architecture.forms or ({},) * len(base.arguments)
+        self.arguments = [self._cut(call, forms) | cache for call, forms in zip(base.arguments, self.forms)]
 
-    def _cut(self, call):
+    def _cut(self, call, forms):
         """A block's arguments for the positions from `self.position` on."""
-        cut = dict(call)
-        if call.get("attention_mask") is not None:
-            cut["attention_mask"] = call["attention_mask"][:, :, self.position:]  # [1, 1, S, T]
-        for name in ("position_ids", "cache_position"):
-            if call.get(name) is not None:
-                cut[name] = call[name][..., self.position:]
-        if call.get("position_embeddings") is not None:
-            tables = call["position_embeddings"]
-            cut["position_embeddings"] = tuple(table[:, self.position:] for table in tables)
-        return cut
+        def cut(path, tensor):
+            tokens = forms[path].tokens if path in forms else ()
+            return tensor.narrow(tokens[0], self.position, tensor.shape[tokens[0]] - self.position) \
+                if tokens else tensor
+        return changed(cut, call)
 
     def block(self, index: int, hidden: Float[Tensor, "B S D"]) -> Float[Tensor, "B S D"]:
         """Move `hidden` through one block."""
-        return self.parts.blocks[index](hidden, **self.arguments[index])
+        forms = self.forms[index]
+
+        def repeat(path, tensor):
+            """For every sequence of the batch."""
+            dimension = forms[path].sequences if path in forms else None
+            if dimension is None or len(hidden) == 1:
+                return tensor
+            counts = [len(hidden) if dimension == each else 1 for each in range(tensor.dim())]
+            if tensor.shape[dimension] > 1:  # a row for every head of every sequence
+                return tensor.repeat(counts)
+            return tensor.expand([count if count > 1 else -1 for count in counts])
+
+        return first_tensor(self.parts.blocks[index](hidden, **changed(repeat, self.arguments[index])))
 
     def rows(self, index: int, count: int) -> Float[Tensor, "{count} S D"]:
         """Copies of the base run's residual stream before block `index`."""
         return self.base.residuals[index][self.position:].expand(count, -1, -1).clone()
+
+    def embedded(self, outputs: Float[Tensor, "B S D"]) -> Float[Tensor, "B S D"]:
+        """The residual stream before the first block when the word embedding gives `outputs`."""
+        parts, base, first = self.parts, self.base, self.position
+        if parts.architecture.embedding_adds:
+            return self.rows(0, len(outputs)) + (outputs - base.embedding[first:])
+        whole = base.embedding.expand(len(outputs), -1, -1).clone()
+        whole[:, first:] = outputs
+        handle = parts.embedding.register_forward_hook(lambda _module, _inputs, _output: whole)
+        try:
+            hidden, _ = front(parts.model, parts.blocks, parts.architecture.returns,
+                              base.tokens.expand(len(outputs), -1), **_positions(parts, base.depths))
+        finally:
+            handle.remove()
+        return hidden[:, first:]

@@ -17,9 +17,10 @@ from torch import Tensor
 
 from mediation.errors import InputError
 from mediation.model import checkpoints, masked
-from mediation.model.architectures import find_parts
+from mediation.model.architectures import is_masked, masked_parts, parts_of
 from mediation.model.fast_rows import FastRows
-from mediation.model.forward import BaseRun, Tree, pack, run_base
+from mediation.model.forward import BaseRun, Tree, last_logits, pack, run_base
+from mediation.model.probes import known_architecture
 from mediation.model.products import check_bfloat16
 from mediation.model.readout import ReadOut, widen
 
@@ -37,7 +38,7 @@ class LanguageModel:
         random_weights: keep the architecture, draw new weights with `seed`.
         masking_approach: 1 to 6, how a masked model scores a candidate, see `mediation.model.masked`.
         full_passes: run every intervention as a full forward pass under plain hooks, the slow reference of
-            the sweeps.
+            the sweeps. A model that cannot be resumed (`parts.architecture.resumes`) is run so anyway.
         precision: "exact", or "fast": sweeps multiply the difference to the base run in bfloat16 where that
             is good enough, which random interventions that are run both ways decide (see
             `mediation.mediators.batches`); `fast_rows` counts them. For float32 models.
@@ -71,12 +72,19 @@ class LanguageModel:
         elif precision != "exact":
             raise InputError(f"precision {precision!r} is unknown: choose exact or fast")
         self.model, self.tokenizer = checkpoints.load_model(name, self.device, dtype, random_weights, seed)
-        self.parts = find_parts(self.model)
+        self.parts = (masked_parts(self.model) if is_masked(self.model.config) else
+                      parts_of(self.model, known_architecture(self.model)))
+        architecture = self.parts.architecture
+        if precision == "fast" and not (architecture.resumes and self.parts.final_norm is not None):
+            raise InputError(f"--precision fast does not go with a {self.model.config.model_type} model, "
+                             f"{architecture.obstacle or 'whose logits are capped or scaled'}: use "
+                             "--precision exact")
+        self.full_passes |= not architecture.resumes
         if dtype in (torch.bfloat16, torch.float16):
             widen(self.parts.head)
         self.num_layers: int = len(self.parts.blocks)
-        self.num_neurons: int = self.model.config.hidden_size
-        self.num_heads = self.model.config.num_attention_heads
+        self.num_neurons: int = architecture.width
+        self.num_heads: int = architecture.heads
         self.masking = masked.Masking.of(self.tokenizer, masking_approach) if self.parts.masked else None
 
     @contextmanager
@@ -119,6 +127,8 @@ class LanguageModel:
             InputError: a masked model.
         """
         self.check_causal()
+        if not self.parts.architecture.resumes:
+            return run_base(self.model, self.parts, tokens.to(self.device))
         tree = pack([tokens.tolist()], candidates, self.device)
         branches = tree if len(tree.tokens) > len(tokens) else None
         return run_base(self.model, self.parts, tree.tokens, branches, linear_maps)
@@ -127,8 +137,22 @@ class LanguageModel:
     def read_out(self, run: BaseRun, tokens: Int[Tensor, "T"],
                  candidates: Sequence[Sequence[int]]) -> Float64[Tensor, "C"]:
         """Log-probabilities of the candidates, means over their tokens, from the base run of a prompt."""
+        if not self.parts.architecture.resumes:
+            return self.without_trees(tokens, candidates)
         predictions = pack([tokens.tolist()], candidates, self.device).predictions
         return ReadOut(self.parts, predictions)(run.residuals[-1].unsqueeze(0))[0]
+
+    @torch.no_grad()
+    def without_trees(self, tokens: Int[Tensor, "T"],
+                      candidates: Sequence[Sequence[int]]) -> Float64[Tensor, "C"]:
+        """Mean token log-probability of each candidate behind a prompt, a pass for each."""
+        means = []
+        for candidate in candidates:
+            ids = torch.tensor(candidate, device=self.device)
+            sequence = torch.cat([tokens.to(self.device), ids])[:-1]
+            log_probabilities = self._log_probabilities(sequence.unsqueeze(0), keep=len(ids))[0]  # [ids, V]
+            means.append(log_probabilities.gather(1, ids.unsqueeze(1)).mean())
+        return torch.stack(means).cpu()
 
     def trees(self, interventions: Sequence, prompt: int) -> list[tuple[list[int], Tree]]:
         """A tree for all stimuli that are alike up to the slot's end, of their prompts of index `prompt`.
@@ -157,6 +181,11 @@ class LanguageModel:
         for intervention in interventions:
             intervention.check_for_neurons()
         result = torch.empty(len(interventions), len(interventions[0].prompts), 2, dtype=torch.float64)
+        if not self.parts.architecture.resumes:
+            for row, one in zip(result, interventions):
+                row[:] = torch.stack([self.without_trees(tokens, one.candidates_tok)
+                                      for tokens in one.base_strings_tok])
+            return result
         for prompt in range(result.shape[1]):
             for members, tree in self.trees(interventions, prompt):
                 residual = run_base(self.model, self.parts, tree.tokens, tree).residuals[-1]
@@ -231,15 +260,9 @@ class LanguageModel:
         if self.masking:
             of_masks = masked.log_probabilities(self.model, self.parts, context, candidates, self.masking)
             return of_masks.exp().tolist()
-        means = []
-        for candidate in candidates:
-            ids = torch.tensor(candidate, device=self.device)
-            tokens = torch.cat([context, ids])[:-1]
-            log_probabilities = self._log_probabilities(tokens.unsqueeze(0), keep=len(ids))[0]  # [ids, V]
-            means.append(log_probabilities.gather(1, ids.unsqueeze(1)).mean().exp().item())
-        return means
+        return self.without_trees(context, candidates).exp().tolist()
 
     def _log_probabilities(self, tokens: Int[Tensor, "B T"], keep: int) -> Float64[Tensor, "B {keep} V"]:
         """After the last `keep` tokens."""
-        logits = self.model(tokens.to(self.device), use_cache=False, logits_to_keep=keep).logits
+        logits = last_logits(self.model, tokens.to(self.device), keep)
         return logits.double().log_softmax(dim=-1)

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from mediation.errors import InputError
 from mediation.model.architectures import Parts
-from mediation.model.forward import Prediction
+from mediation.model.forward import Prediction, logits_behind
 from mediation.model.products import product
 
 ROWS_AT_ONCE = 96  # rows of logits: larger buffers spend their time in page faults
@@ -172,7 +172,7 @@ class ReadOut:
         self.positions = sorted({position for positions, _ in predictions for position in positions})
         self.columns = len(predictions) + fast
         self.normalisers: dict[int, Normaliser] = {}
-        if base is not None:
+        if base is not None and parts.final_norm is not None:
             self.base: Float[Tensor, "1 P D"] = parts.final_norm(base[None, self.positions])
             if not odds_only and Normaliser.serves(parts.head, base.dtype, rows):
                 self.normalisers = {position: Normaliser.of(parts.head, row)
@@ -184,7 +184,11 @@ class ReadOut:
         Args:
             hidden: residual streams that left the last block, from position `first` on.
         """
-        normed = self.parts.final_norm(hidden[:, [position - first for position in self.positions]])
+        hidden = hidden[:, [position - first for position in self.positions]]
+        if self.parts.final_norm is None:
+            at_once = max(1, ROWS_AT_ONCE // len(self.positions))
+            return torch.cat([self._by_library(rows) for rows in hidden.split(at_once)]).cpu()
+        normed = self.parts.final_norm(hidden)
         rows = dict(zip(self.positions, normed.unbind(dim=1)))
         sums: dict[int, Tensor] = {}
         if self.normalisers:
@@ -202,6 +206,17 @@ class ReadOut:
         if self.fast:
             columns.append((normed - self.base).norm(dim=2).amax(dim=1).double())
         return torch.stack(columns, dim=1).cpu()
+
+    def _by_library(self, hidden: Float[Tensor, "B P D"]) -> Float64[Tensor, "B {self.columns}"]:
+        """Where logits are not a linear map of a normed residual stream: capped, scaled."""
+        logits = _wide(logits_behind(self.parts, hidden))
+        sums = logits.logsumexp(dim=2).double()  # [B, P]
+        columns = []
+        for positions, tokens in self.predictions:
+            places = [self.positions.index(position) for position in positions]
+            of_tokens = logits[:, places, list(tokens)].double()
+            columns.append((of_tokens if self.odds_only else of_tokens - sums[:, places]).mean(dim=1))
+        return torch.stack(columns, dim=1)
 
     @no_type_check  # it is called for every token, with what __call__ has checked
     def _logit(self, rows: Float[Tensor, "B D"], token: int) -> Float64[Tensor, "B"]:

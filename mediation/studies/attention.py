@@ -17,6 +17,7 @@ from mediation.effects.estimands import strong_examples
 from mediation.effects.odds import log_odds
 from mediation.files.storage import RunFolder, describe_machine, now, write_json
 from mediation.mediators import head_sweeps
+from mediation.mediators.catalogue import CATALOGUE
 from mediation.mediators.heads import heads_layers_and_whole
 from mediation.model.language_model import LanguageModel
 from mediation.results.attention_results import EFFECTS, means, result_entry
@@ -61,6 +62,7 @@ def run_study(model: LanguageModel, examples: Sequence[PronounStimulus], data: s
     Returns: path of the JSON. A finished one is left as it is; an unfinished one goes on with the next
     example.
     """
+    CATALOGUE["heads"].check_model(model)
     run_folder = RunFolder(Path(options.out_dir) / f"{data}_data")
     settings, method = describe_settings(model, examples, about, options)
     with run_folder.claimed([name], settings):

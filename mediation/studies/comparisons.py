@@ -74,7 +74,7 @@ def check_expressible(intervention: Intervention, null: str, alternative: str, l
 
 def longest_text(model: LanguageModel) -> float:
     """Tokens of prompt and candidate together that the model can take."""
-    config = model.model.config
+    config = model.model.config.get_text_config()
     longest = getattr(config, "max_position_embeddings", None) or float("inf")
     if not model.masking:
         return longest

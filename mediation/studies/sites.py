@@ -58,12 +58,16 @@ def kinds_of(request: Request) -> tuple[str, ...]:
 
 @dataclass(frozen=True)
 class Run:
-    """One prompt run without intervention: its tree, and what the sites were. `length`: of the context."""
+    """One prompt run without intervention: its tree, and what the sites were.
+
+    `length`: of the context; `candidates`: both candidates' tokens.
+    """
 
     base: BaseRun
     own: Values
     tree: Tree
     length: int
+    candidates: Sequence[Sequence[int]]
 
     @classmethod
     def of(cls, model: LanguageModel, stimulus: Intervention, prompt: int, sites: Sequence[Site],
@@ -71,12 +75,17 @@ class Run:
         """Run one prompt of a stimulus with its candidates behind it."""
         tokens = stimulus.prompts[prompt].tokens
         tree = pack([tokens], stimulus.candidates_tok, model.device)
+        if not model.parts.architecture.resumes:
+            tree = Tree(torch.tensor(tokens, device=model.device), None, None, ())
         if len(tree.tokens) == len(tokens):  # candidates of one token need no branches
             tree = replace(tree, position_ids=None, visible=None)
-        return cls(*run_with_sites(model.model, model.parts, tree, sites, linear_maps), tree, len(tokens))
+        return cls(*run_with_sites(model.model, model.parts, tree, sites, linear_maps), tree, len(tokens),
+                   stimulus.candidates_tok)
 
     def log_probabilities(self, model: LanguageModel) -> Float64[Tensor, "2"]:
         """Of both candidates."""
+        if not model.parts.architecture.resumes:
+            return model.without_trees(self.tree.tokens, self.candidates)
         return ReadOut(model.parts, self.tree.predictions)(self.base.residuals[-1].unsqueeze(0))[0]
 
 

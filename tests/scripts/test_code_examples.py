@@ -7,14 +7,12 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM
 
-from experiment import Intervention, Model
+from experiment import Intervention
 from mediation.files.storage import RunFolder
 from mediation.mediators.catalogue import CATALOGUE
 from mediation.mediators.neuron_sweeps import neurons_in_trees
-from mediation.model.architectures import ARCHITECTURES
-from tests.helpers import PROJECT, TINY
+from tests.helpers import PROJECT
 
 EXAMPLES = re.findall(r"## To add an? (\w+)\n.*?```python\n(.*?)```",
                       (PROJECT / "docs" / "code.md").read_text(), re.DOTALL)
@@ -29,7 +27,7 @@ LINES = """\
 def example():
     """example("study") -> the names that an example of the page defines; what it registers is taken back
     after the test."""
-    before = dict(CATALOGUE), dict(ARCHITECTURES)
+    before = dict(CATALOGUE)
 
     def run(name):
         namespace = {"__name__": "example"}
@@ -37,9 +35,8 @@ def example():
         return namespace
 
     yield run
-    for registry, entries in zip((CATALOGUE, ARCHITECTURES), before):
-        registry.clear()
-        registry.update(entries)
+    CATALOGUE.clear()
+    CATALOGUE.update(before)
 
 
 def test_the_page_has_an_example_of_each():
@@ -76,21 +73,10 @@ def test_a_mediator_is_one_record(example, run_script, toy_checkpoint, toy_model
                                rtol=1e-5)
 
 
-def test_an_architecture_is_one_entry(example, toy_tokenizer, tmp_path, in_double):
+def test_an_architecture_is_found(example, capsys):
     example("architecture")
-    torch.manual_seed(0)
-    network = AutoModelForCausalLM.from_config(AutoConfig.for_model("olmo2", **TINY))
-    for parameter in network.parameters():
-        parameter.data += 0.3 * torch.randn_like(parameter)
-    network.save_pretrained(tmp_path / "toy-olmo2")
-    toy_tokenizer.save_pretrained(tmp_path / "toy-olmo2")
-    model = Model(gpt2_version=str(tmp_path / "toy-olmo2"), dtype=torch.float64)
-    stimulus = Intervention(model.tokenizer, "The {} said that", ["nurse", "man"], ["he", "she"])
-    swept = model.neuron_intervention_single_experiment(stimulus, "indirect")[4:]
-    by_full_passes = Model(gpt2_version=str(tmp_path / "toy-olmo2"), dtype=torch.float64, full_passes=True)
-    for one, other in zip(swept,
-                          by_full_passes.neuron_intervention_single_experiment(stimulus, "indirect")[4:]):
-        torch.testing.assert_close(one, other, rtol=1e-10, atol=0)
+    printed = "model.layers.0.mlp, behind it model.layers.0.post_feedforward_layernorm; resumed: True"
+    assert capsys.readouterr().out.strip() == printed
 
 
 def test_a_study_is_tasks_in_stages(example, toy_model, tmp_path, monkeypatch):
