@@ -24,6 +24,7 @@ from mediation.errors import InputError
 from mediation.model.architectures import Architecture, Columns, Form
 from mediation.model.attention import Attended, watched_attention
 from mediation.model.forward import changed, first_argument, first_tensor, front, signature_of
+from mediation.model.readout import NOT_PROBABILITIES
 
 LENGTH = 8  # tokens of the runs that are watched
 CACHES = ("past_key_values", "layer_past", "past_key_value")  # how blocks call a cache of keys and values
@@ -125,10 +126,12 @@ def discover(model: PreTrainedModel) -> Architecture:
     """The parts of a causal model, as far as they can be seen.
 
     Raises:
-        InputError: no blocks, word embedding or unembedding.
+        InputError: no blocks, word embedding or unembedding, or logits that are no numbers.
     """
     tokens = sample_tokens(model)
     seen = watch(model, tokens[:1])
+    if seen.logits.isnan().any():  # numbers that are none equal nothing: nothing could be found
+        raise InputError(NOT_PROBABILITIES)
     embedding, head = model.get_input_embeddings(), model.get_output_embeddings()
     names = {module: name for name, module in model.named_modules()}
     if embedding is None or head is None or not seen.of(embedding) or not seen.of(head):

@@ -22,6 +22,8 @@ from mediation.model.forward import Prediction, logits_behind
 from mediation.model.products import product
 
 ROWS_AT_ONCE = 96  # rows of logits: larger buffers spend their time in page faults
+NOT_PROBABILITIES = ("the model gave probabilities that are zero or not numbers: try --dtype float32 or "
+                     "float64, or check the model's weights")
 TOKENS_AT_ONCE = 8192  # of the unembedding, where it is copied
 # tokens whose logits are always computed: the most probable ones, and of the others those least like the rest
 LIKELIEST, FARTHEST = 1024, 256

@@ -20,13 +20,12 @@ from mediation.mediators.neuron_sweeps import runs_and_edits
 from mediation.mediators.neurons import INTERVENTION_TYPES
 from mediation.mediators.sweeps import by_full_passes, heads_by_full_passes
 from mediation.model.language_model import LanguageModel
+from mediation.model.readout import NOT_PROBABILITIES
 from mediation.stimuli.interventions import Intervention
 from mediation.studies.engine import StudyOptions
 from mediation.studies.error_budget import CHECKED, NOTHING_CHECKED, Check, draws, units_to_check
 
 Seed = int | Sequence[int]
-NOT_PROBABILITIES = ("the model gave probabilities that are zero or not numbers: try --dtype float32 or "
-                     "float64, or check the model's weights")
 
 
 @torch.no_grad()

@@ -21,9 +21,10 @@ from mediation.mediators.head_sweeps import head_estimates, heads_in_sets
 from mediation.mediators.heads import heads_layers_model
 from mediation.model.fast_rows import FastRows
 from mediation.model.language_model import LanguageModel
+from mediation.model.readout import NOT_PROBABILITIES
 from mediation.results.attention_results import EFFECTS
 from mediation.stimuli.interventions import Intervention
-from mediation.studies.checks import NOT_PROBABILITIES, check_heads
+from mediation.studies.checks import check_heads
 from mediation.studies.engine import Arrays, Earlier, StudyOptions, Task
 from mediation.studies.error_budget import NOTHING_CHECKED, Check, within_budget
 from mediation.studies.results import Swept

@@ -31,10 +31,10 @@ from mediation.mediators.sites import Site, SiteEdits
 from mediation.model.fast_rows import FastRows
 from mediation.model.forward import BaseRun, Tree, pack
 from mediation.model.language_model import LanguageModel
-from mediation.model.readout import ReadOut
+from mediation.model.readout import NOT_PROBABILITIES, ReadOut
 from mediation.results.attention_results import EFFECTS
 from mediation.stimuli.interventions import Intervention
-from mediation.studies.checks import NOT_PROBABILITIES, hash_of
+from mediation.studies.checks import hash_of
 from mediation.studies.engine import Arrays, Earlier, Key, StudyOptions, Task
 from mediation.studies.error_budget import (
     CHECKED,
