@@ -125,7 +125,7 @@ def writing(position: int, edits: NeuronEdits, layer: int) -> Callable[[nn.Modul
         copy = first_tensor(output).clone()
         # some blocks give their MLP rows and tokens in one
         change(copy.view(len(edits), -1, copy.shape[-1]), position, edits, layer)
-        return (copy, *output[1:]) if isinstance(output, tuple) else copy
+        return type(output)([copy, *output[1:]]) if isinstance(output, (tuple, list)) else copy
     return write
 
 

@@ -238,8 +238,8 @@ def _hooked(site: Site, function: Callable[[Tensor], Tensor]) -> Iterator[None]:
 
     @no_type_check
     def at_output(_module: Any, _inputs: tuple, output: Any):
-        if isinstance(output, tuple):
-            return (function(output[0]), *output[1:])
+        if isinstance(output, (tuple, list)):
+            return type(output)([function(output[0]), *output[1:]])
         return function(output)
 
     if site.end == INPUT:

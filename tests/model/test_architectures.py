@@ -7,6 +7,7 @@ import pytest
 import torch
 from torch import nn
 
+from experiment import Intervention, Model
 from mediation.errors import InputError
 from mediation.mediators.catalogue import CATALOGUE
 from mediation.mediators.site_sweeps import run_with_sites, sweep_sites
@@ -171,6 +172,18 @@ def test_a_model_that_does_not_run_is_refused_in_one_line(tmp_path, monkeypatch)
     model.model.norm = nn.Linear(3, 3)
     with pytest.raises(InputError, match=r"llama model cannot be studied: a short run of it fails \(Run"):
         probes.known_architecture(model)
+
+
+@pytest.mark.parametrize("kind", ["gemma3", "llama4"])
+def test_of_a_checkpoint_for_text_and_images_the_text_model_is_studied(kind, toy_tokenizer, tmp_path):
+    tiny_model(kind).float().save_pretrained(tmp_path / kind)
+    toy_tokenizer.save_pretrained(tmp_path / kind)
+    model, reference = (Model(gpt2_version=str(tmp_path / kind), full_passes=full) for full in (False, True))
+    stimulus = Intervention(model.tokenizer, "The {} said that", ["nurse", "man"], ["he", "she"])
+    swept, expected = (each.neuron_intervention_single_experiment(stimulus, "indirect")[4:]
+                       for each in (model, reference))
+    for one, other in zip(swept, expected):
+        torch.testing.assert_close(one, other, rtol=1e-4, atol=0)
 
 
 def test_a_model_is_asked_once(toy_model, tmp_path, monkeypatch):
