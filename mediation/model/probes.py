@@ -108,10 +108,12 @@ def _probed(model):
     found = discover(model)
     tokens = sample_tokens(model)
     _check_causal_and_alone(model, tokens)
-    found = replace(found, embedding_adds=_tried(_embedding_adds, model, found, tokens[0]))
-    found = replace(found, mlp_adds=_tried(_mlps_add, model, found, tokens[0]))
-    for probe, name in ((_embedding_stays, "changed in its embedding alone"),
-                        (_resumes, "resumed at a block and position"), (_runs_trees, "run with branches")):
+    adds, stays = _tried(_embedding, model, found, tokens[0]) or (False, False)
+    found = replace(found, embedding_adds=adds, mlp_adds=_tried(_mlps_add, model, found, tokens[0]))
+    if not stays:
+        obstacle = "cannot be changed in its embedding alone (blocks are given the word embedding, too)"
+        return replace(found, resumes=False, obstacle=obstacle)
+    for probe, name in ((_resumes, "resumed at a block and position"), (_runs_trees, "run with branches")):
         try:
             wrong = probe(model, parts_of(model, found), tokens)
         except Exception as error:  # a block that cannot be called so raises whatever it likes
@@ -150,7 +152,7 @@ def noise(like: Tensor, scale: Tensor) -> Tensor:
     return torch.randn(like.shape, generator=generator).to(like) * scale
 
 
-def _tried(probe: Callable[..., bool], *given) -> bool:
+def _tried(probe: Callable[..., Any], *given) -> Any:
     """What a probe says; no where it cannot be made."""
     try:
         return probe(*given)
@@ -158,22 +160,10 @@ def _tried(probe: Callable[..., bool], *given) -> bool:
         return False
 
 
-def _embedding_adds(model, found, tokens):
-    """The stream before the first block moves as the embedding's output does."""
-    moved, (hidden, _), (other, _) = _moved_embedding(model, found, tokens)
-    return near(other - hidden, moved)
-
-
-def _embedding_stays(model, parts, tokens):
-    """What blocks are called with besides does not depend on the embedding's output. "", or what is wrong."""
-    _, (_, calls), (_, others) = _moved_embedding(model, parts.architecture, tokens[0])
-    same = all(torch.equal(one, two) for one, two in zip(_tensors(calls), _tensors(others)))
-    return "" if same else "blocks are given the word embedding, too"
-
-
-def _moved_embedding(model, found, tokens):
-    """By how much the embedding's output was moved, and `front` without and with it."""
-    blocks, moved = model.get_submodule(found.blocks), []
+def _embedding(model, found, tokens):
+    """Whether the stream before the first block moves as the embedding's output does, and whether what blocks
+    are called with besides does not."""
+    moved = []
 
     def move(_module, _inputs, output):
         new = output.clone()
@@ -181,13 +171,15 @@ def _moved_embedding(model, found, tokens):
         moved.append(new - output)
         return new
 
-    usual = front(model, blocks, found.returns, tokens[None])
+    known = model, model.get_submodule(found.blocks), found.returns, tokens[None]
+    hidden, calls = front(*known)
     handle = model.get_submodule(found.embedding).register_forward_hook(move)
     try:
-        other = front(model, blocks, found.returns, tokens[None])
+        other, others = front(*known)
     finally:
         handle.remove()
-    return moved[0], usual, other
+    stays = all(torch.equal(one, two) for one, two in zip(_tensors(calls), _tensors(others)))
+    return near(other - hidden, moved[0]), stays
 
 
 def _tensors(calls):
