@@ -20,8 +20,8 @@ import pandas as pd
 import torch
 
 from mediation.analysis import AnalysisOptions, Written, run
-from mediation.effects import intervals
 from mediation.effects.odds import log_odds
+from mediation.effects.resampling import Resampling
 from mediation.errors import InputError
 from mediation.files.storage import whole_file
 from mediation.mediators.catalogue import Request
@@ -160,7 +160,8 @@ class Mediation:
         """The mean total effect, log odds ratio, with `low` and `high`, its 95% bootstrap interval over
         stimuli."""
         effects = self.total_effects["log_effect"].to_numpy(float)
-        low, high = intervals.of_means(effects[:, None], list(self.total_effects["id"]), self.seed)
+        low, high = Resampling({"stimuli": list(self.total_effects["id"])}, seed=self.seed).of_means(
+            effects[:, None])
         return pd.Series({"mean": effects.mean(), "low": low[0], "high": high[0]})
 
     def summary(self) -> pd.DataFrame:
@@ -204,13 +205,14 @@ class Mediation:
         """Rows of the summary of units that the same comparisons have: effects [comparisons, units], and
         total effects, or None for values of no alternative."""
         values = effects.to_numpy(float)
-        low, high = intervals.of_means(values, clusters, self.seed)
+        resampling = Resampling({"stimuli": clusters}, seed=self.seed)
+        low, high = resampling.of_means(values)
         table = effects.columns.to_frame(index=False).assign(
             mean=values.mean(axis=0), median=np.median(values, axis=0), low=low, high=high,
             clusters=len(set(clusters)))
         if totals is None:
             return table.assign(share=np.nan, share_low=np.nan, share_high=np.nan)
-        low, high = intervals.of_ratio(values, totals, clusters, self.seed)
+        low, high = resampling.of_ratio(values, totals)
         return table.assign(share=values.mean(axis=0) / totals.mean(), share_low=low, share_high=high)
 
     def picture(self, mediator: str, effect: str = "indirect") -> "Picture":

@@ -1,0 +1,130 @@
+"""How stable a map of units is: ranks and top-k sets under the bootstrap, halves of the clusters, and what a
+selection promises on stimuli that it was not made on.
+
+Units are ordered by the size of their mean effect, log odds ratio. Symbols in shapes: N rows, U units, D
+draws.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+from jaxtyping import Float64, Int
+from scipy import stats
+
+from mediation.effects.resampling import LEVEL, Resampling
+from mediation.effects.sign_flips import cluster_means
+
+SPLITS = 100
+TOP = 10
+AT_ONCE = 8_000_000  # ranks in memory
+
+
+@dataclass(frozen=True)
+class Ranks:
+    """Ranks of units, 1 the strongest; equal ones share the first of their ranks.
+
+    `low`, `high`: 95% interval over draws; `in_top`: share of draws in which the unit is among the `top`
+    strongest; `jaccard`: of a draw's top set and the observed one, mean over draws.
+    """
+
+    rank: Int[np.ndarray, "U"]
+    low: Float64[np.ndarray, "U"]
+    high: Float64[np.ndarray, "U"]
+    in_top: Float64[np.ndarray, "U"]
+    jaccard: float
+    top: int
+
+
+def ranks(means: Float64[np.ndarray, "U"], draws: Float64[np.ndarray, "D U"], top: int = TOP) -> Ranks:
+    """Of observed means, and of the means in every draw."""
+    top = min(top, len(means))
+    drawn = np.empty(draws.shape, np.int32)
+    step = max(1, AT_ONCE // max(1, len(means)))
+    for start in range(0, len(draws), step):
+        drawn[start:start + step] = _ranked(draws[start:start + step])
+    rank, in_top = _ranked(means[None])[0], drawn <= top
+    low, high = np.percentile(np.ascontiguousarray(drawn.T), LEVEL, axis=1)
+    observed = rank <= top
+    shared, either = (in_top & observed).sum(axis=1), (in_top | observed).sum(axis=1)
+    return Ranks(rank, low, high, in_top.mean(axis=0), float((shared / either).mean()), top)
+
+
+def _ranked(means):
+    return stats.rankdata(-np.abs(means), method="min", axis=1).astype(np.int32)
+
+
+def strongest(means: Float64[np.ndarray, "U"], top: int) -> Int[np.ndarray, " top"]:
+    """Indices of the `top` units of the largest size, strongest first; equal ones in their order."""
+    return np.argsort(-np.abs(means), kind="stable")[:top]
+
+
+@dataclass(frozen=True)
+class Halves:
+    """What two random halves of the clusters say of one map, mean over splits.
+
+    `correlation`: Pearson's of the two maps, stepped up to the whole set of clusters by Spearman and Brown's
+    formula (1910); `overlap`: share of one half's `top` strongest units among the other's; `selected`,
+    `held_out`: mean effect of these in the direction that the first half gives them, there and in the other
+    half. NaN for fewer than four clusters.
+    """
+
+    correlation: float
+    overlap: float
+    selected: float
+    held_out: float
+    top: int
+    clusters: int
+
+    @property
+    def optimism(self) -> float:
+        """By how much a selection's own mean is above that on other stimuli, log odds."""
+        return self.selected - self.held_out
+
+
+def halves(values: Float64[np.ndarray, "N U"], resampling: Resampling, top: int = TOP, seed: int = 0,
+           splits: int = SPLITS) -> Halves:
+    """Split the clusters of the first factor; a half's map is the mean over its rows."""
+    clusters = resampling.first
+    numbers, of_rows = np.unique(clusters, return_inverse=True)
+    top, rng = min(top, values.shape[1]), np.random.default_rng(seed)
+    if len(numbers) < 4:
+        return Halves(np.nan, np.nan, np.nan, np.nan, top, len(numbers))
+    means, rows = cluster_means(values, clusters), np.bincount(of_rows)
+    found = []
+    for _ in range(splits):
+        chosen = np.zeros(len(numbers))
+        chosen[rng.permutation(len(numbers))[:len(numbers) // 2]] = 1
+        first, second = ((weights @ means) / weights.sum()
+                         for weights in (chosen * rows, (1 - chosen) * rows))
+        varied = np.ptp(first) > 0 and np.ptp(second) > 0
+        r = float(np.corrcoef(first, second)[0, 1]) if varied else np.nan
+        best = strongest(first, top)
+        signs = np.sign(first[best])
+        found.append((2 * r / (1 + r), len(np.intersect1d(best, strongest(second, top))) / top,
+                      (signs * first[best]).mean(), (signs * second[best]).mean()))
+    correlation, overlap, selected, held_out = np.mean(found, axis=0)
+    return Halves(float(correlation), float(overlap), float(selected), float(held_out), top, len(numbers))
+
+
+@dataclass(frozen=True)
+class HeldOut:
+    """Units chosen on one set of stimuli, reported on another, mean log effect in the direction that the
+    first gives them; with the 95% interval of the second."""
+
+    units: Int[np.ndarray, " top"]
+    selected: float
+    held_out: float
+    low: float
+    high: float
+
+
+def held_out(chosen_on: Float64[np.ndarray, "N U"], other: Float64[np.ndarray, "M U"],
+             resampling: Resampling, top: int = TOP) -> HeldOut:
+    """`resampling`: of the rows of `other`."""
+    means = chosen_on.mean(axis=0)
+    units = strongest(means, min(top, len(means)))
+    signs = np.sign(means[units])
+    of_rows = (other[:, units] * signs).mean(axis=1)
+    low, high = resampling.of_means(of_rows[:, None])
+    return HeldOut(units, float((signs * means[units]).mean()), float(of_rows.mean()), float(low[0]),
+                   float(high[0]))
