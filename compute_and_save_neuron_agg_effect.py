@@ -4,16 +4,20 @@
 
 Reads the man_direct, man_indirect, woman_direct and woman_indirect tables of model M in FOLDER. Odds ratios
 are oriented to the anti-stereotypical gender: he/she under the man interventions for female-biased
-professions, she/he under the woman interventions for all others. Writes {M}_neuron_effects.csv, and
-{M}_neuron_gender_contrast.csv where both indirect types are.
+professions, she/he under the woman interventions for all others. Writes {M}_neuron_effects.csv,
+{M}_neuron_gender_contrast.csv where both indirect types are, and how sure the means are:
+{M}_neurons_summary.csv (a row per neuron, group of professions and kind of effect: log odds ratios with 95%
+intervals over professions and templates, ranks, p values) and {M}_neuron_layer_summary.csv (intervals of
+the strongest neurons of each layer, which compute_neuron_effect_per_layer.py draws).
 """
 
 import argparse
+from pathlib import Path
 
 from mediation.effects import summaries
 from mediation.errors import InputError
 from mediation.files.storage import write_csv
-from mediation.options import exit_on_bad_input, folder_and_model_parser
+from mediation.options import exit_on_bad_input, folder_and_model_parser, positive, share
 from mediation.stimuli import professions
 
 TYPES = ("man_direct", "man_indirect", "woman_direct", "woman_indirect")
@@ -21,9 +25,12 @@ TYPES = ("man_direct", "man_indirect", "woman_direct", "woman_indirect")
 
 def main(options: argparse.Namespace) -> None:
     """Tables to one aggregate: one template at a time, so that memory does not grow."""
+    import pandas as pd
     from tqdm import tqdm
 
+    from mediation.effects.unit_summaries import summarise
     from mediation.options import output_folder
+    from mediation.reports import report
     from mediation.results.neuron_tables import describe_methods, find_tables, read_pieces
 
     out_dir = output_folder(options)
@@ -33,14 +40,13 @@ def main(options: argparse.Namespace) -> None:
     left_out: dict[str, list[str]] = {}
     stems = sorted({path.stem.removesuffix(f"_{kind}_{options.model}") for path, kind in paths.items()})
     for stem in tqdm(stems, desc="templates", unit=" templates"):
-        # {type: {word: (log odds without, and with one intervention on each neuron)}}
-        tables: dict[str, dict] = {}
+        tables: dict[str, dict] = {}  # {type: {word: Piece}}
         for path, kind in paths.items():
             if path.stem == f"{stem}_{kind}_{options.model}":
                 for piece in read_pieces(path, kind):
                     assert piece.unit is not None
                     aggregate.check_units(path, piece.layer, piece.unit)
-                    tables.setdefault(kind, {})[piece.cluster] = piece.log_odds_base, piece.log_odds
+                    tables.setdefault(kind, {})[piece.cluster] = piece
         words = dict.fromkeys(word for table in tables.values() for word in table)
         for word in words:
             reason = why_left_out(rated.get(word), options.definitional)
@@ -51,8 +57,10 @@ def main(options: argparse.Namespace) -> None:
             if reason:
                 left_out.setdefault(reason, []).append(word)
             else:
-                of_word = {kind: table[word] for kind, table in tables.items() if word in table}
-                aggregate.add(rated[word], of_word)
+                pieces = {kind: table[word] for kind, table in tables.items() if word in table}
+                direct = pieces[aggregate.types_needed(rated[word])[0]]
+                aggregate.add(word, direct.template, rated[word], direct.log_odds_alternative,
+                              {kind: (piece.log_odds_base, piece.log_odds) for kind, piece in pieces.items()})
 
     for reason, names in left_out.items():
         print(f"left out, {reason}: {', '.join(dict.fromkeys(names))}")
@@ -64,11 +72,20 @@ def main(options: argparse.Namespace) -> None:
           f"{len(aggregate.layers)} neurons")
     if method := describe_methods(options.folder, options.model):
         print(method)
-    path = out_dir / f"{options.model}_neuron_effects.csv"
-    print("wrote", write_csv(path, aggregate.effects(), index=True))
+    effects, name = aggregate.effects(), out_dir / options.model
+    print("wrote", write_csv(Path(f"{name}_neuron_effects.csv"), effects, index=True))
     if aggregate.contrast.count:
-        path = out_dir / f"{options.model}_neuron_gender_contrast.csv"
-        print("wrote", write_csv(path, aggregate.gender_contrasts()))
+        print("wrote", write_csv(Path(f"{name}_neuron_gender_contrast.csv"), aggregate.gender_contrasts()))
+    layers = aggregate.top_of_layers(effects, options.shares)
+    print("wrote", write_csv(Path(f"{name}_neuron_layer_summary.csv"), layers))
+
+    kinds, groups = aggregate.kinds_and_groups()
+    maps = tqdm(aggregate.maps(), total=len(kinds) * len(groups), desc="intervals and tests", unit=" maps")
+    found = [summarise([each], f"{each.labels['effect']} effects, {each.labels['group']} professions",
+                       options.flips) for each in maps]
+    print(f"\n{report.describe_units(found[0], 10)}\n")
+    table = pd.concat([of_map.table for of_map in found], ignore_index=True)
+    print("wrote", write_csv(Path(f"{name}_neurons_summary.csv"), table))
 
 
 def why_left_out(profession: professions.Profession | None, definitional: str) -> str | None:
@@ -85,6 +102,11 @@ if __name__ == "__main__":
     parser.add_argument("--definitional", choices=("exclude", "include", "only"), default="exclude",
                         help="words with a gender by definition, |definitional| >= 0.75; only: the file as "
                              "the 2020 code wrote it (default: exclude)")
+    parser.add_argument("--shares", type=share, nargs="+", default=[0.025, 0.1], metavar="S",
+                        help="strongest parts of each layer that get intervals (default: 0.025 0.1)")
+    parser.add_argument("--flips", type=positive, metavar="N",
+                        help="sign flips of the tests: a false discovery rate needs 20 per neuron (default: "
+                             "as many where that is at most 100,000, else 10,000, which do for p)")
     chosen_options = parser.parse_args()
     with exit_on_bad_input():
         main(chosen_options)

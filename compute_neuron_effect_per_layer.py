@@ -3,19 +3,26 @@
     python compute_neuron_effect_per_layer.py results/20200301_neuron_intervention
 
 Reads every {M}_neuron_effects.csv in FOLDER and FOLDER/random (compute_and_save_neuron_agg_effect.py writes
-them). Draws neuron_layer_effect_{M}.pdf for each model and neuron_layer_effect.pdf for all, and writes the
-numbers in them to neuron_layer_effect.csv.
+them), and {M}_neuron_layer_summary.csv beside it, which has the intervals. Draws
+neuron_layer_effect_{M}.pdf for each model and neuron_layer_effect.pdf for all, and writes the numbers in them
+to neuron_layer_effect.csv.
 """
 
 import argparse
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from mediation.effects import summaries
 from mediation.errors import InputError
 from mediation.files.storage import write_csv
 from mediation.options import Parser, add_out_dir, exit_on_bad_input, share
 
-SUFFIX = "_neuron_effects.csv"
+if TYPE_CHECKING:
+    import pandas
+
+SUFFIX, INTERVALS = "_neuron_effects.csv", "_neuron_layer_summary.csv"
+KEYS = ["share", "layer", "neurons"]
+ENDS = ["odds_ratio_indirect_low", "odds_ratio_indirect_high"]
 
 
 def main(options: argparse.Namespace) -> None:
@@ -37,19 +44,51 @@ def main(options: argparse.Namespace) -> None:
     for path, model in models.items():
         if method := describe_methods(path.parent, model):
             print(method)
-    tables = [summaries.top_of_layer(read_effects(path), share).assign(model=model, share=share)
-              for path, model in models.items() for share in options.shares]
-    layers = pd.concat(tables, ignore_index=True)[LAYER_COLUMNS]
+    tables = []
+    for path, model in models.items():
+        profile = pd.concat([summaries.top_of_layer(read_effects(path), share).assign(share=share)
+                             for share in options.shares], ignore_index=True)
+        tables.append(with_intervals(profile, path.with_name(f"{model}{INTERVALS}")).assign(model=model))
+    layers = pd.concat(tables, ignore_index=True)[[*LAYER_COLUMNS, *ENDS]]
     print("mean odds ratio under the indirect interventions (1 = no effect), over the strongest neurons of "
-          "each layer")
-    means = layers.pivot(index=["model", "layer"], columns="share", values="odds_ratio_indirect_mean")
-    print(means.to_string(float_format="%.4f"))
+          "each layer\n[95% interval over professions and templates; the neurons are chosen on the same "
+          "prompts]")
+    layers["mean"] = [f"{row.odds_ratio_indirect_mean:.4f}" + (
+        "" if pd.isna(row[ENDS[0]]) else f" [{row[ENDS[0]]:.4f}, {row[ENDS[1]]:.4f}]")
+        for _, row in layers.iterrows()]
+    print(layers.pivot(index=["model", "layer"], columns="share", values="mean").to_string())
+    without = layers.loc[layers[ENDS[0]].isna(), ["model", "share"]].drop_duplicates()
+    for row in without.itertuples():
+        print(f"no interval of the strongest {100 * row.share:g}% of {row.model}: of two professions on, "
+              f"compute_and_save_neuron_agg_effect.py --shares {row.share:g} writes it")
 
-    print("\nwrote", write_csv(out_dir / "neuron_layer_effect.csv", layers))
+    print("\nwrote", write_csv(out_dir / "neuron_layer_effect.csv", layers.drop(columns="mean")))
     for model, rows in layers.groupby("model", sort=False):
         print("wrote", plots.layer_effect(rows, model, out_dir / f"neuron_layer_effect_{model}.pdf"))
     smallest = layers[layers["share"] == min(options.shares)]
     print("wrote", plots.layer_effects(smallest, out_dir / "neuron_layer_effect.pdf"))
+
+
+def with_intervals(profile: "pandas.DataFrame", path: Path) -> "pandas.DataFrame":
+    """The profile of one model with the ends of its intervals, NaN where they are not known.
+
+    Raises:
+        InputError: a summary that is no such table, or of other effects.
+    """
+    import numpy as np
+
+    from mediation.results.neuron_tables import read_effects
+
+    if not path.exists():
+        return profile.assign(**dict.fromkeys(ENDS, np.nan))
+    known = read_effects(path, summaries.LAYERS)
+    merged = profile.merge(known[[*KEYS, "odds_ratio_indirect_mean", *ENDS]], "left", KEYS,
+                           suffixes=("", "_there"), validate="one_to_one")
+    there = merged["odds_ratio_indirect_mean_there"]
+    if not np.isclose(there.dropna(), merged.loc[there.notna(), "odds_ratio_indirect_mean"]).all():
+        raise InputError(f"{path} is of other effects than the table beside it: run "
+                         "compute_and_save_neuron_agg_effect.py again")
+    return merged.drop(columns="odds_ratio_indirect_mean_there")
 
 
 if __name__ == "__main__":

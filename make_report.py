@@ -10,6 +10,7 @@ import argparse
 from pathlib import Path
 
 from mediation.effects import estimands
+from mediation.effects.unit_summaries import NUMBERS
 from mediation.errors import InputError
 from mediation.files.storage import RunFolder, whole_file
 from mediation.options import exit_on_bad_input, folder_and_model_parser
@@ -41,16 +42,18 @@ def main(options: argparse.Namespace) -> None:
     layers = read_effects(folder / "neuron_layer_effect.csv", LAYER_COLUMNS)
     contrasts_path = folder / f"{model}_neuron_gender_contrast.csv"  # only where both indirect types were run
     contrasts = read_effects(contrasts_path, CONTRAST_COLUMNS) if contrasts_path.exists() else None
+    units_path = folder / f"{model}_neurons_summary.csv"
+    units = read_effects(units_path, NUMBERS) if units_path.exists() else None
 
     path = out_dir / f"{model}_report.md"
     figures = sorted(folder.glob("*.pdf"))
     numbers = [*sorted(folder.glob(f"{model}_*.csv")), folder / "neuron_layer_effect.csv"]
     kinds = list(tables.values())
     files = [f"{folder}/*_{kind}_{model}.* (tables: {kinds.count(kind)})" for kind in dict.fromkeys(kinds)]
-    text = report.neuron_study(
+    text = report.neuron_study(report.NeuronStudy(
         model, runs, probabilities, estimands.total_effects(table), estimands.bias_correlations(table)[0],
-        effects, contrasts, layers[layers["model"] == model],
-        [*files, *figures, *numbers, folder / "manifest.json", path], describe_methods(folder, model))
+        effects, contrasts, layers[layers["model"] == model], units,
+        [*files, *figures, *numbers, folder / "manifest.json", path], describe_methods(folder, model)))
     with whole_file(path) as file:
         file.write(text)
     print(text)

@@ -13,6 +13,8 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
+
 from mediation.errors import InputError
 from mediation.files.storage import RunFolder, describe_machine, now, whole_file, write_csv
 from mediation.mediators.catalogue import Request, order_of, together
@@ -21,6 +23,7 @@ from mediation.model.language_model import LanguageModel
 from mediation.options import check_screen_share
 from mediation.reports import plots, report
 from mediation.results.mediation_tables import read_table, screening_of, write_effects
+from mediation.results.summaries import Summary, summary, with_log_odds, write_units
 from mediation.results.tables import check_one_format
 from mediation.stimuli.stimulus_files import Stimulus
 from mediation.studies import own_question
@@ -49,16 +52,23 @@ class AnalysisOptions(StudyOptions):
 @dataclass(frozen=True)
 class Written:
     """An analysis in its folder. `name`: the model's, as it stands in file names; `common`: the settings that
-    all of its runs share."""
+    all of its runs share; `clusters`: {id of a stimulus: its cluster}."""
 
     run_folder: RunFolder
     name: str
     common: dict[str, Any]
     options: AnalysisOptions
+    clusters: dict[str, str]
 
-    def total_effects(self) -> Any:
-        """The table of total effects."""
-        return read_table(self.run_folder.folder / f"total_effects_{self.name}.csv")
+    def total_effects(self) -> pd.DataFrame:
+        """The table of total effects, with log odds."""
+        return with_log_odds(read_table(self.run_folder.folder / f"total_effects_{self.name}.csv"))
+
+    def summary(self, names: Collection[str] | None = None) -> Summary:
+        """What the effects of these mediators are worth, of all by default."""
+        tables = {mediator: (self.run_folder.folder / one.file, one.place)
+                  for mediator, one in self.mediators().items() if names is None or mediator in names}
+        return summary(self.total_effects(), tables, self.clusters, self.options.seed)
 
     def mediators(self) -> dict[str, report.Mediator]:
         """Every mediator of these stimuli that the folder has, in the catalogue's order."""
@@ -123,7 +133,8 @@ def run(model: LanguageModel, stimuli: Sequence[Stimulus], requests: Sequence[Re
             index = run_folder.begin(describe_run(model, files.values(), settings, dropped, options))
             usable = {request: fitting[request][0] for request in files}
             write_mediators(model, usable, run_folder, index, files, name, options)
-    return Written(run_folder, name, common, options)
+    clusters = {stimulus.id: stimulus.depends_on for stimulus in stimuli}
+    return Written(run_folder, name, common, options, clusters)
 
 
 def check_together(model: LanguageModel, requests: Sequence[Request], options: AnalysisOptions) -> None:
@@ -224,13 +235,19 @@ def write_mediators(
 
 
 def write_report(written: Written) -> tuple[str, Path]:
-    """Figures of the means, and a report on all mediators of these stimuli in the folder: (text, path)."""
+    """Summaries of units, figures of the means, and a report on all mediators of these stimuli in the folder:
+    (text, path)."""
     of_mediators, folder = written.mediators(), written.run_folder.folder
+    found = written.summary()
+    summaries = {mediator: folder / f"{written.name}_{mediator}_summary.{written.options.format}"
+                 for mediator in of_mediators}
+    for mediator, path in summaries.items():
+        write_units(path, found.units[found.units["mediator"] == mediator])
     figures = [path for mediator, of_mediator in of_mediators.items()
                for path in plots.mediator(mediator, of_mediator.means, written.name, folder,
                                           of_mediator.entry.get("layers", "layer"))]
     text = report.mediation(written.name, written.options.stimuli, written.total_effects(), of_mediators,
-                            figures, written.without_means())
+                            found, [*figures, *summaries.values()], written.without_means())
     path = folder / f"report_{written.name}.md"
     with whole_file(path) as file:
         file.write(text)

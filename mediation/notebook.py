@@ -12,28 +12,28 @@ import html
 import io
 import tempfile
 from collections.abc import Iterable, Mapping, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pandas as pd
 import torch
 
 from mediation.analysis import AnalysisOptions, Written, run
-from mediation.effects.odds import log_odds
-from mediation.effects.resampling import Resampling
 from mediation.errors import InputError
 from mediation.files.storage import whole_file
 from mediation.mediators.catalogue import Request
 from mediation.model.language_model import LanguageModel
 from mediation.reports import plots
 from mediation.results.mediation_tables import read_pieces
+from mediation.results.summaries import Summary
 from mediation.results.tidy import tidy_table
 from mediation.stimuli import stimulus_files
 from mediation.stimuli.stimulus_files import Stimulus
 
-SUMMARY = ["mediator", "effect", "layer", "unit", "position", "mean", "median", "low", "high", "share",
-           "share_low", "share_high", "clusters"]
+SHOWN = ["mediator", "effect", "layer", "unit", "position", "mean", "low", "high", "share", "rank", "p", "q",
+         "clusters"]
+SHOWN_EFFECTS = ("indirect", "ablation")
 TOTALS = ["id", "group", "alternative", "base_string", "alt_string", "log_odds_base", "log_odds_alt",
           "log_effect"]
 PAGE = """<!DOCTYPE html>
@@ -99,7 +99,7 @@ def mediate(
             dtype=str(model.model.dtype).removeprefix("torch."), batch_size=batch_size,
             full_passes=model.full_passes, seed=seed, screen_share=screen_share, screen_sample=screen_sample,
             screen_top=screen_top, multi_token=multi_token, stimuli=name, command="mediation.mediate"))
-    return Mediation(written, [request.name for request in requests], seed, folder)
+    return Mediation(written, [request.name for request in requests], folder)
 
 
 def check_numbers(batch_size: Any, seed: Any, screen_share: Any, screen_sample: Any, screen_top: Any) -> None:
@@ -140,80 +140,49 @@ class Mediation:
             of effect, with `log_effect`, the difference of its two log odds.
     """
 
-    def __init__(self, written: Written, names: Sequence[str], seed: int = 0, folder: Any = None) -> None:
-        self.written, self.names, self.seed = written, list(names), seed
+    def __init__(self, written: Written, names: Sequence[str], folder: Any = None) -> None:
+        self.written, self.names = written, list(names)
         self._folder = folder  # a temporary one lives as long as this does
         self._mediators = {name: of_mediator for name, of_mediator in written.mediators().items()
                            if name in self.names}
-        totals = written.total_effects()
-        for prompt in ("base", "alt"):
-            totals[f"log_odds_{prompt}"] = log_odds(totals[f"candidate2_{prompt}_prob"],
-                                                    totals[f"candidate1_{prompt}_prob"])
-        self.total_effects = totals.assign(log_effect=totals["log_odds_alt"] - totals["log_odds_base"])
+        self.total_effects = written.total_effects()
         where = written.run_folder.folder
         pieces = [piece for name, of_mediator in self._mediators.items()
                   for piece in read_pieces(where / of_mediator.file, name)]
         effects = tidy_table(pieces)
-        self.effects = effects.assign(log_effect=effects["log_odds"] - effects["log_odds_base"])
+        self.effects = effects.assign(log_effect=effects["log_odds"] - effects["log_odds_base"],
+                                      cluster=effects["cluster"].astype(str).map(written.clusters))
+
+    @cached_property
+    def _found(self) -> Summary:
+        return self.written.summary(self.names)
 
     def total(self) -> pd.Series:
         """The mean total effect, log odds ratio, with `low` and `high`, its 95% bootstrap interval over
-        stimuli."""
-        effects = self.total_effects["log_effect"].to_numpy(float)
-        low, high = Resampling({"stimuli": list(self.total_effects["id"])}, seed=self.seed).of_means(
-            effects[:, None])
-        return pd.Series({"mean": effects.mean(), "low": low[0], "high": high[0]})
+        stimuli or their clusters."""
+        return self._found.totals.set_index("group").loc["all", ["mean", "low", "high"]].rename(None)
 
-    def summary(self) -> pd.DataFrame:
+    def summary(self, group: str = "all") -> pd.DataFrame:
         """A row per mediator, unit, position and kind of effect, the strongest of each first.
 
-        Columns, on the log scale: `mean` over comparisons, `median`, and `low` and `high`, the mean's 95%
-        bootstrap interval over stimuli; `share` of the mean total effect (indirect: how much of it the unit
-        carries alone; a ratio of means), with `share_low` and `share_high`; `clusters`: stimuli. Where
-        prompts have different numbers of tokens, all of these, the mean total effect too, are of the
-        comparisons that have the position.
-        """
-        totals, effects = self.total_effects, self.effects
-        total_of = pd.Series(totals["log_effect"].to_numpy(), pd.MultiIndex.from_arrays(
-            [totals["id"], totals["id"] + " | " + totals["alternative"]]))
-        # what is the same place of every prompt is one, though it has other numbers in other prompts
-        places = {name: of_mediator.entry.get("positions") for name, of_mediator in self._mediators.items()}
-        one_place = effects["mediator"].astype(str).map(places)
-        position = one_place.where(one_place.isin(["slot", "last"]), effects["position"].astype(str))
-        # ids and alternatives are any texts: two comparisons could be called the same
-        comparisons = effects.groupby(["cluster", "comparison"], observed=True, sort=False)
-        names = comparisons.first().index
-        numbered = effects.assign(position=position, comparison=comparisons.ngroup())
-        tables = []
-        for (mediator, kind), rows in numbered.groupby(["mediator", "effect"], observed=True, sort=False):
-            wide = rows.pivot_table("log_effect", "comparison", ["layer", "unit", "position"], dropna=False,
-                                    sort=False, observed=True)
-            # prompts of other lengths have other positions: units that the same comparisons have go together
-            for _, units in wide.T.groupby(wide.notna().T.apply(tuple, axis=1), sort=False):
-                of_units = units.T.dropna(how="all")
-                own = names[of_units.index]
-                total = None if kind == "ablation" else total_of[own].to_numpy()
-                tables.append(self._summary_of(of_units, list(own.get_level_values("cluster")), total)
-                              .assign(mediator=mediator, effect=kind))
-        table = pd.concat(tables, ignore_index=True)
-        order = table.groupby(["mediator", "effect"], sort=False).ngroup()
-        strongest = table.assign(order=order, size=-table["mean"].abs()).sort_values(["order", "size"],
-                                                                                     kind="stable")
-        return strongest[SUMMARY].reset_index(drop=True)
+        The columns are those of `mediation.effects.unit_summaries`: mean and median on the log scale, with
+        the mean's 95% bootstrap interval over stimuli or their clusters; the share of the mean total effect
+        that the unit carries (indirect: alone); odds ratios; ranks; p values. Where both effects are there,
+        total_indirect and interaction are what is left of the total effect (`effects.decomposition`). Where
+        prompts have different numbers of tokens, a position's numbers, the mean total effect too, are of the
+        comparisons that have it.
 
-    def _summary_of(self, effects, clusters, totals):
-        """Rows of the summary of units that the same comparisons have: effects [comparisons, units], and
-        total effects, or None for values of no alternative."""
-        values = effects.to_numpy(float)
-        resampling = Resampling({"stimuli": clusters}, seed=self.seed)
-        low, high = resampling.of_means(values)
-        table = effects.columns.to_frame(index=False).assign(
-            mean=values.mean(axis=0), median=np.median(values, axis=0), low=low, high=high,
-            clusters=len(set(clusters)))
-        if totals is None:
-            return table.assign(share=np.nan, share_low=np.nan, share_high=np.nan)
-        low, high = resampling.of_ratio(values, totals)
-        return table.assign(share=values.mean(axis=0) / totals.mean(), share_low=low, share_high=high)
+        Raises:
+            InputError: a group that the stimuli do not have.
+        """
+        table, groups = self._found.units, list(self._found.totals["group"])
+        if group not in groups:
+            raise InputError(f"group {group!r} is not in the result: choose from {', '.join(groups)}")
+        of_group = table[table["group"] == group]
+        order = of_group.groupby(["mediator", "effect"], sort=False).ngroup()
+        by_strength = of_group.assign(order=order, size=-of_group["mean"].abs())
+        strongest = by_strength.sort_values(["order", "size"], kind="stable")
+        return strongest.drop(columns=["order", "size"]).reset_index(drop=True)
 
     def picture(self, mediator: str, effect: str = "indirect") -> "Picture":
         """The figure of a mediator, as mediate.py draws it; shown by a notebook.
@@ -256,8 +225,8 @@ class Mediation:
         for mediator, of_mediator in self._mediators.items():
             sections += [f"<h2>{html.escape(mediator)}</h2>",
                          *(f"<figure>{picture}</figure>" for picture in self._pictures(mediator).values()),
-                         _table(summary[summary["mediator"] == mediator].groupby("effect", sort=False)
-                                .head(10)),
+                         _table(summary.loc[summary["mediator"] == mediator, SHOWN]
+                                .groupby("effect", sort=False).head(10)),
                          f"<p>Checked against full passes: the largest difference in a log-probability is "
                          f"{of_mediator.entry['largest_deviation_from_full_passes']:.1e}.</p>"]
         with whole_file(path) as file:
@@ -266,13 +235,16 @@ class Mediation:
 
     def _opening(self):
         """What the numbers are, in a paragraph."""
+        tests = "; ".join(f"{kind}: {of_kind.describe()}" for (group, kind), of_kind in
+                          self._found.tests.items() if group == "all" and kind in SHOWN_EFFECTS)
         return (f"<p>{len(self.total_effects)} comparisons of a null prompt with an alternative. Effects are "
                 "log odds ratios of the second candidate over the first: log odds under the intervention "
                 "minus those of the null prompt. The mean total effect is "
                 f"{_with_interval(self.total())}. Intervals (low, high) are 95% bootstrap intervals of the "
-                "mean over stimuli; share is the part of the mean total effect. Where prompts have different "
-                "numbers of tokens, the numbers at a position, the mean total effect too, are of the "
-                "comparisons that have it; clusters says of how many stimuli.</p>"
+                "mean over stimuli, or over their clusters; share is the part of the mean total effect. "
+                "Where prompts have different numbers of tokens, the numbers at a position, the mean total "
+                "effect too, are of the comparisons that have it; clusters says of how many stimuli. "
+                f"p is family-wise, q a false discovery rate: {tests}.</p>"
                 + "".join(f"<p>{html.escape(line)}</p>" for line in self._left_out()))
 
     def _left_out(self):
@@ -289,12 +261,12 @@ class Mediation:
         strongest = summary.groupby(["mediator", "effect"], sort=False).head(1)
         lines += [f"  {row.mediator}, {row.effect}: strongest {_named(row)}: {_with_interval(row)}"
                   + (f", {row.clusters} of {row.most} stimuli have it" if row.clusters < row.most else "")
-                  for _, row in strongest.iterrows() if row["effect"] != "direct"]
+                  for _, row in strongest.iterrows() if row["effect"] in SHOWN_EFFECTS]
         return "\n".join([*lines, *(f"  {line}" for line in self._left_out())])
 
     def _repr_html_(self) -> str:
         shown = self.summary().groupby(["mediator", "effect"], sort=False).head(5)
-        return self._opening() + _table(shown[shown["effect"] != "direct"])
+        return self._opening() + _table(shown.loc[shown["effect"].isin(SHOWN_EFFECTS), SHOWN])
 
 
 class Picture(str):

@@ -14,10 +14,10 @@ from numpy.typing import ArrayLike
 from scipy import stats
 
 from mediation.effects.odds import effect, log_odds
+from mediation.effects.resampling import Resampling, interval
 from mediation.errors import InputError
 
 LEAST_PROBABILITY = 0.01  # the paper's filter: both candidates above it on the null prompt
-RESAMPLES = 2000
 
 
 @runtime_checkable
@@ -35,8 +35,8 @@ class RatedWord(Protocol):
 
 @dataclass(frozen=True)
 class Estimand:
-    """One cited number, how it is computed, over which prompts; `interval`: 95%, bootstrap over
-    professions."""
+    """One cited number, how it is computed, over which prompts; `interval`: 95%, bootstrap over professions
+    and templates."""
 
     name: str
     formula: str
@@ -90,27 +90,44 @@ def prompt_effects(
     return table.reset_index(drop=True), unrated
 
 
+def resampling_of(prompts: pd.DataFrame) -> Resampling:
+    """Draws of professions and templates, which the prompts cross."""
+    return Resampling({"professions": [str(word) for word in prompts["word"]],
+                       "templates": [str(template) for template in prompts["template"]]})
+
+
 def estimand(name: str, formula: str, filter_text: str, prompts: pd.DataFrame, effects: ArrayLike,
-             by_template: bool = False, seed: int = 0) -> Estimand:
-    """Mean of `effects` over the rows of `prompts`: pooled, or of the templates' means. NaN over no
-    prompts."""
+             by_template: bool = False, draws: Resampling | None = None) -> Estimand:
+    """Mean of `effects` over the rows of `prompts`: pooled, or of the templates' means. NaN over no prompts.
+
+    `draws`: of a table that the rows of `prompts` are part of, by their index; None draws for them alone.
+    """
     effects = np.asarray(effects, np.float64)
     if not len(prompts):
         return Estimand(name, formula, filter_text, np.nan, np.nan, (np.nan, np.nan), 0)
-    templates = pd.factorize(prompts["template"])[0] if by_template else np.zeros(len(prompts), int)
-    words = pd.factorize(prompts["word"])[0]
-    shape = (templates.max() + 1, words.max() + 1)
-    sums, counts = np.zeros(shape), np.zeros(shape)  # [templates, words]
-    np.add.at(sums, (templates, words), effects)
-    np.add.at(counts, (templates, words), 1)
-    # professions are drawn with replacement: the prompts of one profession are not independent
-    generator, chances = np.random.default_rng(seed), np.full(shape[1], 1 / shape[1])
-    draws = generator.multinomial(shape[1], chances, RESAMPLES)  # [resamples, words]
-    with np.errstate(invalid="ignore"):
-        resampled = np.nanmean((draws @ sums.T) / (draws @ counts.T), axis=1)
-    low, high = np.nanpercentile(resampled, [2.5, 97.5]) if shape[1] > 1 else (np.nan, np.nan)
-    mean = float((sums.sum(1) / counts.sum(1)).mean())
+    # the mean of templates' means: each prompt counts by how few its template has
+    counts = prompts["template"].map(prompts["template"].value_counts()).to_numpy(float)
+    shares = 1 / counts if by_template else np.ones(len(effects))
+    of_prompts = resampling_of(prompts) if draws is None else draws.of(prompts.index.to_numpy())
+    [low], [high] = of_prompts.of_ratio((effects * shares)[:, None], shares)
+    mean = float((effects * shares).sum() / shares.sum())
     return Estimand(name, formula, filter_text, mean, float(np.median(effects)), (low, high), len(prompts))
+
+
+def difference(name: str, formula: str, filter_text: str, first: pd.DataFrame, of_first: ArrayLike,
+               second: pd.DataFrame, of_second: ArrayLike, draws: Resampling) -> Estimand:
+    """Mean of the effects of the first prompts less that of the second, from one set of draws.
+
+    `draws`: of a table that the rows of both are part of, by their index.
+    """
+    values = [np.asarray(effects, np.float64)[:, None] for effects in (of_first, of_second)]
+    parts = [draws.of(prompts.index.to_numpy()) for prompts in (first, second)]
+    low = high = mean = median = np.nan
+    if len(first) and len(second):
+        mean, median = (float(take(values[0]) - take(values[1])) for take in (np.mean, np.median))
+        if all(part.varies for part in parts):
+            [low], [high] = interval(parts[0].means(values[0]) - parts[1].means(values[1]))
+    return Estimand(name, formula, filter_text, mean, median, (low, high), len(first) + len(second))
 
 
 def total_effects(table: pd.DataFrame) -> list[Estimand]:
@@ -120,24 +137,29 @@ def total_effects(table: pd.DataFrame) -> list[Estimand]:
     likely = generic[_both_likely(generic)]
     female, male = likely[likely["bias"] < 0], likely[likely["bias"] > 0]
     both = pd.concat([female, male])
-    paper = "no definitional words, p(he) and p(she) > .01"
+    paper, draws = "no definitional words, p(he) and p(she) > .01", resampling_of(table)
+    logs = {"female": female["log_he_effect"], "male": male["log_she_effect"]}
     preferred = np.where(generic["log_odds"] > 0, generic["he_effect"], generic["she_effect"])
     return [
         estimand("total effect",
                  "female-biased: odds(he) man/null - 1; male-biased: odds(she) woman/null - 1; mean", paper,
-                 both, [*female["he_effect"], *male["she_effect"]]),
+                 both, [*female["he_effect"], *male["she_effect"]], draws=draws),
         estimand("  of female-biased professions", "odds(he) man/null - 1; mean", f"{paper}, bias < 0",
-                 female, female["he_effect"]),
+                 female, female["he_effect"], draws=draws),
         estimand("  of male-biased professions", "odds(she) woman/null - 1; mean", f"{paper}, bias > 0",
-                 male, male["she_effect"]),
+                 male, male["she_effect"], draws=draws),
+        estimand("total effect, log", "the same as log odds ratios; mean", paper, both,
+                 [*logs["female"], *logs["male"]], draws=draws),
+        difference("  female- less male-biased, log", "difference of the two means of log odds ratios", paper,
+                   female, logs["female"], male, logs["male"], draws),
         estimand("2020 script's total effect",
                  "null odds(he) > 1: odds(he) man/null - 1; else odds(she) woman/null - 1; "
                  "mean of templates' means",
-                 "no definitional words", generic, preferred, True),
+                 "no definitional words", generic, preferred, True, draws),
         estimand("  male (he) effect", "odds(he) man/null - 1; mean of templates' means",
-                 "no definitional words", generic, generic["he_effect"], True),
+                 "no definitional words", generic, generic["he_effect"], True, draws),
         estimand("  female (she) effect", "odds(she) woman/null - 1; mean of templates' means",
-                 "no definitional words", generic, generic["she_effect"], True),
+                 "no definitional words", generic, generic["she_effect"], True, draws),
     ]
 
 
@@ -180,15 +202,16 @@ def split_total_effects(table: pd.DataFrame) -> list[Estimand]:
                         "null odds(he) below 1", "null odds(he) above 1"),
               "stereotype": (prompts[prompts["bias"] < 0], prompts[prompts["bias"] > 0],
                              "bias < 0", "bias > 0")}
-    estimands = []
+    estimands, draws = [], resampling_of(table)
     for by, (female, male, female_filter, male_filter) in splits.items():
         both, effects = pd.concat([female, male]), [*female["he_effect"], *male["she_effect"]]
         estimands += [
             estimand(f"female professions by {by} -> man", "odds(he) man/null - 1; mean", female_filter,
-                     female, female["he_effect"]),
+                     female, female["he_effect"], draws=draws),
             estimand(f"male professions by {by} -> woman", "odds(she) woman/null - 1; mean", male_filter,
-                     male, male["she_effect"]),
-            estimand(f"both by {by}", "mean over the prompts of both", "the two together", both, effects)]
+                     male, male["she_effect"], draws=draws),
+            estimand(f"both by {by}", "mean over the prompts of both", "the two together", both, effects,
+                     draws=draws)]
     return estimands
 
 

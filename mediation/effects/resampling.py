@@ -11,7 +11,7 @@ Symbols in shapes: N rows, U units, D draws.
 from collections.abc import Mapping, Sequence
 
 import numpy as np
-from jaxtyping import Bool, Float64
+from jaxtyping import Bool, Float64, Int
 
 DRAWS = 2000
 LEVEL = (2.5, 97.5)  # percentiles: a 95% interval
@@ -48,8 +48,8 @@ class Resampling:
                 chances = np.full(len(levels), 1 / len(levels))
                 self.weights *= generator.multinomial(len(levels), chances, draws)[:, number]
 
-    def of(self, rows: Bool[np.ndarray, "N"]) -> "Resampling":
-        """The same draws of some of the rows, such as those of one group."""
+    def of(self, rows: Bool[np.ndarray, "N"] | Int[np.ndarray, "M"]) -> "Resampling":
+        """The same draws of some of the rows, such as those of one group; a row may come several times."""
         part = object.__new__(Resampling)
         part.weights = self.weights[:, rows]
         part.labels = {name: labels[rows] for name, labels in self.labels.items()}
@@ -63,8 +63,8 @@ class Resampling:
 
     @property
     def varies(self) -> bool:
-        """Whether there is anything to draw: two clusters of some factor."""
-        return max(self.clusters.values()) > 1
+        """Whether there is anything to draw: two clusters of the first factor."""
+        return next(iter(self.clusters.values())) > 1
 
     def means(self, values: Float64[np.ndarray, "N U"]) -> Float64[np.ndarray, "D U"]:
         """Mean of every unit in every draw; NaN in a draw that has none of these rows."""

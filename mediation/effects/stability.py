@@ -62,10 +62,10 @@ def strongest(means: Float64[np.ndarray, "U"], top: int) -> Int[np.ndarray, " to
 class Halves:
     """What two random halves of the clusters say of one map, mean over splits.
 
-    `correlation`: Pearson's of the two maps, stepped up to the whole set of clusters by Spearman and Brown's
-    formula (1910); `overlap`: share of one half's `top` strongest units among the other's; `selected`,
-    `held_out`: mean effect of these in the direction that the first half gives them, there and in the other
-    half. NaN for fewer than four clusters.
+    `correlation`: Pearson's of the two maps, where it is above 0 stepped up to the whole set of clusters by
+    Spearman and Brown's formula (1910); `overlap`: share of one half's `top` strongest units among the
+    other's; `selected`, `held_out`: mean effect of these in the direction that the first half gives them,
+    there and in the other half. NaN for fewer than four clusters.
     """
 
     correlation: float
@@ -100,10 +100,10 @@ def halves(values: Float64[np.ndarray, "N U"], resampling: Resampling, top: int 
         r = float(np.corrcoef(first, second)[0, 1]) if varied else np.nan
         best = strongest(first, top)
         signs = np.sign(first[best])
-        found.append((2 * r / (1 + r), len(np.intersect1d(best, strongest(second, top))) / top,
+        found.append((r, len(np.intersect1d(best, strongest(second, top))) / top,
                       (signs * first[best]).mean(), (signs * second[best]).mean()))
-    correlation, overlap, selected, held_out = np.mean(found, axis=0)
-    return Halves(float(correlation), float(overlap), float(selected), float(held_out), top, len(numbers))
+    r, overlap, selected, other = map(float, np.mean(found, axis=0))
+    return Halves(2 * r / (1 + r) if r > 0 else r, overlap, selected, other, top, len(numbers))
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,7 @@
 Every standard deviation is a sample's (divided by n - 1), as the columns `*_std` of 2020's aggregates.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from os import PathLike
 
 import numpy as np
@@ -11,8 +11,11 @@ import pandas as pd
 from jaxtyping import Float, Float64, Int, Shaped
 from numpy.typing import ArrayLike
 
+from mediation.effects.decomposition import Decomposition
 from mediation.effects.estimands import RatedWord
 from mediation.effects.odds import Numbers, gender_contrast, odds_ratio
+from mediation.effects.resampling import Resampling
+from mediation.effects.unit_summaries import EffectMap
 from mediation.errors import InputError
 
 
@@ -89,17 +92,6 @@ def strongest_means(means: pd.DataFrame, column: str, share: float | None) -> Fl
     return strongest.to_numpy(float)
 
 
-def summary_of_groups(groups: pd.Series, effects: pd.Series) -> pd.DataFrame:
-    """Comparisons, mean of log odds ratios, median, mean and share above 0 of total effects: "all", then of
-    each group where there are several; the group without a name has no row of its own."""
-    of_groups = {"all": effects}
-    if groups.nunique() > 1:
-        of_groups |= {str(group): rows for group, rows in effects.groupby(groups, sort=False) if group}
-    return pd.DataFrame([{"group": group, "comparisons": len(rows), "mean of logs": np.log1p(rows).mean(),
-                          "median": rows.median(), "mean": rows.mean(), "share above 0": (rows > 0).mean()}
-                         for group, rows in of_groups.items()])
-
-
 def over_orders(values: Sequence[Sequence[float]], k: int) -> pd.DataFrame:
     """Mean, smallest and largest objective of random orders after 1 to k units, which are the index."""
     table = pd.DataFrame(values).iloc[:, :k]
@@ -112,17 +104,26 @@ def largest_and_median(deviations: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame({"largest": deviations.max(), "median": deviations.median()})
 
 
+BOTH, FEMALE, OTHERS = "all", "female-biased", "others"  # groups of professions
+LAYERS = ["share", "layer", "neurons", "odds_ratio_indirect_mean", "odds_ratio_indirect_low",
+          "odds_ratio_indirect_high"]
+
+
 class NeuronAggregate:
-    """Effects of every neuron over prompts, one prompt after the other; memory does not grow with them.
+    """Effects of every neuron over prompts, one prompt after the other.
 
     Odds ratios are oriented to the anti-stereotypical gender: female-biased professions (bias < 0) he/she
-    under the man interventions, all others she/he under the woman interventions.
+    under the man interventions, all others she/he under the woman interventions. Log odds ratios of every
+    prompt are kept, in float32: 4 bytes per prompt, neuron and kind of effect.
     """
 
     def __init__(self) -> None:
         self.prompts = self.female_biased = 0
         self.layers = self.neurons = np.zeros(0, int)  # of no table yet
         self.indirect, self.direct, self.total, self.contrast = Moments(), Moments(), Moments(), Moments()
+        self.kept: list[dict[str, np.ndarray]] = []  # of prompts: {kind of effect: logs of neurons, float32}
+        self.labels: list[tuple[str, str, str]] = []  # of prompts: word, template, group
+        self.totals: list[float] = []  # log total effects
 
     def check_units(
         self, path: str | PathLike[str], layers: Int[np.ndarray, "U"], neurons: Int[np.ndarray, "U"],
@@ -139,24 +140,34 @@ class NeuronAggregate:
         return ("man_direct", "man_indirect") if profession.bias < 0 else ("woman_direct", "woman_indirect")
 
     def add(
-        self, profession: RatedWord, log_odds_of: Mapping[str, tuple[float, Float64[np.ndarray, "U"]]],
+        self, word: str, template: str, profession: RatedWord, alternative: float,
+        log_odds_of: Mapping[str, tuple[float, Float64[np.ndarray, "U"]]],
     ) -> None:
-        """Add one prompt.
+        """Add one prompt; log odds are of he over she.
 
         Args:
-            log_odds_of: by type, log odds he over she without intervention, and with one on each unit.
+            alternative: log odds on the alternative prompt that counts for the profession; log_odds_of: by
+                type, log odds without intervention, and with one on each unit.
         """
         direct_type, indirect_type = self.types_needed(profession)
         toward = 1 if profession.bias < 0 else -1
-        ratios = []
-        for kind, moments in ((indirect_type, self.indirect), (direct_type, self.direct)):
+        ratios: list[Numbers] = []
+        logs: dict[str, np.ndarray] = {}
+        for name, kind, moments in (("indirect", indirect_type, self.indirect),
+                                    ("direct", direct_type, self.direct)):
             base, intervened = log_odds_of[kind]
             ratios.append(odds_ratio(toward * intervened, toward * base))
             moments.add(ratios[-1])
+            logs[name] = (toward * (intervened - base)).astype(np.float32)
         self.total.add(ratios[0] + ratios[1] - 1)
         if "man_indirect" in log_odds_of and "woman_indirect" in log_odds_of:
             under_man, under_woman = (log_odds_of[f"{gender}_indirect"][1] for gender in ("man", "woman"))
-            self.contrast.add(gender_contrast(under_man, under_woman))
+            contrast = gender_contrast(under_man, under_woman)
+            self.contrast.add(contrast)
+            logs["gender_contrast"] = np.asarray(contrast, np.float32)
+        self.kept.append(logs)
+        self.labels.append((word, template, FEMALE if profession.bias < 0 else OTHERS))
+        self.totals.append(float(toward * (alternative - base)))
         self.prompts += 1
         self.female_biased += profession.bias < 0
 
@@ -176,6 +187,61 @@ class NeuronAggregate:
                              "gender_contrast_mean": self.contrast.mean,
                              "gender_contrast_std": self.contrast.deviation, "prompts": self.contrast.count})
 
+    def maps(self) -> Iterator[EffectMap]:
+        """Log odds ratios of every kind of effect, of all prompts and by group of professions.
+
+        Beside what was run: total_indirect and interaction, what is left of the total effect
+        (`effects.decomposition`), and the gender contrast where both indirect types are. One at a time: a map
+        of the whole study takes 370 MB.
+        """
+        draws, (kinds, names) = self.resampling(), self.kinds_and_groups()
+        units = pd.DataFrame({"layer": self.layers, "unit": self.neurons})
+        groups = np.array([group for _, _, group in self.labels])
+        totals = np.array(self.totals)
+        for kind in kinds:
+            values = self._values(kind)
+            for group in names:
+                rows = np.ones(len(groups), bool) if group == BOTH else groups == group
+                yield EffectMap(values[rows], draws.of(rows), units, {"group": group, "effect": kind},
+                                None if kind == "gender_contrast" else totals[rows])
+
+    def kinds_and_groups(self) -> tuple[list[str], list[str]]:
+        """Of `maps`, which are a map of each kind and group."""
+        contrast = ["gender_contrast"] if self.contrast.count == self.prompts else []
+        both = 0 < self.female_biased < self.prompts
+        return ["indirect", "direct", "total_indirect", "interaction", *contrast], [
+            BOTH, *([FEMALE, OTHERS] if both else [])]
+
+    def resampling(self) -> Resampling:
+        """Draws of professions and templates."""
+        words, templates, _ = zip(*self.labels)
+        return Resampling({"professions": words, "templates": templates})
+
+    def _values(self, kind):
+        """[prompts, U] float64."""
+        if kind in ("indirect", "direct", "gender_contrast"):
+            return np.stack([logs[kind] for logs in self.kept]).astype(float)
+        of = Decomposition(np.array(self.totals), self._values("direct"), self._values("indirect"))
+        return getattr(of, kind)
+
+    def top_of_layers(self, effects: pd.DataFrame, shares: Sequence[float]) -> pd.DataFrame:
+        """Mean effect of the strongest neurons of each layer, as `top_of_layer` has it, with its interval.
+
+        The neurons are chosen on the same prompts, which the interval does not know of. Columns: LAYERS.
+        """
+        names, draws = self._names(), self.resampling()
+        column = {name: number for number, name in enumerate(names)}
+        ratios = np.exp(self._values("indirect"))
+        tables = []
+        for share in shares:
+            table = top_of_layer(effects, share).assign(share=share)
+            chosen = [strongest_of_layer(rows, share)["neuron_"].map(column)
+                      for _, rows in effects.groupby("layer_direct_mean")]
+            means = np.stack([ratios[:, columns].mean(axis=1) for columns in chosen], axis=1)
+            low, high = draws.of_means(means)
+            tables.append(table.assign(odds_ratio_indirect_low=low, odds_ratio_indirect_high=high)[LAYERS])
+        return pd.concat(tables, ignore_index=True)
+
     def _names(self):
         return [f"{layer}-{neuron}" for layer, neuron in zip(self.layers, self.neurons)]
 
@@ -192,11 +258,16 @@ def top_of_layer(effects: pd.DataFrame, share: float) -> pd.DataFrame:
     """
     rows = []
     for layer, neurons in effects.groupby("layer_direct_mean"):
-        top = neurons.nlargest(max(1, int(share * len(neurons))), "odds_ratio_indirect_mean")
+        top = strongest_of_layer(neurons, share)
         rows.append({"layer": int(layer), "neurons": len(top),
                      "odds_ratio_indirect_mean": top["odds_ratio_indirect_mean"].mean(),
                      "odds_ratio_indirect_std": top["odds_ratio_indirect_std"].mean()})
     return pd.DataFrame(rows)
+
+
+def strongest_of_layer(neurons: pd.DataFrame, share: float) -> pd.DataFrame:
+    """The rows of one layer's strongest neurons by their mean indirect effect; at least one."""
+    return neurons.nlargest(max(1, int(share * len(neurons))), "odds_ratio_indirect_mean")
 
 
 def smallest_reaching(values: Sequence[float], level: float) -> int | None:

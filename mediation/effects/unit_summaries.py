@@ -15,6 +15,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from itertools import groupby
 from typing import Any
 
 import numpy as np
@@ -47,8 +48,8 @@ class EffectMap:
 
 @dataclass(frozen=True)
 class UnitSummary:
-    """`table`: a row per unit of every map; `tests`: of the family; `ranks`, `halves`: of every map, in
-    their order."""
+    """`table`: a row per unit of every map; `tests`: of the family; `ranks`, `halves`: of maps with the same
+    labels, in their order; halves are of the map that most clusters have."""
 
     table: pd.DataFrame
     tests: SignFlips
@@ -60,32 +61,41 @@ def summarise(maps: Sequence[EffectMap], family: str, flips: int | None = None, 
     """What several maps say of their units, which are tested as one family.
 
     Args:
-        maps: whose resampling come from one `Resampling`, so that clusters have the same numbers;
-        family: what the table calls the units that are tested together.
+        maps: whose resampling come from one `Resampling`, so that clusters have the same numbers; those with
+            the same labels, one after the other, are ranked together (the positions that all prompts have,
+            and those that long ones have). family: what the table calls the units that are tested together.
     """
     tests = sign_flips(_side_by_side(maps), flips, seed)
-    tables, of_ranks, start = [], [], 0
-    for one in maps:
-        units = one.values.shape[1]
-        draws = one.resampling.means(one.values)
-        mean, (low, high) = one.values.mean(axis=0), _ends(one.resampling, draws)
-        ranked = ranks(mean, draws)
+    tables, of_ranks, of_halves, start = [], [], [], 0
+    for _, group in groupby(maps, key=lambda one: one.labels):
+        alike = list(group)
+        draws = [one.resampling.means(one.values) for one in alike]
+        mean = np.concatenate([one.values.mean(axis=0) for one in alike])
+        low, high = np.concatenate([_ends(one.resampling, each) for one, each in zip(alike, draws)], axis=1)
+        # a draw without any comparison that has a unit says nothing of it: it comes last there
+        ranked = ranks(mean, np.nan_to_num(draws[0] if len(draws) == 1 else np.concatenate(draws, axis=1)))
         del draws  # as large as the effects themselves
-        columns = {**one.labels, **{name: one.units[name].to_numpy() for name in one.units},
-                   "mean": mean, "low": low, "high": high, **_medians_and_odds(one),
-                   "geometric_mean": np.expm1(mean), **_shares(one)}
-        counted = one.resampling.varies
-        columns |= {"comparisons": len(one.values), "clusters": next(iter(one.resampling.clusters.values())),
-                    "rank": ranked.rank, "rank_low": ranked.low if counted else np.nan,
-                    "rank_high": ranked.high if counted else np.nan,
-                    "in_top": ranked.in_top if counted else np.nan,
-                    "p": tests.family_wise[start:start + units], "q": tests.rate[start:start + units],
-                    "family": f"{family}: {tests.tested} units", "draws": len(one.resampling.weights)}
-        tables.append(pd.DataFrame(columns))
+        drawn = np.repeat([one.resampling.varies for one in alike], [len(one.units) for one in alike])
+        stop = start + len(mean)
+        table = pd.concat([_columns(one) for one in alike], ignore_index=True).assign(
+            mean=mean, low=low, high=high, geometric_mean=np.expm1(mean), rank=ranked.rank,
+            rank_low=np.where(drawn, ranked.low, np.nan), rank_high=np.where(drawn, ranked.high, np.nan),
+            in_top=np.where(drawn, ranked.in_top, np.nan), p=tests.family_wise[start:stop],
+            q=tests.rate[start:stop], family=f"{family}: {tests.tested} units")
+        tables.append(table[[name for name in table if name not in NUMBERS] + list(NUMBERS)])
         of_ranks.append(ranked)
-        start += units
-    return UnitSummary(pd.concat(tables, ignore_index=True), tests, of_ranks,
-                       [halves(one.values, one.resampling, TOP, seed) for one in maps])
+        largest = max(alike, key=lambda one: next(iter(one.resampling.clusters.values())))
+        of_halves.append(halves(largest.values, largest.resampling, TOP, seed))
+        start = stop
+    return UnitSummary(pd.concat(tables, ignore_index=True), tests, of_ranks, of_halves)
+
+
+def _columns(one):
+    """What a map's own comparisons say of its units."""
+    return pd.DataFrame({**one.labels, **{name: one.units[name].to_numpy() for name in one.units},
+                         **_medians_and_odds(one), **_shares(one), "comparisons": len(one.values),
+                         "clusters": next(iter(one.resampling.clusters.values())),
+                         "draws": len(one.resampling.weights)})
 
 
 def _ends(resampling, draws):

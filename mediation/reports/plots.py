@@ -67,21 +67,28 @@ def profession_correlation(table: pd.DataFrame, correlation: Correlation, model:
 
 
 def layer_effect(layers: pd.DataFrame, model: str, path: Path) -> Path:
-    """Indirect effect of one model's strongest neurons in each layer: a line per share, its band one standard
-    deviation over prompts.
+    """Indirect effect of one model's strongest neurons in each layer: a line per share, and a band, its 95%
+    interval; where that is not known, none.
 
-    `layers`: table with layer, share, odds_ratio_indirect_mean, odds_ratio_indirect_std.
+    `layers`: table with layer, share, odds_ratio_indirect_mean, odds_ratio_indirect_low and _high.
     """
     with plt.rc_context(STYLE):
         figure, axes = plt.subplots(figsize=(COLUMN_WIDTH, 2.5))
         for index, (share, rows) in enumerate(layers.groupby("share")):
-            mean, deviation = rows["odds_ratio_indirect_mean"] - 1, rows["odds_ratio_indirect_std"]
-            axes.plot(rows["layer"], mean, marker="o", markersize=2.5, linewidth=1, color=f"C{index}",
-                      label=f"strongest {100 * share:g}% of each layer")
-            axes.fill_between(rows["layer"], mean - deviation, mean + deviation, color=f"C{index}",
-                              alpha=0.15, linewidth=0)
-        axes.set_title(f"{model}\n(band: one standard deviation over prompts)")
+            axes.plot(rows["layer"], rows["odds_ratio_indirect_mean"] - 1, marker="o", markersize=2.5,
+                      linewidth=1, color=f"C{index}", label=f"strongest {100 * share:g}% of each layer")
+            _interval_band(axes, rows, f"C{index}")
+        known = layers["odds_ratio_indirect_low"].notna().any()
+        axes.set_title(f"{model}\n({BAND})" if known else model)
         return _finish_layer_axes(figure, axes, path)
+
+
+BAND = "band: 95% interval over professions and templates"
+
+
+def _interval_band(axes, rows, color):
+    low, high = rows["odds_ratio_indirect_low"] - 1, rows["odds_ratio_indirect_high"] - 1
+    axes.fill_between(rows["layer"], low, high, color=color, alpha=0.15, linewidth=0)
 
 
 def layer_effects(layers: pd.DataFrame, path: Path) -> Path:
@@ -93,7 +100,10 @@ def layer_effects(layers: pd.DataFrame, path: Path) -> Path:
                       linewidth=1, color=f"C{index % 10}",
                       linestyle="--" if model.endswith("_random") else "-",
                       label=model.replace("_random", " (random weights)"))
-        axes.set_title(f"strongest {100 * layers['share'].iloc[0]:g}% of each layer's neurons")
+            _interval_band(axes, rows, f"C{index % 10}")
+        known = layers["odds_ratio_indirect_low"].notna().any()
+        title = f"strongest {100 * layers['share'].iloc[0]:g}% of each layer's neurons"
+        axes.set_title(f"{title}\n({BAND})" if known else title)
         return _finish_layer_axes(figure, axes, path)
 
 

@@ -7,12 +7,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 
 from mediation.effects.estimands import Correlation, Estimand
 from mediation.effects.screening import Screening
-from mediation.effects.summaries import over_orders, smallest_reaching, summary_of_groups
-from mediation.results.mediation_tables import KINDS, unit_column
+from mediation.effects.stability import SPLITS
+from mediation.effects.summaries import over_orders, smallest_reaching
+from mediation.effects.unit_summaries import UnitSummary
+from mediation.results.summaries import Summary
 from mediation.stimuli.templates import TEMPLATES
 
 
@@ -34,8 +37,8 @@ def describe_estimands(estimands: Sequence[Estimand]) -> str:
         interval = f"[{low:.3f}, {high:.3f}]"
         lines.append(f"{estimand.name:{width}}  {estimand.value:9.3f} {estimand.median:9.3f}  {interval:>20} "
                      f"{estimand.prompts:8}")
-    lines += ["", "value = odds ratio - 1 (0 = no effect); median over prompts; interval: bootstrap over "
-              "professions; null = the profession's prompt"]
+    lines += ["", "value = odds ratio - 1 (0 = no effect), or log odds ratio where that is said; median over "
+              "prompts; interval: bootstrap over professions and templates; null = the profession's prompt"]
     lines += [f"  {estimand.name.strip()}: {estimand.formula} ({estimand.filter})" for estimand in estimands]
     return "\n".join(lines)
 
@@ -81,41 +84,60 @@ def describe_screening(screening: Screening, samples: Sequence[Mapping[str, Any]
             f"{max(sample['largest_difference'] for sample in samples):.1e}")
 
 
-def neuron_study(
-    model: str, runs: Sequence[dict[str, Any]], probabilities: pd.DataFrame, estimands: Sequence[Estimand],
-    correlation: Correlation, effects: pd.DataFrame, contrasts: pd.DataFrame | None, layers: pd.DataFrame,
-    files: Sequence[str | Path], method: str = "",
-) -> str:
-    """The report of a neuron study in Markdown: what was asked, what was found, how sure it is, what was left
-    out.
+@dataclass(frozen=True)
+class NeuronStudy:
+    """What a folder has of one model's neuron study.
 
-    Args:
-        runs: the runs of the model in the folder's manifest.
-        probabilities: table of `utils.read_probabilities`; estimands, correlation: of `effects.estimands`.
-        effects, contrasts: tables of `summaries.NeuronAggregate`; layers: table of `neuron_layer_effect.csv`
-        for this model.
-        files: paths to name at the end.
-        method: what to say of a method that estimates (`utils.describe_methods`); empty where every number is
-            exact.
+    `runs`: of the model in the folder's manifest; `probabilities`: table of
+    `neuron_tables.read_probabilities`; `estimands`, `correlation`: of `effects.estimands`; `effects`,
+    `contrasts`: tables of `summaries.NeuronAggregate`; `layers`: table of `neuron_layer_effect.csv` for this
+    model; `units`: of `{M}_neurons_summary.csv`; `files`: paths to name at the end; `method`: what to say of
+    a method that estimates (`neuron_tables.describe_methods`), empty where every number is exact.
     """
-    swept = [entry | {"words": run["settings"]["professions"]} for run in runs
-             for entry in run["files"].values() if "sweep_seconds" in entry]
-    units, interventions = len(effects), sum(entry["rows"] for entry in swept)
-    seconds = sum(entry["sweep_seconds"] for entry in swept)
-    all_interventions = 4 * units * len(probabilities)
-    estimated = any("method" in run["settings"] for run in runs)
-    what = "effects, most of them estimates" if estimated else "interventions"
-    words = list(dict.fromkeys(word for entry in swept for word in entry["words"]))
-    templates = list(dict.fromkeys(entry["template"] for entry in swept))
-    total = estimands[0]
-    lines = [
-        f"# Neuron study of {model}",
+
+    model: str
+    runs: Sequence[Mapping[str, Any]]
+    probabilities: pd.DataFrame
+    estimands: Sequence[Estimand]
+    correlation: Correlation
+    effects: pd.DataFrame
+    contrasts: pd.DataFrame | None
+    layers: pd.DataFrame
+    units: pd.DataFrame | None
+    files: Sequence[str | Path]
+    method: str = ""
+
+    @property
+    def swept(self) -> list[dict[str, Any]]:
+        """The manifest's entries of tables of neurons, each with its professions."""
+        return [entry | {"words": run["settings"]["professions"]} for run in self.runs
+                for entry in run["files"].values() if "sweep_seconds" in entry]
+
+    @property
+    def what(self) -> str:
+        """What is counted."""
+        estimated = any("method" in run["settings"] for run in self.runs)
+        return "effects, most of them estimates" if estimated else "interventions"
+
+
+def neuron_study(study: NeuronStudy) -> str:
+    """The report of a neuron study in Markdown: what was asked, what was found, how sure it is, what was left
+    out."""
+    return "\n".join([*_question(study), *_strongest_neurons(study), *_layers(study), *_checks(study),
+                      *_left_out(study), "**Files.**", "", *(f"- {path}" for path in study.files), ""])
+
+
+def _question(study):
+    """Question, total effect, estimands."""
+    total, correlation, probabilities = study.estimands[0], study.correlation, study.probabilities
+    return [
+        f"# Neuron study of {study.model}",
         "",
         "**Question.** Which neurons carry the gender of a person word into the choice between “he” and "
-        "“she”, "
-        f"and how much? Model {model}, weights {runs[-1]['settings']['weights_sha256'][:12]}, "
-        f"{effects['layer_direct_mean'].nunique() - 1} layers, {units:,} neurons "
-        "(word embedding = layer 0, MLP outputs = layers 1 and up).",
+        f"“she”, and how much? Model {study.model}, weights "
+        f"{study.runs[-1]['settings']['weights_sha256'][:12]}, "
+        f"{study.effects['layer_direct_mean'].nunique() - 1} layers, {len(study.effects):,} neurons (word "
+        "embedding = layer 0, MLP outputs = layers 1 and up).",
         "",
         "**Total effect** (replace the profession by “man” or “woman”; "
         f"{probabilities['template'].nunique()} of {len(TEMPLATES)} templates, "
@@ -124,53 +146,107 @@ def neuron_study(
         f"(95% interval {total.interval[0]:.1f} to {total.interval[1]:.1f}), median {total.median:.1f}. "
         "A mean far above its median is driven by few prompts. Bias correlates with the log effect toward "
         f"“she” at r = {correlation.r:.3f} over prompts, {correlation.r_of_means:.3f} over "
-        f"{correlation.professions} "
-        f"professions (p = {correlation.p:.2g}, which takes these for independent).",
+        f"{correlation.professions} professions (p = {correlation.p:.2g}, which takes these for "
+        "independent).",
         "",
-        "```", describe_estimands(estimands), "```",
-        "",
-        f"**Neurons** ({interventions:,} {what}: {_count(len(words), 'profession')}: {_shortened(words)}; "
+        "```", describe_estimands(study.estimands), "```",
+        ""]
+
+
+def _strongest_neurons(study):
+    """The strongest by their effect, with intervals where they are known, and by the gender contrast."""
+    words = list(dict.fromkeys(word for entry in study.swept for word in entry["words"]))
+    templates = list(dict.fromkeys(entry["template"] for entry in study.swept))
+    lines = [
+        f"**Neurons** ({sum(entry['rows'] for entry in study.swept):,} {study.what}: "
+        f"{_count(len(words), 'profession')}: {_shortened(words)}; "
         f"{_count(len(templates), 'template')}: {_shortened(templates)}). "
         "Natural indirect effect = odds ratio - 1 toward the anti-stereotypical gender when one neuron takes "
-        "the "
-        "value it has for “man” or “woman”; "
-        "mean and standard deviation over these prompts.",
+        "the value it has for “man” or “woman”; mean and standard deviation over these prompts.",
         "",
-        *([f"**Method.** {method}.", ""] if method else []),
-        "```", _strongest(effects, "odds_ratio_indirect_mean", "odds_ratio_indirect_std", 10, shift=1), "```",
-    ]
-    if contrasts is not None:
+        *([f"**Method.** {study.method}.", ""] if study.method else []),
+        "```", _strongest(study.effects, "odds_ratio_indirect_mean", "odds_ratio_indirect_std", 10, shift=1),
+        "```"]
+    if study.contrasts is not None:
         lines += ["", "**Gender contrast** = (log effect under man - log effect under woman) / 2: what is "
                   "left of a neuron's effect when the part that any person word has, man and woman alike, is "
-                  "taken out.", "",
-                  "```", _strongest(contrasts, "gender_contrast_mean", "gender_contrast_std", 10), "```"]
-    peak = layers.loc[layers["odds_ratio_indirect_mean"].idxmax()]
-    lines += [
-        "",
-        f"**Layers.** The strongest {100 * peak['share']:g}% of a layer's neurons have their largest mean "
-        f"effect "
-        f"in layer {peak['layer']:.0f}: {peak['odds_ratio_indirect_mean'] - 1:.3f}. Neurons of the last "
-        f"layer "
-        "cannot reach the output from an earlier position: their effect is exactly 0.",
-        "",
-        f"**How sure.** {how_sure(runs, swept)} {seconds / 60:.1f} minutes of sweeps, "
-        f"{interventions / seconds:,.0f} {what} a second.",
-        "",
-    ]
-    if interventions < all_interventions:
-        asked = model.removesuffix("_random") + (" --randomize" if model.endswith("_random") else "")
-        asked += f" --method {runs[-1]['settings']['method']}" if "method" in runs[-1]["settings"] else ""
-        hours = all_interventions / interventions * seconds / 3600
-        lines += [f"**Left out.** {all_interventions - interventions:,} of {all_interventions:,} "
-                  "interventions: "
-                  f"all are {probabilities['template'].nunique()} templates x "
-                  f"{probabilities['word'].nunique()} "
-                  f"professions x 4 types. At this speed they take {hours:.0f} hours (the run can be stopped "
-                  f"and "
-                  "goes on from where it was):", "",
-                  f"    python run_profession_neuron_experiments.py -model {asked} -out_dir all", ""]
-    lines += ["**Files.**", "", *(f"- {path}" for path in files), ""]
-    return "\n".join(lines)
+                  "taken out.", "", "```",
+                  _strongest(study.contrasts, "gender_contrast_mean", "gender_contrast_std", 10), "```"]
+    if study.units is not None:
+        whole = study.units[study.units["group"] == "all"]
+        lines += ["", f"**How sure the neurons are.** {INTERVALS}; families: "
+                  f"{'; '.join(dict.fromkeys(whole['family']))}."]
+        for kind in [kind for kind in ("indirect", "gender_contrast") if (whole["effect"] == kind).any()]:
+            lines += ["", f"{_in_words(kind)}:", "", "```",
+                      strongest_units(whole[whole["effect"] == kind], 10), "```"]
+    return [*lines, ""]
+
+
+def _layers(study):
+    """Where the strongest neurons are."""
+    peak = study.layers.loc[study.layers["odds_ratio_indirect_mean"].idxmax()]
+    ends = [peak.get(f"odds_ratio_indirect_{end}", np.nan) - 1 for end in ("low", "high")]
+    interval = "" if np.isnan(ends).any() else f" (95% interval {ends[0]:.3f} to {ends[1]:.3f})"
+    return [f"**Layers.** The strongest {100 * peak['share']:g}% of a layer's neurons have their largest "
+            f"mean effect in layer {peak['layer']:.0f}: {peak['odds_ratio_indirect_mean'] - 1:.3f}{interval}"
+            ". Neurons of the last layer cannot reach the output from an earlier position: their effect is "
+            "exactly 0.", ""]
+
+
+def _checks(study):
+    """What the runs say of themselves."""
+    interventions = sum(entry["rows"] for entry in study.swept)
+    seconds = sum(entry["sweep_seconds"] for entry in study.swept)
+    return [f"**How sure the effects are.** {how_sure(study.runs, study.swept)} {seconds / 60:.1f} minutes "
+            f"of sweeps, {interventions / seconds:,.0f} {study.what} a second.", ""]
+
+
+def _left_out(study):
+    """What of the whole study was not run, and the command for it."""
+    interventions = sum(entry["rows"] for entry in study.swept)
+    seconds = sum(entry["sweep_seconds"] for entry in study.swept)
+    every = 4 * len(study.effects) * len(study.probabilities)
+    if interventions >= every:
+        return []
+    settings = study.runs[-1]["settings"]
+    asked = study.model.removesuffix("_random") + (" --randomize" if study.model.endswith("_random") else "")
+    asked += f" --method {settings['method']}" if "method" in settings else ""
+    hours = every / interventions * seconds / 3600
+    return [f"**Left out.** {every - interventions:,} of {every:,} interventions: all are "
+            f"{study.probabilities['template'].nunique()} templates x "
+            f"{study.probabilities['word'].nunique()} professions x 4 types. At this speed they take "
+            f"{hours:.0f} hours (the run can be stopped and goes on from where it was):", "",
+            f"    python run_profession_neuron_experiments.py -model {asked} -out_dir all", ""]
+
+
+def describe_units(found: UnitSummary, count: int) -> str:
+    """The strongest neurons of one map, see `strongest_units`; what was tested, and how stable the map is."""
+    first = found.table.iloc[0]
+    return "\n".join([
+        f"{first['effect']} effects, {first['group']} professions, {_count(first['comparisons'], 'prompt')}: "
+        "the strongest neurons by the size of the mean log odds ratio", strongest_units(found.table, count),
+        INTERVALS, found.tests.describe(), *_how_stable(found.halves[0])[1:]])
+
+
+INTERVALS = ("[low, high]: 95% bootstrap intervals over professions and templates; rank: by size of the "
+             "mean; p: family-wise; q: false discovery rate")
+
+
+def strongest_units(units: pd.DataFrame, count: int) -> str:
+    """The units of one map by rank, as text; `units`: rows of a summary, see `effects.unit_summaries`."""
+    top = units.nsmallest(count, "rank")
+    rows = [row for _, row in top.iterrows()]
+    columns = {"layer-neuron": [f"{row['layer']}-{row['unit']}" for row in rows],
+               "log odds ratio": [_interval(row) for row in rows],
+               "odds ratio - 1": [_interval(row, "effect_mean", "effect_") for row in rows],
+               "rank": [str(row["rank"]) + ("" if pd.isna(row["rank_low"]) else
+                                            f" [{row['rank_low']:.0f}, {row['rank_high']:.0f}]")
+                        for row in rows]}
+    if top["in_top"].notna().all():
+        columns["in the top 10"] = [f"{100 * row['in_top']:.0f}%" for row in rows]
+    columns |= {column: [f"{row[column]:.2g}" for row in rows] for column in ("p", "q")
+                if top[column].notna().any()}
+    return pd.DataFrame(columns).to_string(index=False)
 
 
 def how_sure(runs: Sequence[Mapping[str, Any]], swept: Sequence[Mapping[str, Any]]) -> str:
@@ -201,35 +277,48 @@ class Mediator:
     run: dict[str, Any]
     screening: Screening | None = None
 
+    @property
+    def place(self) -> str:
+        """What the one place where every comparison was changed is called; "" where there are several."""
+        positions = self.entry.get("positions")
+        return positions if positions in ("slot", "last") else ""
+
 
 def mediation(
     model: str, stimuli: str | Path, totals: pd.DataFrame, mediators: Mapping[str, Mediator],
-    figures: Sequence[Path], without_means: Mapping[str, str],
+    found: Summary, files: Sequence[Path], without_means: Mapping[str, str],
 ) -> str:
     """The report of mediate.py, Markdown: total effects by group, the strongest units of every mediator, how
     sure it is, where everything is.
 
     Args:
-        stimuli: the file; totals: table of total effects; mediators: by name; figures: paths;
-        without_means: {mediator: its table of means, which is gone}.
+        stimuli: the file; totals: table of total effects; mediators: by name; found: their summary; files:
+            paths of figures and tables; without_means: {mediator: its table of means, which is gone}.
     """
     lines = [f"# Mediation analysis of {stimuli}, {model}", "",
              f"{_count(totals['id'].nunique(), 'stimulus', 'stimuli')}, {_count(len(totals), 'comparison')} "
-             f"of a "
-             "null prompt with an alternative. Effects are odds ratios minus 1 of the second candidate over "
-             "the "
-             "first, relative to the null prompt; 0 is no effect.", "", "## Total effects", "",
-             "| group | comparisons | mean of logs | median | mean | share above 0 |", "|" + 6 * " --- |"]
-    summary = summary_of_groups(totals["group"], totals["total_effect"])
-    lines += [f"| {_cell(row['group'])} | {row['comparisons']} | {row['mean of logs']:.4g} "
-              f"| {row['median']:.4g} | {row['mean']:.4g} | {row['share above 0']:.2f} |"
-              for _, row in summary.iterrows()]
-    lines += ["", "Means of odds ratios are driven by few strong comparisons: see the mean of their "
-              "logarithms and the median beside them."]
+             "of a null prompt with an alternative. Effects are log odds ratios of the second candidate over "
+             "the first, relative to the null prompt: 0 is no effect, .69 doubles the odds, -.69 halves "
+             "them. [low, high] is the 95% interval of a mean, from 2,000 bootstrap draws of the clusters, "
+             "that is of stimuli or of what their field `cluster` names.", "", "## Total effects", "",
+             "| group | comparisons | clusters | mean | median | odds ratio - 1, mean | share above 0 |",
+             "|" + 7 * " --- |"]
+    lines += [f"| {_cell(row['group'])} | {row['comparisons']} | {row['clusters']} | {_interval(row)} "
+              f"| {row['median']:.4g} | {_interval(row, 'effect_mean', 'effect_')} "
+              f"| {row['share_above_0']:.2f} |"
+              for _, row in found.totals.iterrows()]
+    lines += ["", "Means of odds ratios are driven by few strong comparisons: read the logarithms, and the "
+              "median."]
     for name, mediator in mediators.items():
-        lines += _mediator(name, mediator)
+        lines += _mediator(name, mediator, found)
     lines += [f"\nnot reported: {name}: its table of means {file} is not there: run this mediator again"
               for name, file in without_means.items()]
+    tests = {kind: of_kind for (group, kind), of_kind in found.tests.items() if group == "all"}
+    lines += ["", "## How sure", "", "p is family-wise: with .05, 95% of such studies call no unit wrongly "
+              "(sign flips of cluster means, step-down maximum statistic, which takes the means for "
+              "symmetric around 0 where there is no effect). q is a false discovery rate "
+              "(Benjamini-Hochberg).", "",
+              *(f"- {_in_words(kind)} effects: {of_kind.describe()}." for kind, of_kind in tests.items())]
     lines += ["", "## How it was made", ""]
     for name, mediator in mediators.items():
         settings, machine = mediator.run["settings"], mediator.run["machine"]
@@ -238,33 +327,40 @@ def mediation(
                   f"multi-token words: {settings['multi_token'] or 'left out'}; "
                   f"{', '.join(f'{part} {version}' for part, version in machine.items())}. "
                   f"Command: `{mediator.run['command']}`", ""]
-    files = [*(path.name for path in figures), *(mediator.file for mediator in mediators.values())]
-    lines += ["Figures and tables: " + ", ".join(files), ""]
+    names = [*(path.name for path in files), *(mediator.file for mediator in mediators.values())]
+    lines += ["Figures and tables: " + ", ".join(names), ""]
     return "\n".join(lines)
 
 
-def _mediator(name, mediator):
+def _mediator(name, mediator, found):
     """Lines of a report on one mediator."""
-    whole = mediator.means[mediator.means["group"] == "all"]
-    unit = unit_column(mediator.means)
-    kinds = [kind for kind in KINDS if f"{kind}_effect_mean" in whole]
-    few = unit is None and ("position" not in whole or whole["position"].nunique() == 1)
-    order = "By layer:" if few else f"The strongest by the size of the mean log {kinds[0]} effect:"
-    # odds ratios of whole vectors are of any size: their means say nothing
-    of_weights = "position" not in whole
-    columns = "mean of logs | mean | (std)" if of_weights else "mean of logs | (std)"
+    units = found.units[(found.units["mediator"] == name) & (found.units["group"] == "all")]
+    first = units["effect"].iloc[0]
+    whole = units[units["effect"] == first]
+    few = whole["unit"].isna().all() and whole["position"].nunique() == 1
+    shown = whole if few else whole.sort_values("rank", kind="stable")[:10]
+    others = [kind for kind in ("direct",) if (units["effect"] == kind).any()]
+    has_share = whole["share"].notna().any()
+    resolved = [column for column in ("p", "q") if whole[column].notna().any()]
+    headings = ["layer" if whole["unit"].isna().all() else "layer-unit", f"{first} effect [low, high]",
+                *(["share of the total effect"] if has_share else []), "rank [low, high]",
+                *(f"{kind} effect" for kind in others), *resolved]
     lines = ["", f"## {_heading(name)}", "",
-             f"{_count(int(whole['comparisons'].max()), 'comparison')}. {order}", "",
-             f"| {'layer-' + unit if unit else 'layer'}{'' if of_weights else ' at'} | "
-             + " | ".join(f"{kind} effect, {columns}" for kind in kinds) + " |",
-             "|" + (1 + (columns.count("|") + 1) * len(kinds)) * " --- |"]
-    ranked = whole[f"{kinds[0]}_log_effect_mean"].abs().sort_values(ascending=False, kind="stable").index
-    for _, row in (whole if few else whole.loc[ranked[:10]]).iterrows():
-        effects = [f"{row[f'{kind}_log_effect_mean']:.4g} | "
-                   + (f"{row[f'{kind}_effect_mean']:.4g} | ({row[f'{kind}_effect_std']:.2g})" if of_weights
-                      else f"({row[f'{kind}_log_effect_std']:.2g})") for kind in kinds]
-        unit_name = f"{row['layer']}{'-' + str(row[unit]) if unit else ''}"
-        lines += [f"| {unit_name}{'' if of_weights else _place(row)} | {' | '.join(effects)} |"]
+             f"{_count(int(whole['comparisons'].max()), 'comparison')}. "
+             + ("By layer:" if few else f"The strongest by the size of the mean {first} effect:"), "",
+             "| " + " | ".join(headings) + " |", "|" + len(headings) * " --- |"]
+    key = ["layer", "unit", "position"]
+    of_others = [units[units["effect"] == kind].set_index(key)["mean"] for kind in others]
+    tokens = _tokens(mediator.means)
+    for _, row in shown.iterrows():
+        unit = f"{row['layer']}{'' if pd.isna(row['unit']) else '-' + str(int(row['unit']))}"
+        cells = [unit + _place(row["position"], tokens), _interval(row),
+                 *([_interval(row, "share", "share_")] if has_share else []),
+                 f"{row['rank']} [{row['rank_low']:.0f}, {row['rank_high']:.0f}]",
+                 *(f"{of_kind[tuple(row[key])]:.4g}" for of_kind in of_others),
+                 *("-" if pd.isna(row[column]) else f"{row[column]:.2g}" for column in resolved)]
+        lines.append("| " + " | ".join(cells) + " |")
+    lines += _how_stable(found.halves["all", first, name])
     if whole["comparisons"].nunique() > 1:
         lines += ["", "Prompts have different numbers of tokens: a mean at a position is over the "
                   "comparisons that have it."]
@@ -284,10 +380,41 @@ def _mediator(name, mediator):
     return lines
 
 
-def _place(row):
+def _how_stable(halves):
+    """What halves of the clusters say of one mediator; nothing where there are too few."""
+    if np.isnan(halves.correlation):
+        return []
+    return ["", f"Halves of the clusters, {SPLITS} splits: the two maps correlate at "
+            f"{halves.correlation:.2f} (stepped up to all clusters), and share "
+            f"{100 * halves.overlap:.0f}% of "
+            f"their {halves.top} strongest; chosen on one half, these have a mean of {halves.selected:.4g} "
+            f"there and of {halves.held_out:.4g} in the other."]
+
+
+def _interval(row, mean="mean", ends=""):
+    """mean [low, high], of these columns; `ends`: what the names of low and high begin with."""
+    low, high = row[f"{ends}low"], row[f"{ends}high"]
+    return f"{row[mean]:.4g}" + ("" if pd.isna(low) else f" [{low:.4g}, {high:.4g}]")
+
+
+def _in_words(kind):
+    """total_indirect: total indirect."""
+    return kind.replace("_", " ")
+
+
+def _tokens(means):
+    """{position, as text: the tokens that stand there} of a table of means."""
+    if "token" not in means:
+        return {}
+    return dict(zip(means["position"].astype(str), means["token"]))
+
+
+def _place(position, tokens):
     """Where a unit was changed: ", position 4 ( France)", or the name of the place."""
-    token = _cell(row["token"]).replace("`", "'")
-    where = f", position {row['position']}" if isinstance(row["position"], int) else f", {row['position']}"
+    if not position:
+        return ""
+    token = _cell(tokens.get(position, "")).replace("`", "'")
+    where = f", position {position}" if position.isdigit() else f", {position}"
     return where + (f" (`{token}`)" if token.strip() else "")
 
 

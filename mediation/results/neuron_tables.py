@@ -33,6 +33,7 @@ LAYER_COLUMNS = ["model", "share", "layer", "neurons", "odds_ratio_indirect_mean
 INTERVENTIONS = ("man_direct", "man_indirect", "woman_direct", "woman_indirect", "man_minus_woman",
                  "woman_minus_man")
 TYPES = (*INTERVENTIONS, "no_intervention")
+ALTERNATIVES = {"man": "alt1", "woman": "alt2"}  # what the columns of a gender's prompt are called
 # median error of the effects of 200 neurons of SmolLM2-135M on log odds, half of which are below .003
 HALF_PRECISION = {"bfloat16": ".04", "float16": ".002"}
 # largest relative difference of one prompt's probabilities in two tables; in half precision (True) they
@@ -262,7 +263,9 @@ def read_pieces(path: str | Path, kind: str) -> Iterator[Piece]:
     method = [name for name in ("method",) if name in header]  # where not all neurons were run
     parts: dict[str, list[pd.DataFrame]] = {}  # rows of each word; one template fits into memory
     first: dict[str, dict[str, Any]] = {}
-    columns = [*BASE_COLUMNS[:8], *intervened, "layer", "neuron", *method]
+    alternative = ALTERNATIVES.get(kind.partition("_")[0]) if kind.endswith("direct") else None
+    of_alternative = [f"candidate{number}_{alternative}_prob" for number in (1, 2)] if alternative else []
+    columns = [*BASE_COLUMNS[:8], *of_alternative, *intervened, "layer", "neuron", *method]
     for chunk in read_table(path, columns, NEURON_COLUMNS):
         chunk = he_first(path, chunk)
         if "log_odds" not in chunk:
@@ -282,10 +285,12 @@ def read_pieces(path: str | Path, kind: str) -> Iterator[Piece]:
             raise InputError(f"{path}: {word!r} does not have the same neurons as the other words, once "
                              "each: the table is incomplete, write it again")
         base = log_odds(first[word]["candidate1_base_prob"], first[word]["candidate2_base_prob"])
+        of_prompt = [first[word][name] for name in of_alternative]
         yield Piece(comparison_name(first[word], kind), word, "neurons", "slot", kind,
                     units[:, 0], units[:, 1], float(base), rows["log_odds"].to_numpy(float)[order],
                     template=template_of(first[word]["base_string"]),
-                    method=rows["method"].to_numpy(object)[order] if method else "exact")
+                    method=rows["method"].to_numpy(object)[order] if method else "exact",
+                    log_odds_alternative=float(log_odds(*of_prompt)) if of_prompt else None)
 
 
 def comparison_name(row: Mapping[str, Any], kind: str) -> str:

@@ -40,7 +40,8 @@ class Piece:
 
     `layer`: numbers, or an object array of numbers and "all"; `unit`: None where a whole layer is one unit.
     `position`, `method`: of all units, or of each. `stored`: the effects that a file has, where it has them;
-    they are not computed again, for the last digit could be another.
+    they are not computed again, for the last digit could be another. `log_odds_alternative`: of the
+    alternative prompt without intervention, where the format tells.
     """
 
     comparison: str
@@ -56,6 +57,7 @@ class Piece:
     template: str = ""
     method: str | Shaped[np.ndarray, "U"] = "exact"
     stored: Float64[np.ndarray, "U"] | None = None
+    log_odds_alternative: float | None = None
 
     @property
     def effects(self) -> Float64[np.ndarray, "U"]:

@@ -12,7 +12,7 @@ lists, or texts separated by |.
 
 import json
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -20,14 +20,19 @@ from mediation.errors import InputError
 from mediation.files.storage import whole_file
 from mediation.stimuli.rows import csv_rows, json_rows, read_lines, short
 
-FIELDS = ("id", "base", "substitutes", "candidates", "group")  # the last may be absent
+FIELDS = ("id", "base", "substitutes", "candidates", "group", "cluster")  # the last two may be absent
+NEEDED = FIELDS[:4]
 LISTS = ("substitutes", "candidates")
 LONGEST = 2000  # characters of a text: about 500 tokens, whose attention weights still fit into memory
 
 
 @dataclass(frozen=True)
 class Stimulus:
-    """One line of a file. `substitutes`: first the null prompt's; `group`: "" for none; `line`: its own."""
+    """One line of a file.
+
+    `substitutes`: first the null prompt's; `group`: "" for none; `line`: its own; `cluster`: what stimuli
+    that depend on each other share, which intervals are over, and which decides no effect; "" for the id.
+    """
 
     id: str
     base: str
@@ -35,6 +40,12 @@ class Stimulus:
     candidates: tuple[str, str]
     group: str = ""
     line: int = 0
+    cluster: str = field(default="", repr=False)  # numbers are found again by what is printed of a stimulus
+
+    @property
+    def depends_on(self) -> str:
+        """Its cluster, else its id."""
+        return self.cluster or self.id
 
 
 def read(path: str | Path) -> list[Stimulus]:
@@ -50,7 +61,7 @@ def read(path: str | Path) -> list[Stimulus]:
     stimuli = _different(path, rows)
     if not stimuli:
         raise InputError(f"{path}, line 1: the file holds no stimulus: a line is a JSON object with "
-                         f"{', '.join(FIELDS[:-1])}")
+                         f"{', '.join(NEEDED)}")
     return stimuli
 
 
@@ -62,12 +73,12 @@ def of_records(records: Iterable[Any], name: str = "stimuli") -> list[Stimulus]:
     """
     # a table has something in every cell: what is missing is not a number, or None
     rows = [(number, {field: _plain(value) for field, value in record.items()
-                      if not (field == "group" and (value is None or value != value))}
+                      if not (field not in NEEDED and (value is None or value != value))}
              if isinstance(record, Mapping) else record)
             for number, record in enumerate(records, start=1)]
     stimuli = _different(name, rows)
     if not stimuli:
-        raise InputError(f"{name}: there is none: give dictionaries with {', '.join(FIELDS[:-1])}")
+        raise InputError(f"{name}: there is none: give dictionaries with {', '.join(NEEDED)}")
     return stimuli
 
 
@@ -102,7 +113,7 @@ def write(path: str | Path, stimuli: Iterable[Stimulus]) -> Path:
 
 def _csv_rows(path: Path, texts: Iterable[str]) -> Iterator[tuple[int, dict[str, Any]]]:
     """Rows of a CSV as dictionaries, lists read."""
-    for number, row in csv_rows(path, texts, FIELDS[:-1], FIELDS[-1:]):
+    for number, row in csv_rows(path, texts, NEEDED, FIELDS[len(NEEDED):]):
         yield number, {name: _list(path, number, name, text) if name in LISTS else text
                        for name, text in row.items()}
 
@@ -129,9 +140,9 @@ def parse(where: str, number: int, row: Any) -> Stimulus:
     if unknown:
         raise InputError(f"{where}: field {short(unknown[0])} is unknown: the fields are "
                          f"{', '.join(FIELDS)}")
-    for name in FIELDS[:-1]:
+    for name in NEEDED:
         if name not in row:
-            raise InputError(f"{where}: field {name!r} is missing: a stimulus has {', '.join(FIELDS[:-1])}")
+            raise InputError(f"{where}: field {name!r} is missing: a stimulus has {', '.join(NEEDED)}")
     group = row.get("group")
     base = _text(where, "base", row["base"])
     if base.count("{}") != 1:
@@ -155,12 +166,13 @@ def parse(where: str, number: int, row: Any) -> Stimulus:
         raise InputError(f"{where}: field 'group': 'all' is what means over all groups are called: choose "
                          "another name")
     group = "" if group in (None, "") else _text(where, "group", group)
-    return Stimulus(_identity(where, row["id"]), base, substitutes, candidates, group, number)
+    cluster = "" if row.get("cluster") in (None, "") else _identity(where, row["cluster"], "cluster")
+    return Stimulus(_identity(where, row["id"]), base, substitutes, candidates, group, number, cluster)
 
 
-def _identity(where: str, value: Any) -> str:
+def _identity(where: str, value: Any, name: str = "id") -> str:
     """A text, or a whole number as text."""
-    return str(value) if type(value) is int and abs(value) < 10**18 else _text(where, "id", value)
+    return str(value) if type(value) is int and abs(value) < 10**18 else _text(where, name, value)
 
 
 def _text(where: str, name: str, value: Any) -> str:

@@ -20,7 +20,6 @@ from mediation.effects.summaries import (
     standard_error,
     strongest_means,
     sum_of_means,
-    summary_of_groups,
     top_of_layer,
 )
 
@@ -53,7 +52,8 @@ def test_neuron_aggregate_by_hand(rated):
     base = 0.5
     for word, indirect, direct in (("nurse", "man_indirect", "man_direct"),
                                    ("doctor", "woman_indirect", "woman_direct")):
-        aggregate.add(rated[word], {indirect: (base, np.array([0.7])), direct: (base, np.array([0.2]))})
+        aggregate.add(word, "The {} said", rated[word], 1.5,
+                      {indirect: (base, np.array([0.7])), direct: (base, np.array([0.2]))})
     row = aggregate.effects().iloc[0]
     toward_he, toward_she = np.exp(0.2), np.exp(-0.2)
     assert row["odds_ratio_indirect_mean"] == pytest.approx((toward_he + toward_she) / 2)
@@ -92,17 +92,6 @@ def test_the_strongest_part_of_each_layer_is_by_size():
     assert strongest_means(means, "effect", .5).tolist() == [6, 2]
     assert strongest_means(means, "effect", .01).tolist() == [9, 2]  # one unit at the least
     assert strongest_means(means, "effect", None).tolist() == [1, 2]
-
-
-def test_groups_have_rows_of_their_own_where_there_are_several():
-    effects = pd.Series([1.0, 3.0, -.5])
-    table = summary_of_groups(pd.Series(["a", "a", "b"]), effects).set_index("group")
-    assert list(table.index) == ["all", "a", "b"] and table.loc["a", "comparisons"] == 2
-    assert table.loc["a", "mean of logs"] == pytest.approx((np.log(2) + np.log(4)) / 2)
-    assert table.loc["all", "median"] == 1 and table.loc["all", "mean"] == pytest.approx(3.5 / 3)
-    assert table.loc["all", "share above 0"] == pytest.approx(2 / 3)
-    assert list(summary_of_groups(pd.Series(["a"] * 3), effects)["group"]) == ["all"]
-    assert list(summary_of_groups(pd.Series(["", "a", ""]), effects)["group"]) == ["all", "a"]
 
 
 def test_random_orders_after_each_number_of_units():

@@ -106,7 +106,7 @@ def test_mediators_come_one_after_the_other_into_one_report(toy_checkpoint, tmp_
         assert code == 0, error
     headings = [line for line in printed.splitlines() if line.startswith("## ")]
     assert headings == ["## Total effects", "## MLPs", "## Heads", "## Layers", "## Neurons",
-                        "## How it was made"]
+                        "## How sure", "## How it was made"]
     assert "method screen: " in printed
     code, _, error = run_script(f"{command} heads --method screen")
     assert code == 2
