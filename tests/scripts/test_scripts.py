@@ -158,6 +158,48 @@ def test_figures_of_several_models_and_random_ones(run_script, results):
     assert models == ["toy-gpt2", "toy-gpt2_random"]
 
 
+def test_summaries_say_how_sure_the_neurons_and_layers_are(run_script, results):
+    """Beside the columns of 2020, of the same effects; the report tells them."""
+    code, output, error = run_script("compute_and_save_neuron_agg_effect.py", results, "toy-gpt2")
+    assert code == 0 and "the strongest neurons by the size of the mean log odds ratio" in output, error
+    effects = pd.read_csv(results / "toy-gpt2_neuron_effects.csv").set_index("neuron_")
+    summary = pd.read_csv(results / "toy-gpt2_neurons_summary.csv")
+    assert set(summary["effect"]) == {"indirect", "direct", "total_indirect", "interaction", "gender_contrast"}
+    assert set(summary["group"]) == {"all", "female-biased", "others"}
+    whole = summary[summary["group"] == "all"]
+    whole = whole.assign(neuron_=whole["layer"].astype(str) + "-" + whole["unit"].astype(str))
+    for kind in ("indirect", "direct"):
+        rows = whole[whole["effect"] == kind].set_index("neuron_")
+        expected = effects.loc[rows.index, f"odds_ratio_{kind}_mean"] - 1
+        np.testing.assert_allclose(rows["effect_mean"], expected, rtol=1e-4, atol=1e-6)
+        assert ((rows["low"] <= rows["mean"]) & (rows["mean"] <= rows["high"])).all()
+    contrast = pd.read_csv(results / "toy-gpt2_neuron_gender_contrast.csv")["gender_contrast_mean"]
+    np.testing.assert_allclose(whole.loc[whole["effect"] == "gender_contrast", "mean"], contrast, rtol=1e-4,
+                               atol=1e-6)
+    means = whole.pivot(index="neuron_", columns="effect", values="mean")
+    total = (means["direct"] + means["total_indirect"]).to_numpy()
+    np.testing.assert_allclose(total, total[0], rtol=1e-4)
+    np.testing.assert_allclose(means["indirect"] + means["interaction"], means["total_indirect"], atol=1e-6)
+
+    code, output, error = run_script("compute_neuron_effect_per_layer.py", results)
+    assert code == 0 and "no interval" not in output, error
+    layers = pd.read_csv(results / "neuron_layer_effect.csv")
+    low, mean, high = (layers[f"odds_ratio_indirect_{name}"] for name in ("low", "mean", "high"))
+    assert ((low <= mean) & (mean <= high)).all()
+    code, output, _ = run_script("compute_neuron_effect_per_layer.py", results, "--shares", 0.5)
+    assert code == 0 and "--shares 0.5 writes it" in output
+    code, output, error = run_script("make_report.py", results, "toy-gpt2")
+    assert code == 0 and "**How sure the neurons are.**" in output, error
+
+
+def test_a_layer_summary_of_other_effects_is_refused(run_script, results):
+    run_script("compute_and_save_neuron_agg_effect.py", results, "toy-gpt2")
+    path = results / "toy-gpt2_neuron_layer_summary.csv"
+    table = pd.read_csv(path)
+    table.assign(odds_ratio_indirect_mean=table["odds_ratio_indirect_mean"] + 1).to_csv(path, index=False)
+    assert_refused(run_script("compute_neuron_effect_per_layer.py", results), path.name, "again")
+
+
 # which candidate is which
 
 def exchange(path):
