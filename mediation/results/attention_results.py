@@ -12,6 +12,7 @@ import numpy as np
 from mediation.effects.odds import effect, log_odds
 from mediation.errors import InputError
 from mediation.results.tidy import Piece, Units, side_by_side
+from mediation.stimuli.occupations import occupations_in
 from mediation.stimuli.prompts import PronounStimulus
 
 if TYPE_CHECKING:  # an Intervention holds tensors; reading a file needs none
@@ -195,7 +196,7 @@ def pieces_of(
     for number, entry in enumerate(results):
         base = float(np.log(entry["odds_base"]))
         piece = partial(Piece, f"{entry['base_string1']} | {entry['base_string2']}",
-                        str(entry.get("example", number)), position="context", log_odds_base=base)
+                        cluster_of(entry, number), position="context", log_odds_base=base)
         for kind in effect_types:
             heads = np.asarray(entry[f"{kind}_effect_head"], np.float64)
             layers = np.asarray([*entry[f"{kind}_effect_layer"], entry[f"{kind}_effect_model"]], np.float64)
@@ -208,6 +209,12 @@ def pieces_of(
                         stored=heads.ravel())
             yield piece(mediator="layers", kind=kind, unit=None, log_odds=_log_odds_of(layers, base),
                         stored=layers, layer=np.array([*range(len(layers) - 1), "all"], object))
+
+
+def cluster_of(entry: Mapping[str, Any], number: int) -> str:
+    """What an example shares with others: its occupations, such as "designer, developer"; where its context
+    names none, it shares nothing, and its number stands for it."""
+    return ", ".join(occupations_in(entry["base_string1"])) or str(entry.get("example", number))
 
 
 def _log_odds_of(effects, base):

@@ -9,7 +9,7 @@ profession study has 185 million rows. `tidy_table` puts together what fits into
 | column | what it holds |
 | --- | --- |
 | comparison | the two prompts, or id and alternative of a stimulus of one's own |
-| cluster | what is independent of the others: the profession, the example's number, the stimulus' id |
+| cluster | what is independent of the others: the profession, the example's occupations, the stimulus' id |
 | group, template | of the stimulus; "" where the format has none |
 | mediator, position | what was replaced, and at which token of the prompt (0 the first), or "all" |
 | layer, unit | as in the formats' tables; layer "all": all layers at once; no unit: the whole layer |
