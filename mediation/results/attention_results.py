@@ -164,10 +164,8 @@ def find_results(out_dir: str | Path, model: str | None = None) -> dict[Path, st
     found = {}
     for data in ("winobias", "winogender"):
         for path in sorted((Path(out_dir) / f"{data}_data").glob("attention_intervention_*.json")):
-            label = path.stem.removeprefix("attention_intervention_")
-            if data == "winogender":  # the statistic stands first in the file's name, last in the label
-                statistic, _, rest = label.partition("_")
-                label = f"{rest}_{statistic}"
+            statistic = path.stem.split("_")[2] if data == "winogender" else None
+            label = label_of(path, statistic)
             if model is None or re.fullmatch(rf"{re.escape(model)}_(un)?filtered_.+", label):
                 found[path] = f"{data}_{label}"
     if not found:
@@ -176,6 +174,14 @@ def find_results(out_dir: str | Path, model: str | None = None) -> dict[Path, st
                          "attention_intervention_winobias.py or _winogender.py first, or name the folder "
                          "with -out_dir")
     return found
+
+
+def label_of(path: str | Path, statistic: str | None = None) -> str:
+    """{M}_{filter}_{split or statistic} of a result file; a statistic stands first in the file's name."""
+    label = Path(path).stem.removeprefix("attention_intervention_")
+    if statistic and label.startswith(f"{statistic}_"):
+        return f"{label.removeprefix(f'{statistic}_')}_{statistic}"
+    return label
 
 
 def read_pieces(path: str | Path, examples: Sequence[PronounStimulus] | None = None) -> Iterator[Piece]:
