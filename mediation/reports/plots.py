@@ -129,7 +129,7 @@ def layer_profiles(
 
 EFFECT_LABELS = {"indirect": "natural indirect effect", "direct": "natural direct effect",
                  "ablation": "effect of the ablation"}
-GREYS_APART = ("#08306b", "#e6550d", "#6baed6", "#fdd0a2")  # four colours that differ in print without colour
+GREYS_APART = ("#2f5d8a", "#e6703a", "#8fbcdc", "#fddbb9")  # four colours that differ in print without colour
 COLOURS = {"indirect": "C0", "direct": "C1", "ablation": "C2"}
 LOG = "\n(log odds ratio)"
 HATCH: dict[str, Any] = {"fill": False, "hatch": "//////", "edgecolor": "0.6", "linewidth": 0}
@@ -317,15 +317,20 @@ def sparsity(
     """Effect against number of units, and where the greedy (else the top-k) units sit.
 
     Args:
-        found: as in `report.selection`; shape: (layers, units of a layer); all_units: effect of all units
-            together, a line.
+        found: as in `report.selection`, intervals are drawn as bands; shape: (layers, units of a layer);
+            all_units: effect of all units together, a line.
     """
     with plt.rc_context(STYLE):
         figure, (curve, where) = plt.subplots(1, 2, figsize=(2 * COLUMN_WIDTH, 2.7), width_ratios=(3, 2))
         for index, name in enumerate(name for name in found if name != "random order"):
             values = found[name]["val"][:k]
-            curve.plot(np.arange(1, len(values) + 1), values, marker="o", markersize=3, linewidth=1,
-                       color=f"C{index}", label=name)
+            numbers = np.arange(1, len(values) + 1)
+            band = "low" in found[name]
+            curve.plot(numbers, values, marker="os^"[index], markersize=3, linewidth=1, color=f"C{index}",
+                       label=f"{name} (band: {INTERVAL})" if band else name)
+            if band:
+                curve.fill_between(numbers, found[name]["low"][:k], found[name]["high"][:k],
+                                   color=f"C{index}", alpha=0.2, linewidth=0)
         if "random order" in found:
             orders = over_orders(found["random order"]["val"], k)
             curve.fill_between(orders.index, orders["smallest"], orders["largest"], color="0.6", alpha=0.4,
