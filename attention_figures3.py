@@ -6,7 +6,8 @@ Reads OUT_DIR/winobias_data/attention_intervention_{M}_{filtered|unfiltered}_{sp
 with the largest mean indirect effect and the examples with the largest model-level indirect effect, runs the
 model on both contexts of each, and draws
 OUT_DIR/results/attention_intervention/qualitative/winobias_{M}_{filter}_{split}_{rank}.pdf: the attention
-that falls on each token of the context, with the female pronoun (x) and with the male one (x').
+that falls on each token of the context, with the female pronoun (x) and with the male one (x'). Above each
+head stand its mean indirect effect over all examples and the 95% interval of that mean.
 """
 
 import argparse
@@ -35,6 +36,7 @@ def main(options: argparse.Namespace) -> None:
     from mediation.effects.summaries import means_of_units
     from mediation.reports import plots
     from mediation.results.attention_results import head_effects, read_results
+    from mediation.results.attention_summaries import resampling_of
     from mediation.studies.attention import masking_suffix
     from utils import load_model
 
@@ -50,6 +52,7 @@ def main(options: argparse.Namespace) -> None:
     results = read_results(path)["results"]
     heads = head_effects(results, "indirect")
     means = heads.grid(means_of_units(heads.effects))
+    low, high = map(heads.grid, resampling_of(results).of_means(heads.effects))
     if means.shape != (model.num_layers, model.num_heads):
         raise InputError(f"{path} has {means.shape[0]} layers of {means.shape[1]} heads, the model "
                          f"{model.num_layers} of {model.num_heads}: name its own model")
@@ -61,8 +64,8 @@ def main(options: argparse.Namespace) -> None:
         tokens, attention = attention_from_pronoun(model, entry)
         title = (f"{entry['base_string1']} ... c1: {entry['candidate1']} c2: {entry['candidate2']} "
                  f"(indirect effect {entry['indirect_effect_model']:.2f})")
-        shown = {f"head {layer}-{head}\n(mean {means[layer, head]:.3f})": attention[:, layer, head]
-                 for layer, head in strongest_heads}
+        shown = {f"head {layer}-{head}\nmean {means[layer, head]:.3f}\n[{low[layer, head]:.3f}, "
+                 f"{high[layer, head]:.3f}]": attention[:, layer, head] for layer, head in strongest_heads}
         figure = folder / f"winobias_{label}_{rank}.pdf"
         print("wrote", plots.attention_on_context(tokens, shown, title, figure))
 

@@ -7,9 +7,11 @@
 
 The mean indirect effect of sets of heads whose weights are replaced together, on the filtered examples of
 WinoBias dev and Winogender (BLS). Writes
-OUT_DIR/{topk,greedy,greedy_intermediate,mean_effect,random,lazy}_{M}_{data}.pickle as asked for, the figure
-sparsity_{M}_{data}.pdf and manifest.json, and prints the effect against the number of heads. Each step is on
-disk before the next begins: an interrupted run, or one with a larger --k, goes on from there.
+OUT_DIR/{topk,greedy,greedy_intermediate,mean_effect,random,lazy}_{M}_{data}.pickle as asked for,
+by_example_{M}_{data}.pickle (the effects of every example, for intervals), the figure
+sparsity_{M}_{data}.pdf and manifest.json, and prints the effect against the number of heads, with the 95%
+intervals of its means. Each step is on disk before the next begins: an interrupted run, or one with a larger
+--k, goes on from there.
 
     python attention_intervention_subset_selection.py --model_type gpt2 --figures_only --data winobias \\
         --out_dir selection
@@ -92,22 +94,26 @@ def select_heads(
         means = mean_effects(files)
         order = selection.best_first(means["mean_effect_head"]).tolist()
         selections = selection.run(files, order, options)
+        by_example = files.read("by_example") or {}
         run_folder.update(run, finished=now())
 
     print(f"\n{len(files.examples)} examples")
-    show(name, data, selections, means, options)
+    show(name, data, selections, means, by_example, options)
     folder = Path(options.out_dir)
     print("wrote", *(folder / file for file in names.values() if run_folder.is_finished(file)))
 
 
 def show(
-    name: str, data: str, selections: dict[str, Any], means: dict[str, Any], options: argparse.Namespace,
+    name: str, data: str, selections: dict[str, Any], means: dict[str, Any], by_example: dict[str, Any],
+    options: argparse.Namespace,
 ) -> None:
     """Print the table of one data set and draw its figure."""
     from mediation.reports import plots, report
+    from mediation.results.selections import with_intervals
 
+    selections, of_all = with_intervals(selections, by_example)
     print(f"{name}, {data}: mean indirect effect of heads replaced together")
-    print(report.selection(selections, options.k, "head", means["mean_effect_model"]))
+    print(report.selection(selections, options.k, "head", means["mean_effect_model"], of_all))
     figure = Path(options.out_dir) / f"sparsity_{name}_{data}.pdf"
     print("wrote", plots.sparsity(selections, options.k, "head", means["mean_effect_model"],
                                   np.shape(means["mean_effect_head"]), f"{name}, {data}", figure))
@@ -119,7 +125,7 @@ def show_files(name: str, data: str, options: argparse.Namespace) -> None:
     Raises:
         InputError: no such files, or damaged ones.
     """
-    from mediation.results.selections import TITLES, read_selections
+    from mediation.results.selections import TITLES, read_by_example, read_selections
 
     folder = Path(options.out_dir)
     for written in (data, SHORT_NAMES[data]):
@@ -132,7 +138,8 @@ def show_files(name: str, data: str, options: argparse.Namespace) -> None:
                 raise InputError(f"{path} has no mean_effect_model and mean_effect_head [layers][heads]: "
                                  "move it away") from error
             paths = {kind: folder / f"{kind}_{name}_{written}.pickle" for kind in TITLES}
-            return show(name, data, read_selections(paths, "head"), means, options)
+            by_example = read_by_example(folder / f"by_example_{name}_{written}.pickle")
+            return show(name, data, read_selections(paths, "head"), means, by_example, options)
     raise InputError(f"{folder} has no mean_effect_{name}_{data}.pickle, nor one named {SHORT_NAMES[data]}: "
                      "run the selection without --figures_only")
 
@@ -151,6 +158,7 @@ def mean_effects(files: "SelectionFiles") -> dict[str, Any]:
         sets = [row.flatten().nonzero().flatten().tolist() for row in heads_layers_model(layers, heads)]
         effects = files.objectives("mean_effect", "single", sets)
         means = effects.mean(axis=0)
+        files.remember("all", effects[:, -1:])
         if files.read("greedy_intermediate") is None:  # greedy begins with the heads alone
             alone = effects[:, : layers * heads].reshape(-1, layers, heads)
             files.write("greedy_intermediate", {0: alone}, 1)

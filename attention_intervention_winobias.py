@@ -7,9 +7,10 @@
 Each example is a pair of contexts that differ in a pronoun, and two continuations. In the run of one context
 the attention weights are replaced by those of the other, for every head, every attention layer and the whole
 model. Writes OUT_DIR/winobias_data/attention_intervention_{M}_{filtered|unfiltered}_{split}.json and
-manifest.json beside it, and prints the strongest heads and layers. The name of a masked model's JSON ends in
-its --masking_approach. A finished JSON is not computed again; an interrupted run goes on with the next
-example.
+manifest.json beside it, prints the total effect and its parts, the strongest heads and the layers, with
+intervals and tests, and writes {M}_{filter}_{split}_{heads,layers}_summary.csv beside the JSON. The name of a
+masked model's JSON ends in its --masking_approach. A finished JSON is not computed again; an interrupted run
+goes on with the next example.
 """
 
 import argparse

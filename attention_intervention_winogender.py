@@ -5,7 +5,8 @@
 As attention_intervention_winobias.py; --stat names the statistic of women in an occupation that decides which
 continuation is the female-stereotyped one. Writes
 OUT_DIR/winogender_data/attention_intervention_{stat}_{M}_{filtered|unfiltered}.json and manifest.json beside
-it, and prints the strongest heads and layers.
+it, prints what it says, with intervals and tests, and writes
+{M}_{filter}_{stat}_{heads,layers}_summary.csv beside the JSON.
 """
 
 import argparse

@@ -6,8 +6,10 @@
 
 The file is one of the published study or of our own (--json), or by default
 OUT_DIR/{data}_data/attention_intervention_*_{M}_*.json for --data; the published figures of GPT-2 small on
-filtered WinoBias dev come with this software. Prints the deviation of every probability and effect, the
-examples that only one side has, and a verdict. Exit code 0: reproduced; 1: not.
+filtered WinoBias dev come with this software. Prints the deviation of every probability and effect, whether
+the file's means lie within the 95% intervals of the recomputed ones, the examples that only one side has, and
+a verdict, which is about deviations: an interval says how far means would be with other stimuli. Exit code 0:
+reproduced; 1: not.
 """
 
 import argparse
@@ -65,19 +67,21 @@ def main(options: argparse.Namespace) -> int:
         drawn = np.random.default_rng(options.seed).choice(len(common), min(options.sample, len(common)),
                                                            replace=False)
         common = [common[index] for index in sorted(drawn)]
-    rows = [compare(theirs[key], perform_intervention(interventions[key], model, EFFECTS))
-            | {"context": key[0]} for key in tqdm(common, desc="examples", unit=" examples")]
-    return report(path, model, pd.DataFrame(rows), ours, theirs, options.tolerance)
+    again = {key: perform_intervention(interventions[key], model, EFFECTS)
+             for key in tqdm(common, desc="examples", unit=" examples")}
+    table = pd.DataFrame([compare(theirs[key], entry) | {"context": key[0]} for key, entry in again.items()])
+    means = compare_means(content, list(again.values()))
+    return report(path, model, table, means, ours, theirs, options.tolerance)
 
 
 def report(
-    path: Path, model: "Model", table: "pandas.DataFrame", ours: Collection[Key], theirs: Collection[Key],
-    tolerance: float,
+    path: Path, model: "Model", table: "pandas.DataFrame", means: "pandas.DataFrame", ours: Collection[Key],
+    theirs: Collection[Key], tolerance: float,
 ) -> int:
     """Print the comparison; returns the exit code.
 
     Args:
-        table: one row per example that was recomputed, columns of `compare`.
+        table: one row per example that was recomputed, columns of `compare`; means: of `compare_means`.
         ours, theirs: keys of the examples that this software and the file analyse.
     """
     from mediation.effects.summaries import largest_and_median
@@ -87,6 +91,9 @@ def report(
     print(table.to_string(float_format="%.1e"), "\n")
     deviations = table.drop(columns="context")
     print(largest_and_median(deviations).to_string(float_format="%.1e"), "\n")
+    print(means.to_string(float_format="%.6f", na_rep="-"))
+    print(f"in the file: mean of its {len(theirs)} examples; ours: of the {len(table)} recomputed, with its "
+          "95% interval, a bootstrap over\nthe occupations that a context names\n")
     for title, keys in (("in the file", [key for key in theirs if key not in ours]),
                         ("in ours", [key for key in ours if key not in theirs])):
         print(f"examples only {title}: {len(keys)}", *(f"  {' | '.join(key[::2])}" for key in keys), sep="\n")
@@ -166,6 +173,22 @@ def compare(theirs: dict[str, Any], ours: dict[str, Any]) -> dict[str, float]:
             deviation = np.abs(np.asarray(ours[name]) - np.asarray(theirs[name])).max()
             deviations[f"{kind} {level}"] = float(deviation)
     return deviations
+
+
+def compare_means(content: dict[str, Any], again: list[dict[str, Any]]) -> "pandas.DataFrame":
+    """The means of a file beside those of the entries that were recomputed, and whether it lies within their
+    intervals; "-" where one cluster has none."""
+    import pandas as pd
+
+    from mediation.results.attention_results import MEANS
+    from mediation.results.attention_summaries import resampling_of
+
+    effects = np.array([[entry[name] for name in MEANS.values()] for entry in again], np.float64)
+    low, high = resampling_of(again).of_means(effects)
+    theirs = np.array([content[name] for name in MEANS])
+    within = np.where(np.isnan(low), "-", np.where((low <= theirs) & (theirs <= high), "yes", "no"))
+    return pd.DataFrame({"in the file": theirs, "ours": effects.mean(axis=0), "low": low, "high": high,
+                         "within the interval": within}, [name.removeprefix("mean_") for name in MEANS])
 
 
 if __name__ == "__main__":

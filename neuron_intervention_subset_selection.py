@@ -8,7 +8,8 @@
 The objective is the mean odds ratio minus 1 toward the anti-stereotypical gender: female-biased professions
 under man's values with odds he/she, male-biased ones under woman's with odds she/he; no definitional words,
 both base probabilities above 0.01. Writes OUT_DIR/marg_contrib.pickle (every neuron alone),
-{topk,greedy,random,lazy}_{M}.pickle or {...}_{M}_{layer}.pickle as asked for, the figure sparsity_{M}.pdf and
+{topk,greedy,random,lazy}_{M}.pickle or {...}_{M}_{layer}.pickle as asked for, by_example_{M}.pickle (the
+effects of every prompt, for the 95% intervals that are printed and drawn), the figure sparsity_{M}.pdf and
 manifest.json. Layers count as in the tables: 0 the word embedding. Each step is on disk before the next
 begins: an interrupted run, or one with a larger --k, goes on from there.
 """
@@ -19,6 +20,8 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+import numpy as np
 
 from mediation.errors import InputError
 from mediation.files.storage import RunFolder, check_writable
@@ -39,6 +42,7 @@ def main(options: argparse.Namespace) -> None:
     """Stimuli, model, neurons alone, selection, table and figure."""
     from mediation.files.storage import describe_machine, now
     from mediation.reports import plots, report
+    from mediation.results.selections import with_intervals
     from mediation.studies import selection
     from utils import load_model
 
@@ -79,11 +83,13 @@ def main(options: argparse.Namespace) -> None:
         every_cell = [list(range(files.cells))]
         objectives = [example.objectives(model, every_cell)[0] for example in examples.values()]
         everything = float(sum(objectives) / len(prompts))
+        files.remember("all", np.array(objectives)[:, None])
+        selections, of_all = with_intervals(selections, files.read("by_example"))
         run_folder.update(run, finished=now())
 
     print(f"\n{name}: mean odds ratio - 1 over {len(prompts)} prompts")
     folder = Path(options.out_dir)
-    print(report.selection(selections, options.k, "neuron", everything))
+    print(report.selection(selections, options.k, "neuron", everything, of_all))
     print("wrote", plots.sparsity(selections, options.k, "neuron", everything, shape, name,
                                   folder / f"sparsity_{name}.pdf"))
     print("wrote", *(folder / file for file in names.values() if run_folder.is_finished(file)))

@@ -55,7 +55,8 @@ def test_two_arrays_of_one_symbol_have_one_length():
     with pytest.raises(TypeCheckError):
         misses(strength, np.array([0]), np.array([1]), 1)
     with pytest.raises(TypeCheckError):
-        plots.stacked_layer_bars(np.zeros(3), np.zeros(2), "title", Path("figure.pdf"))
+        plots.stacked_layer_bars(np.zeros(3), np.zeros(2), "title", Path("figure.pdf"),
+                                 ((np.zeros(3), np.zeros(3)), (np.zeros(2), np.zeros(2))))
 
 
 def test_a_tensor_of_a_wrong_shape_or_kind_of_number_is_refused():

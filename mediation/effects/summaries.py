@@ -57,16 +57,6 @@ def means_of_units(effects: Float64[np.ndarray, "N U"]) -> Float64[np.ndarray, "
     return effects.mean(axis=0)
 
 
-def errors_of_units(effects: Float64[np.ndarray, "N U"]) -> Float64[np.ndarray, "U"]:
-    """Standard error of the mean effect of every unit over N comparisons; NaN for one."""
-    return standard_error(sample_deviation(effects), len(effects))
-
-
-def sum_of_means(effects: Float64[np.ndarray, "N U"]) -> float:
-    """Sum of the units' mean effects: above the effect of all at once where units do the same work."""
-    return float(means_of_units(effects).sum())
-
-
 def ranked_units(
     effects: Float64[np.ndarray, "N U"], names: Mapping[str, Shaped[np.ndarray, "U"]],
 ) -> pd.DataFrame:

@@ -13,10 +13,12 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import seaborn as sns
-from jaxtyping import Float
+from jaxtyping import Bool, Float
+from matplotlib.patches import Rectangle
 from matplotlib.ticker import MaxNLocator
 
 from mediation.effects.estimands import Correlation, means_of_professions
+from mediation.effects.resampling import Interval
 from mediation.effects.summaries import over_orders, standard_error, strongest_means
 from mediation.files.storage import whole_file
 from mediation.results.mediation_tables import unit_column
@@ -26,7 +28,8 @@ ALL_HEADS = "attention layer (weights of all its heads replaced)"
 STYLE: dict[Any, Any] = {
     "font.size": 8, "axes.labelsize": 8, "axes.titlesize": 8, "xtick.labelsize": 7, "ytick.labelsize": 7,
     "legend.fontsize": 7, "pdf.fonttype": 42, "svg.hashsalt": "mediation", "axes.spines.top": False,
-    "axes.spines.right": False, "axes.linewidth": 0.6, "figure.constrained_layout.use": True}
+    "axes.spines.right": False, "axes.linewidth": 0.6, "hatch.linewidth": 0.4,
+    "figure.constrained_layout.use": True}
 
 
 def _save(figure, path):
@@ -136,13 +139,19 @@ def layer_profiles(
 
 EFFECT_LABELS = {"indirect": "natural indirect effect", "direct": "natural direct effect",
                  "ablation": "effect of the ablation"}
+GREYS_APART = ("#2f5d8a", "#e6703a", "#8fbcdc", "#fddbb9")  # four colours that differ in print without colour
 COLOURS = {"indirect": "C0", "direct": "C1", "ablation": "C2"}
 LOG = "\n(log odds ratio)"
+HATCH: dict[str, Any] = {"fill": False, "hatch": "//////", "edgecolor": "0.6", "linewidth": 0}
+UNSURE = {"indirect": "hatched: the 95% interval of the mean holds 0",
+          "direct": "hatched: the 95% interval of total − direct holds 0"}
+INTERVAL = "95% interval"
+ERROR_BARS: dict[str, Any] = {"linewidth": 0.7, "ecolor": "0.1"}
 SHARE, STRONGEST = 0.01, "strongest 1% of each layer"  # of many units
 
 
-def _heat(axes, effects, kind, scale="", labels=("head", "attention layer")):
-    """One cell per unit, layers upward as they are run.
+def _heat(axes, effects, kind, scale="", labels=("head", "attention layer"), unsure=None):
+    """One cell per unit, layers upward as they are run; cells that are `unsure` are hatched.
 
     Colours are centred on 0 = no effect. Direct effects of single units all lie near the total effect: theirs
     span what there is.
@@ -156,6 +165,11 @@ def _heat(axes, effects, kind, scale="", labels=("head", "attention layer")):
     _thin_ticks(axes.yaxis, effects.shape[0])
     axes.set(xlabel=labels[0], ylabel=labels[1])
     axes.tick_params(labelrotation=0, length=2)
+    if unsure is not None:
+        for layer, unit in np.argwhere(unsure):
+            axes.add_patch(Rectangle((unit, layer), 1, 1, **HATCH))
+        axes.figure.legend([Rectangle((0, 0), 1, 1, **HATCH)], [UNSURE[kind]], loc="outside lower left",
+                           frameon=False, handleheight=1)
 
 
 def _thin_ticks(axis, count):
@@ -169,86 +183,111 @@ def _height(layers):
 
 
 def head_heat_map(effects: Float[np.ndarray, "L H"], kind: str, title: str, path: Path, scale: str = "",
-                  label: str = "attention layer") -> Path:
-    """Mean effect of every head. `scale`: of the effects, behind their name; `label`: of the axis of
-    layers."""
+                  label: str = "attention layer", unsure: Bool[np.ndarray, "L H"] | None = None) -> Path:
+    """Mean effect of every head.
+
+    Args:
+        scale: of the effects, behind their name; label: of the axis of layers.
+        unsure: heads to be hatched, see `UNSURE`.
+    """
     with plt.rc_context(STYLE):
-        figure, axes = plt.subplots(figsize=(COLUMN_WIDTH, _height(len(effects))))
-        _heat(axes, effects, kind, scale, ("head", label))
+        legend = 0 if unsure is None else 0.2
+        figure, axes = plt.subplots(figsize=(COLUMN_WIDTH, _height(len(effects)) + legend))
+        _heat(axes, effects, kind, scale, ("head", label), unsure)
         axes.set_title(title)
         return _save(figure, path)
 
 
 def head_heat_map_with_bar(
     effects: Float[np.ndarray, "L H"], layer_effects: Float[np.ndarray, "L"], kind: str, title: str,
-    path: Path, sort: bool = False,
+    path: Path, unsure: Bool[np.ndarray, "L H"], interval: Interval, sort: bool = False,
 ) -> Path:
-    """The same, beside it a bar per layer: the mean effect of replacing the weights of all its heads; with
-    `sort` heads in the order of their effect."""
+    """The same, beside it a bar per layer: the mean effect of replacing the weights of all its heads, with
+    its interval; with `sort` heads in the order of their effect."""
     with plt.rc_context(STYLE):
-        size = 1.5 * COLUMN_WIDTH, _height(len(effects))
+        size = 1.5 * COLUMN_WIDTH, _height(len(effects)) + 0.3
         figure, (axes, bars) = plt.subplots(1, 2, figsize=size, width_ratios=(3, 1))
-        _heat(axes, -np.sort(-effects, axis=1) if sort else effects, kind)
+        if sort:
+            order = np.argsort(-effects, axis=1, kind="stable")
+            effects, unsure = (np.take_along_axis(of_heads, order, axis=1) for of_heads in (effects, unsure))
+        _heat(axes, effects, kind, unsure=unsure)
         if sort:
             axes.set_xlabel("heads, sorted in each layer")
-        bars.barh(np.arange(len(layer_effects)) + 0.5, layer_effects, height=0.8, color=COLOURS[kind])
-        bars.set(ylim=axes.get_ylim(), yticks=[], xlabel="all heads of\nthe attention layer")
+        bars.barh(np.arange(len(layer_effects)) + 0.5, layer_effects, height=0.8, color=COLOURS[kind],
+                  xerr=reach(layer_effects, interval), error_kw=ERROR_BARS)
+        bars.set(ylim=axes.get_ylim(), yticks=[],
+                 xlabel=f"all heads of the\nattention layer\n({INTERVAL})")
         bars.axvline(0, color="0.4", linewidth=0.6)
         bars.xaxis.set_major_locator(MaxNLocator(3))
         figure.suptitle(title, fontsize=8)
         return _save(figure, path)
 
 
-def layer_bars(
-    effects: Float[np.ndarray, "L"], errors: Float[np.ndarray, "L"], kind: str, title: str, path: Path,
-    label: str = ALL_HEADS, scale: str = "",
-) -> Path:
-    """Mean effect of replacing the weights of all heads of a layer, with its standard error over examples.
+def reach(mean: Float[np.ndarray, "L"], interval: Interval) -> Float[np.ndarray, "2 L"]:
+    """How far an interval goes below and above its mean, as error bars are drawn; NaN draws none."""
+    return np.maximum(np.stack([mean - interval[0], interval[1] - mean]), 0)
 
-    `label`: of the axis of layers; `scale`: of the effects, behind their name.
+
+def layer_bars(
+    effects: Float[np.ndarray, "L"], errors: Float[np.ndarray, "L"] | Float[np.ndarray, "2 L"], kind: str,
+    title: str, path: Path, label: str = ALL_HEADS, scale: str = "", bars: str = "standard error",
+) -> Path:
+    """Mean effect of replacing the weights of all heads of a layer, with its error.
+
+    Args:
+        errors: of every mean, or how far its interval goes below and above; bars: what the axis calls them.
+        label: of the axis of layers; scale: of the effects, behind their name.
     """
     with plt.rc_context(STYLE):
         figure, axes = plt.subplots(figsize=(COLUMN_WIDTH, 2.3))
-        axes.bar(np.arange(len(effects)), effects, yerr=errors, color=COLOURS[kind],
-                 error_kw={"linewidth": 0.7, "ecolor": "0.3"})
+        axes.bar(np.arange(len(effects)), effects, yerr=errors, color=COLOURS[kind], error_kw=ERROR_BARS)
         axes.axhline(0, color="0.4", linewidth=0.6)
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-        axes.set(xlabel=label, ylabel=f"{EFFECT_LABELS[kind]}{scale}\n(bar: standard error)", title=title)
+        axes.set(xlabel=label, ylabel=f"{EFFECT_LABELS[kind]}{scale}\n(error bar: {bars})", title=title)
         return _save(figure, path)
 
 
 def stacked_layer_bars(
     indirect: Float[np.ndarray, "L"], direct: Float[np.ndarray, "L"], title: str, path: Path,
+    intervals: tuple[Interval, Interval],
 ) -> Path:
-    """Mean indirect and direct effect of every layer, one on the other."""
+    """Mean indirect and direct effect of every layer, one on the other, each with its interval at its end.
+
+    `intervals`: of the indirect effects, of the direct ones.
+    """
     with plt.rc_context(STYLE):
         figure, axes = plt.subplots(figsize=(COLUMN_WIDTH, 2.5))
         layers = np.arange(len(indirect))
-        axes.bar(layers, indirect, color=COLOURS["indirect"], label="indirect")
         # on the indirect bar where both point one way, from 0 where they do not
         bottom = np.where(np.sign(indirect) == np.sign(direct), indirect, 0)
-        axes.bar(layers, direct, bottom=bottom, color=COLOURS["direct"], label="direct")
+        parts = ("indirect", indirect, np.zeros(len(layers))), ("direct", direct, bottom)
+        for index, (kind, effects, foot) in enumerate(parts):
+            axes.bar(layers, effects, bottom=foot, color=COLOURS[kind], label=kind)
+            # side by side, so that none hides the other
+            axes.errorbar(layers + 0.3 * index - 0.15, foot + effects, reach(effects, intervals[index]),
+                          fmt="none", ecolor=ERROR_BARS["ecolor"], elinewidth=ERROR_BARS["linewidth"])
         axes.axhline(0, color="0.4", linewidth=0.6)
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-        axes.set(xlabel=ALL_HEADS, ylabel="natural effects, stacked", title=title)
+        axes.set(xlabel=ALL_HEADS, ylabel=f"natural effects, stacked\n(error bar: {INTERVAL})", title=title)
         figure.legend(loc="outside lower center", ncols=2, frameon=False)
         return _save(figure, path)
 
 
-def effects_of_models(table: pd.DataFrame, path: Path) -> Path:
+def effects_of_models(table: pd.DataFrame, low: pd.DataFrame, high: pd.DataFrame, path: Path) -> Path:
     """Total, direct and indirect effect of several models side by side. `table`: index model, columns what
-    the legend says."""
+    the legend says; `low`, `high`: the ends of its intervals."""
     with plt.rc_context(STYLE):
         figure, axes = plt.subplots(figsize=(max(COLUMN_WIDTH, 0.9 * len(table)), 2.9))
         width = 0.8 / len(table.columns)
         for index, (name, values) in enumerate(table.items()):
+            errors = reach(values.to_numpy(float), (low[name].to_numpy(float), high[name].to_numpy(float)))
             axes.bar(np.arange(len(table)) + index * width, values, width=width, label=name,
-                     color=f"C{index}")
+                     color=GREYS_APART[index], yerr=errors, error_kw=ERROR_BARS)
         axes.axhline(0, color="0.4", linewidth=0.6)
         names = [textwrap.fill(name.replace("_random", " (random)").replace("-", "- "), 12).replace("- ", "-")
                  for name in table.index]
         axes.set_xticks(np.arange(len(table)) + 0.4 - width / 2, names)
-        axes.set(ylabel="mean effect\n(odds ratio − 1)")
+        axes.set(ylabel=f"mean effect (odds ratio − 1)\n(error bar: {INTERVAL})")
         figure.legend(loc="outside lower center", ncols=2, frameon=False)
         return _save(figure, path)
 
@@ -288,15 +327,20 @@ def sparsity(
     """Effect against number of units, and where the greedy (else the top-k) units sit.
 
     Args:
-        found: as in `report.selection`; shape: (layers, units of a layer); all_units: effect of all units
-            together, a line.
+        found: as in `report.selection`, intervals are drawn as bands; shape: (layers, units of a layer);
+            all_units: effect of all units together, a line.
     """
     with plt.rc_context(STYLE):
         figure, (curve, where) = plt.subplots(1, 2, figsize=(2 * COLUMN_WIDTH, 2.7), width_ratios=(3, 2))
         for index, name in enumerate(name for name in found if name != "random order"):
             values = found[name]["val"][:k]
-            curve.plot(np.arange(1, len(values) + 1), values, marker="o", markersize=3, linewidth=1,
-                       color=f"C{index}", label=name)
+            numbers = np.arange(1, len(values) + 1)
+            band = "low" in found[name]
+            curve.plot(numbers, values, marker="os^"[index], markersize=3, linewidth=1, color=f"C{index}",
+                       label=f"{name} (band: {INTERVAL})" if band else name)
+            if band:
+                curve.fill_between(numbers, found[name]["low"][:k], found[name]["high"][:k],
+                                   color=f"C{index}", alpha=0.2, linewidth=0)
         if "random order" in found:
             orders = over_orders(found["random order"]["val"], k)
             curve.fill_between(orders.index, orders["smallest"], orders["largest"], color="0.6", alpha=0.4,

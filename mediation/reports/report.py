@@ -432,12 +432,14 @@ def _heading(name):
     return " ".join(words).capitalize()
 
 
-def selection(found: Mapping[str, dict[str, Any]], k: int, label: str, all_units: float) -> str:
+def selection(found: Mapping[str, dict[str, Any]], k: int, label: str, all_units: float,
+              of_all: tuple[float, float]) -> str:
     """Effect against number of units, as a table, and what it says.
 
     Args:
-        found: {"top-k" | "greedy" | "random order": {"val", label: [(layer, unit)]}} of `selection.run`;
-            all_units: effect of all units together.
+        found: {"top-k" | "greedy" | "random order": {"val", label: [(layer, unit)]}} of `selection.run`,
+            with "low" and "high" where intervals are known (`selections.with_intervals`); all_units: effect
+            of all units together; of_all: its interval, or NaN.
     """
     table = pd.DataFrame(index=pd.RangeIndex(1, k + 1, name=f"{label}s"))
     for name, content in found.items():
@@ -447,9 +449,23 @@ def selection(found: Mapping[str, dict[str, Any]], k: int, label: str, all_units
         else:
             numbers = pd.RangeIndex(1, len(content["val"]) + 1)
             table[name] = pd.Series(content["val"], numbers, float)
+            for end in ("low", "high") if "low" in content else ():
+                table[f"{name} {end}"] = pd.Series(content[end], numbers, float)
             names = [f"{layer}-{unit}" for layer, unit in content[label]]
             table[f"{name} {label}"] = pd.Series(names[: len(numbers)], numbers[: len(names)])
-    lines = [table.to_string(float_format="%.6f", na_rep=""), "", f"all {label}s together: {all_units:.6f}"]
+    interval = "" if np.isnan(of_all[0]) else f" [{of_all[0]:.6f}, {of_all[1]:.6f}]"
+    lines = [table.to_string(float_format="%.6f", na_rep=""), "",
+             f"all {label}s together: {all_units:.6f}{interval}"]
+    chosen = [name for name in found if name != "random order"]
+    without = [name for name in chosen if "low" not in found[name]]
+    if len(without) < len(chosen):
+        lines.append("low, high: 95% interval of the mean, bootstrap over "
+                     + ("the occupations that a context names" if label == "head" else
+                        "professions and templates")
+                     + "; the choice is taken as it is, and was made on the same examples")
+    if without:
+        lines.append(f"no intervals of {', '.join(without)}: these files hold no objectives per example, "
+                     "they are of 2020 or of an earlier version")
     for name, content in found.items():
         if name != "random order":
             values = content["val"][:k]

@@ -12,6 +12,7 @@ import numpy as np
 from mediation.effects.odds import effect, log_odds
 from mediation.errors import InputError
 from mediation.results.tidy import Piece, Units, side_by_side
+from mediation.stimuli.occupations import occupations_in
 from mediation.stimuli.prompts import PronounStimulus
 
 if TYPE_CHECKING:  # an Intervention holds tensors; reading a file needs none
@@ -163,10 +164,8 @@ def find_results(out_dir: str | Path, model: str | None = None) -> dict[Path, st
     found = {}
     for data in ("winobias", "winogender"):
         for path in sorted((Path(out_dir) / f"{data}_data").glob("attention_intervention_*.json")):
-            label = path.stem.removeprefix("attention_intervention_")
-            if data == "winogender":  # the statistic stands first in the file's name, last in the label
-                statistic, _, rest = label.partition("_")
-                label = f"{rest}_{statistic}"
+            statistic = path.stem.split("_")[2] if data == "winogender" else None
+            label = label_of(path, statistic)
             if model is None or re.fullmatch(rf"{re.escape(model)}_(un)?filtered_.+", label):
                 found[path] = f"{data}_{label}"
     if not found:
@@ -175,6 +174,14 @@ def find_results(out_dir: str | Path, model: str | None = None) -> dict[Path, st
                          "attention_intervention_winobias.py or _winogender.py first, or name the folder "
                          "with -out_dir")
     return found
+
+
+def label_of(path: str | Path, statistic: str | None = None) -> str:
+    """{M}_{filter}_{split or statistic} of a result file; a statistic stands first in the file's name."""
+    label = Path(path).stem.removeprefix("attention_intervention_")
+    if statistic and label.startswith(f"{statistic}_"):
+        return f"{label.removeprefix(f'{statistic}_')}_{statistic}"
+    return label
 
 
 def read_pieces(path: str | Path, examples: Sequence[PronounStimulus] | None = None) -> Iterator[Piece]:
@@ -195,7 +202,7 @@ def pieces_of(
     for number, entry in enumerate(results):
         base = float(np.log(entry["odds_base"]))
         piece = partial(Piece, f"{entry['base_string1']} | {entry['base_string2']}",
-                        str(entry.get("example", number)), position="context", log_odds_base=base)
+                        cluster_of(entry, number), position="context", log_odds_base=base)
         for kind in effect_types:
             heads = np.asarray(entry[f"{kind}_effect_head"], np.float64)
             layers = np.asarray([*entry[f"{kind}_effect_layer"], entry[f"{kind}_effect_model"]], np.float64)
@@ -208,6 +215,12 @@ def pieces_of(
                         stored=heads.ravel())
             yield piece(mediator="layers", kind=kind, unit=None, log_odds=_log_odds_of(layers, base),
                         stored=layers, layer=np.array([*range(len(layers) - 1), "all"], object))
+
+
+def cluster_of(entry: Mapping[str, Any], number: int) -> str:
+    """What an example shares with others: its occupations, such as "designer, developer"; where its context
+    names none, it shares nothing, and its number stands for it."""
+    return ", ".join(occupations_in(entry["base_string1"])) or str(entry.get("example", number))
 
 
 def _log_odds_of(effects, base):

@@ -1,14 +1,20 @@
-"""The pickles of selections of heads or neurons, read back: ours and those of 2020."""
+"""The pickles of selections of heads or neurons, read back: ours and those of 2020.
 
+`by_example` is ours: {"clusters": {what is drawn again: the cluster of each example}, "topk", "greedy" and
+"lazy": objectives [N, number of units], "all": [N, 1]}. The others, which have means alone, are as in 2020.
+"""
+
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from mediation.effects.resampling import Resampling
 from mediation.errors import InputError
 from mediation.files.storage import read_pickle
 
-KINDS = ("topk", "greedy", "greedy_intermediate", "lazy", "random")
+KINDS = ("topk", "greedy", "greedy_intermediate", "lazy", "random", "by_example")
 TITLES = {"topk": "top-k", "greedy": "greedy", "lazy": "lazy greedy", "random": "random order"}
 
 
@@ -43,3 +49,48 @@ def check_choice(values: Any, pairs: Any) -> None:
     whole = np.issubdtype(units.dtype, np.integer)
     if not len(values) or units.shape != (len(values), 2) or not whole or not np.isfinite(numbers).all():
         raise ValueError("no selection")
+
+
+def read_by_example(path: Path) -> dict[str, Any]:
+    """Objectives of every example; {} where the file is not there.
+
+    Raises:
+        InputError: a file that `read_pickle` refuses, or one that holds something else.
+    """
+    if not path.exists():
+        return {}
+    content = read_pickle(path)
+    try:
+        rows = {len(clusters) for clusters in content["clusters"].values()}
+        tables = [np.asarray(table, float) for kind, table in content.items() if kind != "clusters"]
+        if len(rows) != 1 or any(table.ndim != 2 or len(table) not in rows or not np.isfinite(table).all()
+                                 for table in tables):
+            raise ValueError("other shapes")
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise InputError(f"{path} has no objectives of examples (clusters, and tables of numbers): move it "
+                         "away") from error
+    return content
+
+
+def with_intervals(selections: Mapping[str, dict[str, Any]], by_example: Mapping[str, Any],
+                   ) -> tuple[dict[str, dict[str, Any]], tuple[float, float]]:
+    """The selections with "low" and "high" beside "val", ends of 95% intervals from one set of draws; and
+    the same of all units together.
+
+    What `by_example` does not have, is of 2020 or of an earlier version, or is a random order, gets none:
+    NaN in the case of all units.
+    """
+    if not by_example:
+        return dict(selections), (np.nan, np.nan)
+    draws, found = Resampling(by_example["clusters"]), {}
+    kinds = {title: kind for kind, title in TITLES.items()}
+    for title, content in selections.items():
+        table = by_example.get(kinds[title])
+        if table is not None and table.shape[1] >= len(content["val"]):
+            low, high = draws.of_means(np.asarray(table, float)[:, :len(content["val"])])
+            content = {**content, "low": low, "high": high}
+        found[title] = content
+    if "all" not in by_example:
+        return found, (np.nan, np.nan)
+    low, high = draws.of_means(by_example["all"])
+    return found, (float(low[0]), float(high[0]))

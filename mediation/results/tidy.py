@@ -9,7 +9,7 @@ profession study has 185 million rows. `tidy_table` puts together what fits into
 | column | what it holds |
 | --- | --- |
 | comparison | the two prompts, or id and alternative of a stimulus of one's own |
-| cluster | what is independent of the others: the profession, the example's number, the stimulus' id |
+| cluster | what is independent of the others: the profession, the example's occupations, the stimulus' id |
 | group, template | of the stimulus; "" where the format has none |
 | mediator, position | what was replaced, and at which token of the prompt (0 the first), or "all" |
 | layer, unit | as in the formats' tables; layer "all": all layers at once; no unit: the whole layer |
@@ -63,6 +63,11 @@ class Piece:
     def effects(self) -> Float64[np.ndarray, "U"]:
         """Odds ratios minus 1, relative to the null prompt's odds."""
         return np.asarray(effect(self.log_odds, self.log_odds_base)) if self.stored is None else self.stored
+
+    @property
+    def log_effects(self) -> Float64[np.ndarray, "U"]:
+        """Log odds ratios; 0 = no effect."""
+        return self.log_odds - self.log_odds_base
 
     def table(self) -> pd.DataFrame:
         """The rows of the tidy table."""
@@ -120,13 +125,13 @@ class Units:
         return Units(self.effects[:, single], self.layer[single].astype(int),
                      None if self.unit is None else self.unit[single])
 
-    def grid(self, values: Float64[np.ndarray, "U"]) -> Float64[np.ndarray, "L H"]:
+    def grid(self, values: Shaped[np.ndarray, "U"]) -> Shaped[np.ndarray, "L H"]:
         """A value per unit as a map of layers and units of a layer."""
         return values.reshape(len(np.unique(self.layer)), -1)
 
 
-def side_by_side(pieces: Iterable[Piece], mediator: str, kind: str) -> Units:
-    """Effects of one mediator and kind, a row per comparison.
+def side_by_side(pieces: Iterable[Piece], mediator: str, kind: str, log: bool = False) -> Units:
+    """Effects of one mediator and kind, a row per comparison: odds ratios minus 1, or their logs.
 
     Raises:
         ValueError: there are none, or they do not have the same units.
@@ -134,4 +139,5 @@ def side_by_side(pieces: Iterable[Piece], mediator: str, kind: str) -> Units:
     chosen = [piece for piece in pieces if (piece.mediator, piece.kind) == (mediator, kind)]
     if not chosen:
         raise ValueError(f"no {kind} effects of {mediator}")
-    return Units(np.stack([piece.effects for piece in chosen]), chosen[0].layer, chosen[0].unit)
+    effects = np.stack([piece.log_effects if log else piece.effects for piece in chosen])
+    return Units(effects, chosen[0].layer, chosen[0].unit)

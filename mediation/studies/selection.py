@@ -25,6 +25,8 @@ from mediation.mediators.neuron_sweeps import neuron_sets
 from mediation.model.language_model import LanguageModel
 from mediation.results.selections import TITLES
 from mediation.stimuli.interventions import Intervention
+from mediation.stimuli.occupations import occupations_in
+from mediation.stimuli.templates import split_base_string
 from mediation.studies import engine
 from mediation.studies.engine import Arrays, Earlier, Task
 
@@ -104,6 +106,10 @@ class LazyGreedy:
 class Example(Protocol):
     """What an objective is the mean over: a stimulus, and what is changed in it."""
 
+    @property
+    def clusters(self) -> dict[str, str]:
+        """{what examples share: what this one has of it}, "" where it shares nothing."""
+
     def objectives(self, model: LanguageModel,
                    sets: Sequence[Sequence[int]]) -> Float64[np.ndarray, " sets"]: ...
 
@@ -114,6 +120,11 @@ class HeadExample:
 
     intervention: Intervention
     batch_size: int | None
+
+    @property
+    def clusters(self) -> dict[str, str]:
+        """The occupations that its context names."""
+        return {"occupations": ", ".join(occupations_in(self.intervention.base_strings[0]))}
 
     def objectives(self, model: LanguageModel, sets: Sequence[Sequence[int]]) -> Float64[np.ndarray, " sets"]:
         """Of each set, relative to the odds of the run without intervention."""
@@ -140,6 +151,12 @@ class NeuronExample:
     sign: int
     batch_size: int | None
     first: int = 0
+
+    @property
+    def clusters(self) -> dict[str, str]:
+        """Its profession, and its template."""
+        template, word = split_base_string(self.intervention.base_strings[0])
+        return {"professions": word, "templates": template}
 
     def objectives(self, model: LanguageModel, sets: Sequence[Sequence[int]]) -> Float64[np.ndarray, " sets"]:
         """Of each set."""
@@ -221,6 +238,15 @@ class SelectionFiles:
             shards = engine.run(self.model, [tasks], self.run_folder, progress)
         return np.array([shards(task.key)["objectives"] for task in tasks], np.float64)
 
+    def remember(self, kind: str, objectives: Float64[np.ndarray, "N sizes"]) -> None:
+        """Keep the objectives of every example, for intervals of their means."""
+        clusters: dict[str, list[str]] = {}
+        for key, example in self.examples.items():
+            for name, cluster in example.clusters.items():
+                clusters.setdefault(name, []).append(cluster or str(key))
+        content = {**(self.read("by_example") or {}), "clusters": clusters, kind: objectives}
+        self.write("by_example", content, len(objectives))
+
     def named(self, units: Iterable[int]) -> list[tuple[int, int]]:
         """Units as pairs of plain numbers, (layer, unit of the layer)."""
         return [(self.first_layer + unit // self.shape[1], unit % self.shape[1]) for unit in map(int, units)]
@@ -237,6 +263,7 @@ class SelectionFiles:
         selection = self.read("topk")
         if selection is None or len(selection["val"]) < k:
             values = self.objectives("topk", k, [order[:size] for size in range(1, k + 1)])
+            self.remember("topk", values)
             selection = {"val": values.mean(axis=0).tolist(), self.label: self.named(order[:k])}
             self.write("topk", selection, k)
         return selection
@@ -275,6 +302,10 @@ class SelectionFiles:
                          self.label: [*selection[self.label], *self.named([best])]}
             self.write("greedy", selection, step + 1)
             self.run_folder.remove_shards(self.names["greedy"])
+        chosen = self.cells_of(selection[self.label])
+        if all(step in tables for step in range(len(chosen))):
+            self.remember("greedy", np.stack([np.asarray(tables[step], float).reshape(-1, self.cells)[:, unit]
+                                              for step, unit in enumerate(chosen)], axis=1))
         return selection
 
     def lazy_greedy(self, k: int) -> dict[str, Any]:
@@ -284,11 +315,19 @@ class SelectionFiles:
         lazy = LazyGreedy(np.array(selection["gains"]), selection["evaluations"], selection["saved"],
                           selection["grown"], self.cells_of(selection[self.label]))
         for step in range(len(selection["val"]), k):
-            def evaluate(units, step=step):
-                sets = [[*lazy.chosen, unit] for unit in units]
-                return self.objectives("lazy", f"{step}_{units[0]}", sets).mean(axis=0)
+            of_examples: dict[int, np.ndarray] = {}
 
-            _, value = lazy.step(evaluate, selection["val"][-1] if selection["val"] else 0.0)
+            def evaluate(units, step=step, of_examples=of_examples):
+                sets = [[*lazy.chosen, unit] for unit in units]
+                values = self.objectives("lazy", f"{step}_{units[0]}", sets)
+                of_examples.update(zip(units, values.T))
+                return values.mean(axis=0)
+
+            best, value = lazy.step(evaluate, selection["val"][-1] if selection["val"] else 0.0)
+            # a run of an earlier version has no objectives of its first steps
+            before = (self.read("by_example") or {}).get("lazy", np.zeros((len(of_examples[best]), 0)))
+            if before.shape[1] >= step:
+                self.remember("lazy", np.column_stack([before[:, :step], of_examples[best]]))
             selection = {"val": [*selection["val"], value], self.label: self.named(lazy.chosen),
                          "gains": lazy.gains.tolist(), "evaluations": lazy.evaluations, "saved": lazy.saved,
                          "grown": int(lazy.grown), "certified": lazy.certified}

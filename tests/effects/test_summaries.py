@@ -11,7 +11,6 @@ from scipy import stats
 from mediation.effects.summaries import (
     Moments,
     NeuronAggregate,
-    errors_of_units,
     largest_and_median,
     means_of_units,
     over_orders,
@@ -19,7 +18,6 @@ from mediation.effects.summaries import (
     sample_deviation,
     standard_error,
     strongest_means,
-    sum_of_means,
     top_of_layer,
 )
 
@@ -67,15 +65,9 @@ def test_deviations_and_errors_are_of_samples():
     """Divided by n - 1 everywhere: NumPy's default is n."""
     effects = np.array([[1.0, 2.0], [3.0, 2.0], [8.0, 2.0]])
     np.testing.assert_allclose(sample_deviation(effects), [np.sqrt((9 + 1 + 16) / 2), 0])
-    np.testing.assert_allclose(errors_of_units(effects), [np.sqrt(13 / 3), 0])
-    np.testing.assert_allclose(errors_of_units(effects)[0], stats.sem(effects[:, 0]))
+    assert standard_error(sample_deviation(effects), 3)[0] == pytest.approx(stats.sem(effects[:, 0]))
     np.testing.assert_allclose(standard_error([6.0, 1.0], [9, 4]), [2, .5])
-    assert np.isnan(errors_of_units(effects[:1])).all()
-
-
-def test_means_of_units_and_their_sum():
-    effects = np.array([[1.0, -2.0], [3.0, 0.0]])
-    assert means_of_units(effects).tolist() == [2, -1] and sum_of_means(effects) == 1
+    assert np.isnan(sample_deviation(effects[:1])).all() and means_of_units(effects).tolist() == [4, 2]
 
 
 def test_units_are_ranked_by_their_mean():

@@ -51,7 +51,8 @@ def test_files_of_2020_are_read(golden, run_script, tmp_path):
     arguments = (HEAD_SELECTION, "--model_type", "gpt2-toy", "--figures_only", "--out_dir", tmp_path, "--k",
                  4)
     code, output, errors = run_script(*arguments)
-    assert code == 0 and "all heads together: 0.637250" in output and "0.490457" in output, errors
+    assert code == 0 and "all heads together: 0.637250\n" in output and "0.490457" in output, errors
+    assert "no intervals of top-k, greedy: these files hold no objectives per example" in output
     assert (tmp_path / "sparsity_gpt2-toy_winobias.pdf").exists()
     code, _, errors = run_script(*arguments, "--data", "winogender")
     assert code == 2 and "has no mean_effect_gpt2-toy_winogender.pickle, nor one named wg" in errors

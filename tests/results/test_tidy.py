@@ -142,6 +142,15 @@ def test_a_json_reads_as_written(tmp_path, result, odds):
                                   [entry["indirect_effect_layer"] for entry in result["results"]])
 
 
+def test_examples_about_the_same_occupations_are_one_cluster(tmp_path, result):
+    first, second = result["results"]
+    first["base_string1"] = "The developer argued with the designer because she"
+    second["base_string1"] = "The designer told the developer that her"
+    assert {piece.cluster for piece in read_attention(tmp_path, result)} == {"designer, developer"}
+    second["base_string1"] = "Nobody argued because she"
+    assert {piece.cluster for piece in read_attention(tmp_path, result)} == {"designer, developer", "1"}
+
+
 @pytest.mark.parametrize("method, exact, expected", [
     ("gradient", None, ["gradient"] * 6),
     ("screen", [[True, False, False]] * 2, ["exact", *["gradient"] * 2] * 2)])

@@ -5,6 +5,7 @@ import re
 import subprocess
 
 import numpy as np
+import pandas as pd
 import pytest
 from transformers import AutoConfig, AutoModelForCausalLM
 
@@ -25,7 +26,7 @@ def study(run_script, toy_checkpoint, data, tmp_path):
 
 def test_a_study_writes_its_json(study, tmp_path):
     code, output, _ = study("winobias", "--do-filter", "False", "--split", "test")
-    assert code == 0 and "100" in output and "no exact parts" in output
+    assert code == 0 and "total = direct + total indirect" in output
     path = tmp_path / "out" / "winobias_data" / "attention_intervention_toy-gpt2_unfiltered_test.json"
     content = json.loads(path.read_text())
     assert list(content) == ["model_version", "do_filter", "split", "num_examples_loaded",
@@ -36,6 +37,9 @@ def test_a_study_writes_its_json(study, tmp_path):
     assert np.shape(content["results"][0]["indirect_odds_head"]) == (3, 4)
     mean = np.mean([entry["total_effect"] for entry in content["results"]])
     assert content["mean_total_effect"] == pytest.approx(mean)
+    summary = pd.read_csv(path.parent / "toy-gpt2_unfiltered_test_heads_summary.csv")
+    assert summary["mean"].notna().all() and (summary["clusters"] == 3).all()
+    assert f"{path.parent / 'toy-gpt2_unfiltered_test_layers_summary.csv'}" in output
     manifest = json.loads((path.parent / "manifest.json").read_text())
     assert manifest["runs"][0]["files"][path.name]["largest_deviation_from_full_passes"] < 1e-4
     before = path.read_bytes()
@@ -141,8 +145,17 @@ def test_figures(study, run_script, toy_checkpoint, tmp_path):
         assert {path.name for path in folder.iterdir()} == {
             "winobias_toy-gpt2_unfiltered_dev.pdf", "winobias_other_filtered_dev.pdf",
             "winogender_toy-gpt2_unfiltered_bergsma.pdf"}
+    summary = pd.read_csv(source.with_name("other_filtered_dev_heads_summary.csv"))
+    assert len(summary) == 3 * 12 and set(summary["effect"]) == {"indirect", "direct", "total_indirect"}
+    source.with_name("attention_intervention_more_filtered_dev.json").write_bytes(source.read_bytes())
     code, output, _ = run_script("attention_figures2.py", "-out_dir", tmp_path / "out")
     assert code == 0 and "other" in output and (figures / "effects.pdf").read_bytes().startswith(b"%PDF")
+    effects = pd.read_csv(figures / "effects.csv", index_col=0)
+    assert list(effects)[:4] == ["TE", "NDE-all", "NIE-all", "NIE-sum"]
+    for part in list(effects)[:4]:
+        low, mean, high = (effects[name] for name in (f"{part} low", part, f"{part} high"))
+        assert ((low < mean) & (mean < high)).all()
+    assert effects.loc["other"].equals(effects.loc["more"])  # the same examples in the same draws
     code, output, _ = run_script("attention_figures3.py --do-filter False --examples 2", "-model",
                                  toy_checkpoint("gpt2"), "-out_dir", tmp_path / "out")
     assert code == 0 and (figures / "qualitative" / "winobias_toy-gpt2_unfiltered_dev_2.pdf").exists()
@@ -184,8 +197,14 @@ def test_check_replication_of_our_own_file(study, run_script, toy_checkpoint, tm
     arguments = ("check_replication.py --json", path, "-model", toy_checkpoint("gpt2"))
     code, output, _ = run_script(*arguments)
     assert code == 0 and "verdict: REPRODUCED" in output and "3 of 3 recomputed" in output
-    assert run_script(*arguments, "--sample", 1)[0] == 0
+    assert len(re.findall(r"^(?:total|model_indirect|model_direct)_effect .* yes$", output, re.M)) == 3
+    code, output, _ = run_script(*arguments, "--sample", 1)
+    assert code == 0 and re.search(r"^total_effect .* - +- +-$", output, re.MULTILINE)  # one has no interval
     content = json.loads(path.read_text())
+    content["mean_total_effect"] += 100
+    path.write_text(json.dumps(content))
+    code, output, _ = run_script(*arguments)  # the verdict is about deviations of examples
+    assert code == 0 and re.search(r"^total_effect .* no$", output, re.MULTILINE)
     content["results"][1]["direct_effect_head"][2][3] += 0.1
     path.write_text(json.dumps(content))
     code, output, _ = run_script(*arguments)

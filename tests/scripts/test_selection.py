@@ -1,12 +1,15 @@
 """Selecting heads and neurons as a user runs it: resuming, refusals, what is kept."""
 
+import json
 import random
+import re
 import signal
 import time
 
 import numpy as np
 import pytest
 
+from mediation.effects.resampling import Resampling
 from mediation.files.storage import RunFolder, read_pickle, write_pickle
 from tests.helpers import (
     HEAD_SELECTION,
@@ -101,13 +104,75 @@ def test_head_selection_writes_what_the_contract_names(run_script, toy_checkpoin
                                  tmp_path, "--k", 2, "--do-filter", "False", "--data", "winobias,winogender")
     assert code == 0, errors
     assert {path.name for path in tmp_path.glob("*.pickle")} == {
-        f"{kind}_toy-gpt2_{name}.pickle" for kind in ("topk", "greedy", "greedy_intermediate", "mean_effect")
+        f"{kind}_toy-gpt2_{name}.pickle"
+        for kind in ("topk", "greedy", "greedy_intermediate", "mean_effect", "by_example")
         for name in ("winobias", "winogender")}
     greedy = read_pickle(tmp_path / "greedy_toy-gpt2_winobias.pickle")
     assert list(greedy) == ["val", "head"]
     assert all(isinstance(part, int) for head in greedy["head"] for part in head)
     steps = read_pickle(tmp_path / "greedy_intermediate_toy-gpt2_winobias.pickle")
     assert {step: table.shape for step, table in steps.items()} == {0: (3, 3, 4), 1: (3, 3, 4)}
+
+
+def test_the_curve_of_heads_has_intervals_over_occupations(run_script, toy_checkpoint, data, tmp_path):
+    """Also from the files alone; without the file that has examples, the report says that there are none."""
+    arguments = (HEAD_SELECTION, "--model_type", toy_checkpoint("gpt2"), "--out_dir", tmp_path, "--k", 2,
+                 "--data", "winobias")
+    code, output, errors = run_script(*arguments, "--do-filter", "False", "--algo", "topk,greedy", "--lazy")
+    assert code == 0, errors
+    content = read_pickle(tmp_path / "by_example_toy-gpt2_winobias.pickle")
+    assert content["clusters"] == {"occupations": ["carpenter, nurse", "driver, teacher", "driver, nurse"]}
+    draws = Resampling(content["clusters"])
+    for kind in ("topk", "lazy"):
+        values = read_pickle(tmp_path / f"{kind}_toy-gpt2_winobias.pickle")["val"]
+        np.testing.assert_allclose(content[kind].mean(axis=0), values)
+        low, high = draws.of_means(content[kind])
+        for number in (low[1], values[1], high[1]):
+            assert f"{number:.6f}" in output
+    (low,), (high,) = draws.of_means(content["all"])
+    assert re.search(rf"all heads together: \S+ \[{low:.6f}, {high:.6f}\]", output)
+    assert "bootstrap over the occupations" in output and "no intervals" not in output
+    code, again, _ = run_script(*arguments, "--figures_only")
+    assert code == 0 and again.splitlines()[1] in output
+    (tmp_path / "by_example_toy-gpt2_winobias.pickle").unlink()
+    code, output, _ = run_script(*arguments, "--figures_only")
+    assert code == 0 and "no intervals of top-k, lazy greedy: these files hold no objectives" in output
+    assert " low" not in output
+    write_pickle(tmp_path / "by_example_toy-gpt2_winobias.pickle", {"topk": [[1.0]]})
+    code, _, errors = run_script(*arguments, "--figures_only")
+    assert code == 2 and "winobias.pickle has no objectives of examples" in errors
+
+
+def test_neurons_are_resampled_over_professions_and_templates(neurons, likely, tmp_path):
+    code, output, errors = neurons("--k", 2, "--algo", "topk,greedy,random")
+    assert code == 0, errors
+    content = read_pickle(tmp_path / "out" / "by_example_toy-gpt2.pickle")
+    assert set(content["clusters"]["professions"]) <= {"nurse", "captain", "teacher", "doctor"}
+    assert set(content["clusters"]["templates"]) == {"The {} said that"}
+    np.testing.assert_allclose(content["topk"].mean(axis=0),
+                               read_pickle(tmp_path / "out" / "topk_toy-gpt2.pickle"))
+    np.testing.assert_allclose(content["greedy"].mean(axis=0),
+                               read_pickle(tmp_path / "out" / "greedy_toy-gpt2.pickle")["val"])
+    assert "bootstrap over professions and templates" in output and "greedy low" in output
+
+
+def test_a_run_that_has_no_objectives_per_example_gets_them_from_its_intermediates(neurons, likely, tmp_path):
+    """Files of an earlier version: greedy's steps are in greedy_intermediate, top-k's are gone."""
+    neurons("--k", 2)
+    expected = pickles(tmp_path / "out")["by_example_toy-gpt2.pickle"]
+    (tmp_path / "out" / "by_example_toy-gpt2.pickle").unlink()
+    manifest = tmp_path / "out" / "manifest.json"
+    runs = json.loads(manifest.read_text())
+    for run in runs["runs"]:
+        run["files"].pop("by_example_toy-gpt2.pickle")
+    manifest.write_text(json.dumps(runs))
+    code, output, errors = neurons("--k", 2)
+    assert code == 0, errors
+    found = pickles(tmp_path / "out")["by_example_toy-gpt2.pickle"]
+    assert found["greedy"].tolist() == expected["greedy"].tolist() and "topk" not in found
+    assert "no intervals of top-k: these files" in output and "greedy low" in output
+    assert neurons("--k", 3)[0] == 0  # top-k is computed again
+    assert pickles(tmp_path / "out")["by_example_toy-gpt2.pickle"]["topk"].shape[1] == 3
 
 
 def test_killed_and_continued_equals_undisturbed(start_script, golden_model, tmp_path):

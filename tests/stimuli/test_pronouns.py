@@ -3,7 +3,9 @@
 import pytest
 
 from mediation.errors import InputError
+from mediation.files.assets import fetch_data_set
 from mediation.stimuli import winobias, winogender
+from mediation.stimuli.occupations import occupations_in
 from mediation.stimuli.stimulus_files import Stimulus
 from tests.helpers import WINOBIAS_ROWS
 
@@ -24,6 +26,35 @@ def test_winogender_by_its_rules(data):
     assert bls.base_string == "The teacher told the captain that {}"
     assert bls.candidates == ("had to go home.", "could go.")
     assert bergsma.candidates == bls.candidates[::-1]
+
+
+def real_examples():
+    """All examples of both data sets, WinoBias first."""
+    try:
+        fetch_data_set("winobias"), fetch_data_set("winogender")
+    except InputError as error:
+        pytest.skip(f"no data sets: {error}")
+    return ([example for split in winobias.SPLITS for example in winobias.load(split)],
+            [example for statistic in winogender.STATISTICS for example in winogender.load(statistic)])
+
+
+def test_a_context_tells_the_occupations_of_its_example():
+    """Of all 290 examples of WinoBias and 88 of Winogender: files of results have contexts alone."""
+    of_winobias, of_winogender = real_examples()
+    assert (len(of_winobias), len(of_winogender)) == (160 + 130, 2 * 44)
+    for example in of_winobias:
+        pair = tuple(sorted(name.lower() for name in example.referents))
+        assert occupations_in(example.base_string.replace("{}", "she")) == pair
+    for example in of_winogender:
+        (occupation,) = occupations_in(example.base_string.replace("{}", "his"))
+        assert occupation in example.referents
+
+
+def test_occupations_are_words_in_any_order():
+    assert occupations_in("The developer met the designer") == occupations_in("A designer saw the developer")
+    assert occupations_in("The CEO hired a construction worker") == ("ceo", "construction worker")
+    assert occupations_in("The worker saw it") == ("worker",)
+    assert occupations_in("The bakery made bread for a coworker") == ()
 
 
 @pytest.mark.parametrize("name, old, new, message", [

@@ -34,6 +34,7 @@ def coverage(rng, cells):
     class Files(selection.SelectionFiles):
         def __init__(self):
             self.shape, self.label, self.first_layer, self.cells = (1, cells), "head", 0, cells
+            self.examples = {}
             self.stored = {}
 
         def read(self, kind):
@@ -55,6 +56,8 @@ def test_lazy_greedy_equals_greedy_where_gains_do_not_grow():
         files = coverage(np.random.default_rng(seed), 64)()
         plain, lazy = files.greedy(6), files.lazy_greedy(6)
         assert lazy["val"] == plain["val"] and lazy["grown"] == 0
+        by_example = files.stored["by_example"]
+        assert by_example["greedy"].tolist() == by_example["lazy"].tolist() == [plain["val"]]
         assert lazy["saved"] > 0 and not lazy["certified"]
         assert lazy["evaluations"] + lazy["saved"] == sum(64 - step for step in range(6))
 
