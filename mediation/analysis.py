@@ -22,7 +22,7 @@ from mediation.model.fast_rows import FastRows
 from mediation.model.language_model import LanguageModel
 from mediation.options import check_screen_share
 from mediation.reports import plots, report
-from mediation.results.mediation_tables import read_table, screening_of, write_effects
+from mediation.results.mediation_tables import read_table, screening_of, unit_column, write_effects
 from mediation.results.summaries import Summary, summary, with_log_odds, write_units
 from mediation.results.tables import check_one_format
 from mediation.stimuli.stimulus_files import Stimulus
@@ -234,6 +234,13 @@ def write_mediators(
         print(describe_check(checked, budget(options).total, what))
 
 
+def figures_of(name: str, mediator: report.Mediator, found: Summary) -> plots.MediatorFigures:
+    """What the figures of one mediator are drawn from."""
+    return plots.MediatorFigures(name, found.units[found.units["mediator"] == name],
+                                 unit_column(mediator.means), mediator.tokens,
+                                 mediator.entry.get("layers", "layer"))
+
+
 def write_report(written: Written) -> tuple[str, Path]:
     """Summaries of units, figures of the means, and a report on all mediators of these stimuli in the folder:
     (text, path)."""
@@ -244,8 +251,7 @@ def write_report(written: Written) -> tuple[str, Path]:
     for mediator, path in summaries.items():
         write_units(path, found.units[found.units["mediator"] == mediator])
     figures = [path for mediator, of_mediator in of_mediators.items()
-               for path in plots.mediator(mediator, of_mediator.means, written.name, folder,
-                                          of_mediator.entry.get("layers", "layer"))]
+               for path in plots.mediator(figures_of(mediator, of_mediator, found), written.name, folder)]
     text = report.mediation(written.name, written.options.stimuli, written.total_effects(), of_mediators,
                             found, [*figures, *summaries.values()], written.without_means())
     path = folder / f"report_{written.name}.md"

@@ -19,7 +19,7 @@ from typing import Any
 import pandas as pd
 import torch
 
-from mediation.analysis import AnalysisOptions, Written, run
+from mediation.analysis import AnalysisOptions, Written, figures_of, run
 from mediation.errors import InputError
 from mediation.files.storage import whole_file
 from mediation.mediators.catalogue import Request
@@ -202,8 +202,8 @@ class Mediation:
                              f"{', '.join(self._mediators)}")
         of_mediator = self._mediators[mediator]
         with tempfile.TemporaryDirectory() as folder:
-            paths = plots.mediator(mediator, of_mediator.means, self.written.name, Path(folder),
-                                   of_mediator.entry.get("layers", "layer"), "svg")
+            paths = plots.mediator(figures_of(mediator, of_mediator, self._found), self.written.name,
+                                   Path(folder), "svg")
             names = [path.name.removeprefix(f"{mediator}_").removesuffix(f"_{self.written.name}.svg")
                      for path in paths]
             return {name: Picture(path.read_text(encoding="utf-8")) for name, path in zip(names, paths)}

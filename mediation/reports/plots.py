@@ -1,7 +1,8 @@
 """Figures, from tables only. Sized for a column of a paper; text stays text in the PDF."""
 
 import textwrap
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -19,9 +20,8 @@ from matplotlib.ticker import MaxNLocator
 
 from mediation.effects.estimands import Correlation, means_of_professions
 from mediation.effects.resampling import Interval
-from mediation.effects.summaries import over_orders, standard_error, strongest_means
+from mediation.effects.summaries import over_orders, strongest_means
 from mediation.files.storage import whole_file
-from mediation.results.mediation_tables import unit_column
 
 COLUMN_WIDTH = 3.4  # inches
 ALL_HEADS = "attention layer (weights of all its heads replaced)"
@@ -369,15 +369,16 @@ def sparsity(
 
 def position_map(
     effects: Float[np.ndarray, "L T"], tokens: Sequence[str], kind: str, title: str, path: Path, label: str,
+    unsure: Bool[np.ndarray, "L T"],
 ) -> Path:
     """Mean log effect of every layer at every position, the prompt's tokens below, layers upward.
 
-    `label`: of the axis of layers.
+    `label`: of the axis of layers; `unsure`: cells to be hatched, see `UNSURE`.
     """
     with plt.rc_context(STYLE):
-        size = max(COLUMN_WIDTH, 1.4 + 0.3 * len(tokens)), _height(len(effects)) + 0.6
+        size = max(COLUMN_WIDTH, 1.4 + 0.3 * len(tokens)), _height(len(effects)) + 0.8
         figure, axes = plt.subplots(figsize=size)
-        _heat(axes, effects, kind, LOG, ("", label))
+        _heat(axes, effects, kind, LOG, ("", label), unsure)
         axes.set_xticks(np.arange(len(tokens)) + 0.5, [_shown(token) for token in tokens], rotation=60,
                         ha="right", rotation_mode="anchor")
         axes.set_title(title)
@@ -389,60 +390,86 @@ def _shown(token):
     return token.replace(" ", "·").replace("\n", "⏎").replace("$", r"\$") or "?"
 
 
-def mediator(name: str, means: pd.DataFrame, model: str, folder: Path, layers: str,
-             ending: str = "pdf") -> list[Path]:
-    """Figures of one mediator from its table of means; returns the paths written.
+@dataclass(frozen=True)
+class MediatorFigures:
+    """What the figures of one mediator are drawn from.
+
+    `name`: as it stands in file names; `units`: its rows of a summary (`effects.unit_summaries`); `unit`:
+    what a unit within its layer is called, None where a whole layer is one; `tokens`: {position: its tokens},
+    empty for attention weights; `layers`: what an axis of layers is called.
+    """
+
+    name: str
+    units: pd.DataFrame
+    unit: str | None
+    tokens: Mapping[str, str]
+    layers: str = "layer"
+
+    @property
+    def by_position(self) -> bool:
+        """Whether there are several positions."""
+        return len(self.tokens) > 1
+
+    def of(self, kind: str, group: str = "all") -> pd.DataFrame:
+        """The rows of one kind of effect and group, but for all layers at once."""
+        units = self.units[(self.units["group"] == group) & (self.units["effect"] == kind)]
+        units = units[units["layer"] != "all"]
+        unsure = (units["low"] <= 0) & (units["high"] >= 0)
+        return units.assign(layer=units["layer"].astype(int), unsure=unsure)
+
+
+def mediator(of: MediatorFigures, model: str, folder: Path, ending: str = "pdf") -> list[Path]:
+    """Figures of one mediator; returns the paths written.
 
     Several positions: a map of layers and positions, of a layer's strongest unit where it has several. One
     position: a map of layers and heads, a line of each layer's strongest 1% of many units, or bars of whole
-    layers. Effects of attention weights are odds ratios minus 1, as in 2020; all others log odds ratios.
+    layers. Cells whose interval holds 0 are hatched, bars have their interval. Effects of attention weights
+    are odds ratios minus 1, as in 2020; all others log odds ratios.
 
-    Args:
-        name: as it stands in file names; means: table with group, layer, the column that names a unit, and
-            for every kind of effect {effect}_effect_mean, _std, and the same of log effects; layers: what an
-            axis of layers is called; ending: of the files, pdf or svg.
+    `ending`: of the files, pdf or svg.
     """
-    unit, of_weights = unit_column(means), "position" not in means
-    means = means[means["layer"] != "all"].assign(layer=lambda table: table["layer"].astype(int))
-    whole = means[means["group"] == "all"]
-    scale = "_effect" if of_weights else "_log_effect"
-    kinds = [kind for kind in EFFECT_LABELS if f"{kind}_effect_mean" in means]
-    title = f"{model}, {name}, {whole['comparisons'].max()} comparisons"
+    prefix, scale = ("", LOG) if of.tokens else ("effect_", "")
+    kinds = [kind for kind in EFFECT_LABELS if (of.units["effect"] == kind).any()]
+    title = f"{model}, {of.name}, {of.units['comparisons'].max()} comparisons"
     paths = []
     for kind in kinds:
-        path = folder / f"{name}_{kind}_{model}.{ending}"
-        if not of_weights and whole["position"].nunique() > 1:
-            strongest = whole.loc[whole.groupby(["layer", "position"])[f"{kind}_log_effect_mean"]
-                                  .apply(lambda values: values.abs().idxmax())]
-            effects = strongest.pivot(index="layer", columns="position", values=f"{kind}_log_effect_mean")
-            tokens = strongest.drop_duplicates("position").set_index("position")["token"]
-            names = [tokens[position] or str(position) for position in effects.columns]
-            of_units = f"\nthe strongest {unit} of a layer" if unit else ""
-            paths.append(position_map(effects.to_numpy(), names, kind, title + of_units, path, layers))
-        elif unit == "head":
-            effects = whole.pivot(index="layer", columns=unit, values=f"{kind}{scale}_mean").to_numpy()
-            paths.append(head_heat_map(effects, kind, title, path, "" if of_weights else LOG, layers))
-        elif unit is None:
-            errors = standard_error(whole[f"{kind}{scale}_std"], whole["comparisons"])
-            paths.append(layer_bars(whole[f"{kind}{scale}_mean"].to_numpy(), errors, kind, title, path,
-                                    layers, "" if of_weights else LOG))
+        path, rows = folder / f"{of.name}_{kind}_{model}.{ending}", of.of(kind)
+        # a direct effect is near the total: whether it differs from that is what it says of a unit
+        sure = rows if kind != "direct" else of.of("total_indirect")
+        rows = rows.assign(unsure=sure["unsure"].to_numpy())
+        if of.by_position:
+            size = rows.assign(size=rows["mean"].abs())
+            cells = rows.loc[size.groupby(["layer", "position"])["size"].idxmax()]
+            places = sorted(cells["position"].unique(), key=int)
+            effects, unsure = (cells.pivot(index="layer", columns="position", values=column)[places]
+                               for column in ("mean", "unsure"))
+            names = [of.tokens.get(place) or place for place in places]
+            of_units = f"\nthe strongest {of.unit} of a layer" if of.unit else ""
+            paths.append(position_map(effects.to_numpy(), names, kind, title + of_units, path, of.layers,
+                                      unsure.to_numpy(bool)))
+        elif of.unit == "head":
+            effects, unsure = (rows.pivot(index="layer", columns="unit", values=column)
+                               for column in (f"{prefix}mean", "unsure"))
+            paths.append(head_heat_map(effects.to_numpy(), kind, title, path, scale, of.layers,
+                                       unsure.to_numpy(bool)))
+        elif of.unit is None:
+            mean, low, high = (rows[f"{prefix}{end}"].to_numpy(float) for end in ("mean", "low", "high"))
+            paths.append(layer_bars(mean, reach(mean, (low, high)), kind, title, path, of.layers, scale,
+                                    INTERVAL))
         elif kind != "direct":
-            profiles = {STRONGEST: strongest_means(whole, f"{kind}_log_effect_mean", SHARE)}
-            paths.append(layer_profiles(profiles, kind, title, path, layers))
-    paths += _by_group(name, means, model, folder, layers, ending)
-    return paths
+            profiles = {STRONGEST: strongest_means(rows, "mean", SHARE)}
+            paths.append(layer_profiles(profiles, kind, title, path, of.layers))
+    return paths + _by_group(of, model, folder, ending)
 
 
-def _by_group(name, means, model, folder, layers, ending):
+def _by_group(of, model, folder, ending):
     """A line of indirect effects, or of the ablation's, per group, where there are several and one position
     each."""
-    groups = [group for group in means["group"].unique() if group != "all"]
-    unit, kind = unit_column(means), "indirect" if "indirect_effect_mean" in means else "ablation"
-    one_place = "position" not in means or means["position"].nunique() == 1
-    if unit == "head" or not one_place or not 1 < len(groups) <= 12:
+    groups = [group for group in of.units["group"].unique() if group != "all"]
+    kind = "indirect" if (of.units["effect"] == "indirect").any() else "ablation"
+    if of.unit == "head" or of.by_position or not 1 < len(groups) <= 12:
         return []
-    share, text = (None, "") if unit is None else (SHARE, f": {STRONGEST}")
-    profiles = {group: strongest_means(means[means["group"] == group], f"{kind}_log_effect_mean", share)
-                for group in groups}
-    path = folder / f"{name}_by_group_{model}.{ending}"
-    return [layer_profiles(profiles, kind, f"{model}, {name}, by group{text}", path, layers)]
+    share, text = (None, "") if of.unit is None else (SHARE, f": {STRONGEST}")
+    profiles = {group: strongest_means(of.of(kind, group), "mean", share) for group in groups}
+    path = folder / f"{of.name}_by_group_{model}.{ending}"
+    return [layer_profiles(profiles, kind, f"{model}, {of.name}, by group{text}", path, of.layers)]

@@ -283,6 +283,13 @@ class Mediator:
         positions = self.entry.get("positions")
         return positions if positions in ("slot", "last") else ""
 
+    @property
+    def tokens(self) -> dict[str, str]:
+        """{position, as text: the tokens that stand there}; empty for attention weights."""
+        if "token" not in self.means:
+            return {}
+        return dict(zip(self.means["position"].astype(str), self.means["token"]))
+
 
 def mediation(
     model: str, stimuli: str | Path, totals: pd.DataFrame, mediators: Mapping[str, Mediator],
@@ -351,7 +358,7 @@ def _mediator(name, mediator, found):
              "| " + " | ".join(headings) + " |", "|" + len(headings) * " --- |"]
     key = ["layer", "unit", "position"]
     of_others = [units[units["effect"] == kind].set_index(key)["mean"] for kind in others]
-    tokens = _tokens(mediator.means)
+    tokens = mediator.tokens
     for _, row in shown.iterrows():
         unit = f"{row['layer']}{'' if pd.isna(row['unit']) else '-' + str(int(row['unit']))}"
         cells = [unit + _place(row["position"], tokens), _interval(row),
@@ -400,13 +407,6 @@ def _interval(row, mean="mean", ends=""):
 def _in_words(kind):
     """total_indirect: total indirect."""
     return kind.replace("_", " ")
-
-
-def _tokens(means):
-    """{position, as text: the tokens that stand there} of a table of means."""
-    if "token" not in means:
-        return {}
-    return dict(zip(means["position"].astype(str), means["token"]))
 
 
 def _place(position, tokens):

@@ -164,7 +164,8 @@ def test_summaries_say_how_sure_the_neurons_and_layers_are(run_script, results):
     assert code == 0 and "the strongest neurons by the size of the mean log odds ratio" in output, error
     effects = pd.read_csv(results / "toy-gpt2_neuron_effects.csv").set_index("neuron_")
     summary = pd.read_csv(results / "toy-gpt2_neurons_summary.csv")
-    assert set(summary["effect"]) == {"indirect", "direct", "total_indirect", "interaction", "gender_contrast"}
+    kinds = {"indirect", "direct", "total_indirect", "interaction", "gender_contrast"}
+    assert set(summary["effect"]) == kinds
     assert set(summary["group"]) == {"all", "female-biased", "others"}
     whole = summary[summary["group"] == "all"]
     whole = whole.assign(neuron_=whole["layer"].astype(str) + "-" + whole["unit"].astype(str))
