@@ -20,6 +20,7 @@ from mediation.mediators.site_sweeps import sweep_sites_by_full_passes
 from mediation.mediators.sweeps import sweep, sweep_heads
 from mediation.model.fast_rows import FastRows
 from mediation.model.forward import run_base
+from mediation.model.products import fixed_weights
 from mediation.studies.engine import StudyOptions
 from mediation.studies.sites import ALTERNATIVE, NULL, Run, Sites, sites_of
 
@@ -77,7 +78,7 @@ def map_edits(model, task):
     positions = "all" if (cells_of(task)[2] < 0).all() else "each"
     of_map = Sites("", "", "", 0, stimulus, Request.of(task.map, positions), StudyOptions())
     sites = sites_of(model, of_map.request)
-    runs = [Run.of(model, stimulus, prompt, sites) for prompt in (NULL, ALTERNATIVE)]
+    runs = Run.of_each(model, stimulus, (NULL, ALTERNATIVE), sites)
     values = of_map.put_in(model, sites, runs, NULL, earlier=None)
     return of_map, runs[NULL], of_map.edits(sites, runs[NULL].length, NULL, values)
 
@@ -92,10 +93,11 @@ def maps_full_passes(model, task):
     """Every cell in a full pass under plain hooks, in batches; the logits at the last position only."""
     of_map, run, edits = map_edits(model, task)
     return sweep_sites_by_full_passes(model.model, model.parts, task.tokens, edits,
-                                      of_map.intervention.candidates_tok, run.log_probabilities(model), ROWS)
+                                      of_map.intervention.candidates_tok, run.log_probabilities, ROWS)
 
 
 if __name__ == "__main__":
     ways = (exact, fast, algorithm_2020, heads_exact, heads_fast, heads_algorithm_2020, maps_exact,
             maps_full_passes)
-    serve(("torch", "transformers"), load, {way.__name__: way for way in ways})
+    with fixed_weights():  # as the engine of the studies opens it
+        serve(("torch", "transformers"), load, {way.__name__: way for way in ways})

@@ -23,7 +23,7 @@ from mediation.mediators.sites import Site, SiteEdits, edited_sites, recorded_si
 from mediation.mediators.sweeps import Descents, automatic_batch_size, in_full_passes
 from mediation.model.architectures import Parts
 from mediation.model.fast_rows import FastRows
-from mediation.model.forward import BaseRun, Resumption, Tree, run, run_base
+from mediation.model.forward import BaseRun, Resumption, Tree, run, run_bases
 from mediation.model.readout import ReadOut
 
 # rows x positions that take as long as reading a model's weights once: a descent of less is mostly that
@@ -34,25 +34,38 @@ Values = list[Float[Tensor, "N _"]]
 def run_with_sites(model: PreTrainedModel, parts: Parts, tree: Tree, sites: Sequence[Site],
                    linear_maps: bool = False) -> tuple[BaseRun, Values]:
     """The base run of a tree, and the values of these sites in it."""
+    return runs_with_sites(model, parts, [tree], sites, linear_maps)[0]
+
+
+def runs_with_sites(model: PreTrainedModel, parts: Parts, trees: Sequence[Tree], sites: Sequence[Site],
+                    linear_maps: bool = False) -> list[tuple[BaseRun, Values]]:
+    """The same of several trees: in one batch where they have one shape and linear maps are not asked for."""
+    if len(trees) > 1 and (linear_maps or not all(trees[0].has_shape_of(tree) for tree in trees)):
+        return [run_with_sites(model, parts, tree, sites, linear_maps) for tree in trees]
+    tokens = torch.stack([tree.tokens for tree in trees])
     with recorded_sites(sites) as record:
-        base = run_base(model, parts, tree.tokens, tree, linear_maps)
-    nodes = len(tree.tokens)
-    return base, [values.reshape(nodes, values.shape[-1]) for values in record]
+        bases = run_bases(model, parts, tokens, trees[0], linear_maps)
+    of_trees = [values.reshape(*tokens.shape, values.shape[-1]) for values in record]
+    return [(base, [values[row] for values in of_trees]) for row, base in enumerate(bases)]
 
 
 def sweep_sites(
     parts: Parts, base: BaseRun, own: Values, tree: Tree, edits: SiteEdits, batch_size: int | None = None,
     progress: Progress | None = None, fast: FastRows | None = None,
+    without: Float64[Tensor, "P"] | None = None,
 ) -> Float64[Tensor, "{len(edits)} {len(tree.predictions)}"]:
     """Log-probabilities of a tree's predictions under B interventions on its context.
 
     What is replaced by itself, and what cannot reach the output, is not run: it is exactly the base run's.
 
     Args:
-        base, own: of `run_with_sites`, with linear maps where `fast` is given; tree: that was run.
+        base, own: of `run_with_sites`, with linear maps where `fast` is given; tree: that was run; without:
+            log-probabilities without intervention, where they are known.
     """
     residual = base.residuals[-1]
-    result = ReadOut(parts, tree.predictions)(residual.unsqueeze(0)).repeat(len(edits), 1)
+    if without is None:
+        without = ReadOut(parts, tree.predictions)(residual.unsqueeze(0))[0]
+    result = without.repeat(len(edits), 1)
     edits = effective(edits, own, tree, len(parts.blocks))
     first, joins, nodes = edits.first, edits.joins, len(tree.tokens)
     changed = first < edits.at.shape[1]
@@ -128,6 +141,8 @@ def sites_by_descent(parts: Parts, base: BaseRun, own: Values, edits: SiteEdits,
     resumption = Resumption(parts, base, first)
     length = len(base.residuals[0]) - first
     hidden = resumption.rows(begins[0], 0)
+    positions = torch.arange(first, first + length)
+    differs = positions >= edits.first[:, None]  # [B, S]
     for block in range(begins[0], blocks + 1):
         if joining := begins.count(block):
             hidden = torch.cat([hidden, resumption.rows(block, joining)])
@@ -141,8 +156,16 @@ def sites_by_descent(parts: Parts, base: BaseRun, own: Values, edits: SiteEdits,
             for index in here:
                 edits.write(index, hidden, first)
             break
-        with edited_sites(edits, [index for index in here if not edits.sites[index].added], length, first):
-            hidden = resumption.block(block, hidden)
+        here = [index for index in here if not edits.sites[index].added]
+        where = differs[: len(hidden)]
+        if block == blocks - 1:
+            where = where & torch.isin(positions, torch.tensor(read_out.positions))
+        # within an MLP that is run at some positions alone, nothing can be changed at positions, and no map
+        # knows which of the base run's it is to be compared with
+        whole = read_out.fast or any(edits.sites[index].is_inside(mlp) for index in here
+                                     for mlp in parts.mlps[block:block + 1])
+        with edited_sites(edits, here, length, first):
+            hidden = resumption.block(block, hidden, None if whole else where)
     result = torch.empty(len(edits), read_out.columns, dtype=torch.float64)
     result[order] = read_out(hidden, first)
     return result

@@ -42,6 +42,10 @@ class Site:
     residual: bool = False
     crosses: bool = False
 
+    def is_inside(self, module: nn.Module) -> bool:
+        """Whether the value is one of a part of this module."""
+        return any(part is self.module for child in module.children() for part in child.modules())
+
     def stays_in_place(self, blocks: int) -> bool:
         """Whether no later position can see the value any more, in a model of so many blocks."""
         in_last = self.joins == blocks - 1 and not (self.residual or self.added or self.crosses)

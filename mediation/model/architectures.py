@@ -49,7 +49,7 @@ class Architecture:
     `attention_ends`: whose outputs are the attentions'; `attention_outputs`: linear maps whose inputs are the
     heads' outputs, one behind the other. `queries`, `keys`, `values`: the maps that give them.
     `mlps`; `mlp_norms`: what stands behind each MLP, "" for nothing; `mlp_outputs`: the maps that they end
-    with.
+    with; `mlps_alone`: whether each, given some tokens alone, gives for them what it gives among others.
 
     `embedding_adds`, `mlp_adds`: whether the residual stream before the first block, and behind a block, is
     the embedding's, and the MLP's, output (behind its norm) added to what does not depend on it.
@@ -75,6 +75,7 @@ class Architecture:
     mlps: tuple[str, ...] = ()
     mlp_norms: tuple[str, ...] = ()
     mlp_outputs: tuple[str, ...] = ()
+    mlps_alone: bool = False
     embedding_adds: bool = True
     mlp_adds: bool = True
     forms: tuple[dict[str, Form], ...] = ()

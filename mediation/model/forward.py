@@ -27,7 +27,7 @@ from transformers import PreTrainedModel
 
 from mediation.errors import InputError
 from mediation.model.architectures import Form, Parts
-from mediation.model.products import Recorded, recorded
+from mediation.model.products import Recorded, exchanged, recorded
 
 Prediction = tuple[Sequence[int], Sequence[int]]  # positions, and the tokens that are predicted at them
 Keys = Float[Tensor, "B G S d"]  # or values
@@ -44,6 +44,13 @@ class RecordingCache:
         """Record keys and values of an attention layer; return them as they are."""
         self.layers[layer] = (keys, values)
         return keys, values
+
+    def of_sequence(self, row: int) -> "RecordingCache":
+        """What was recorded of one sequence of the batch."""
+        one = RecordingCache()
+        one.layers = {layer: (keys[row:row + 1], values[row:row + 1])
+                      for layer, (keys, values) in self.layers.items()}
+        return one
 
 
 class PrefixCache:
@@ -103,6 +110,12 @@ class Tree:
     position_ids: Int[Tensor, "T"] | None
     visible: Bool[Tensor, "T T"] | None
     predictions: tuple[Prediction, ...]
+
+    def has_shape_of(self, other: "Tree") -> bool:
+        """Whether their nodes lie alike, whatever the tokens."""
+        if len(self.tokens) != len(other.tokens) or (self.visible is None) != (other.visible is None):
+            return False
+        return self.visible is None or other.visible is None or torch.equal(self.visible, other.visible)
 
 
 def _grow(sequences, device):
@@ -246,7 +259,7 @@ def last_logits(model: PreTrainedModel, tokens: Int[Tensor, "B T"], keep: int) -
 
 
 def run(model: PreTrainedModel, parts: Parts, tokens: Int[Tensor, "B T"], tree: Tree | None = None) -> None:
-    """Run prompts, or a tree in which branches do not see each other, through all blocks.
+    """Run prompts, or trees of one shape in which branches do not see each other, through all blocks.
 
     What is wanted of it is taken by hooks.
     """
@@ -254,7 +267,7 @@ def run(model: PreTrainedModel, parts: Parts, tokens: Int[Tensor, "B T"], tree: 
         model.base_model(tokens, use_cache=False)
         return
     check_resumes(parts)
-    hidden, calls = _front_of_tree(model, parts, tree)
+    hidden, calls = _front_of_tree(model, parts, tokens, tree)
     for block, call in zip(parts.blocks, calls):
         hidden = first_tensor(block(hidden, **call))
 
@@ -271,17 +284,17 @@ def _positions(parts, depths):
     return {"position_ids": depths[None]} if depths is not None and parts.architecture.takes_positions else {}
 
 
-def _front_of_tree(model, parts, tree):
-    """`front` of a tree: what depends on positions alone is a plain sequence's, taken at each node's depth.
+def _front_of_tree(model, parts, tokens, tree):
+    """`front` of trees: what depends on positions alone is a plain sequence's, taken at each node's depth.
 
     So a mask knows how far a window reaches back along the branch; and what a node does not see is left out.
     """
     architecture, depths = parts.architecture, tree.position_ids
     known = model, parts.blocks, architecture.returns
     with torch.no_grad():
-        _, plain = front(*known, tree.tokens[None, : int(depths.max()) + 1])
+        _, plain = front(*known, tokens[:, : int(depths.max()) + 1])
     # after it, so that what hooks keep of the embedding is the tree's
-    hidden, calls = front(*known, tree.tokens[None], **_positions(parts, depths))
+    hidden, calls = front(*known, tokens, **_positions(parts, depths))
 
     def of_nodes(forms):
         def at_nodes(path, tensor):
@@ -305,10 +318,16 @@ def _front_of_tree(model, parts, tree):
 
 def run_base(model: PreTrainedModel, parts: Parts, tokens: Int[Tensor, "T"], tree: Tree | None = None,
              linear_maps: bool = False) -> BaseRun:
-    """Run the prompt `tokens` once and keep what resumed passes need. Hooks are removed even if it fails.
+    """Run the prompt `tokens` once and keep what resumed passes need, see `run_bases`."""
+    return run_bases(model, parts, tokens.unsqueeze(0), tree, linear_maps)[0]
 
-    With `tree` (whose tokens are run), branches do not see each other. `linear_maps`: keep what these are
-    given and give, too.
+
+def run_bases(model: PreTrainedModel, parts: Parts, tokens: Int[Tensor, "B T"], tree: Tree | None = None,
+              linear_maps: bool = False) -> list[BaseRun]:
+    """Run prompts once, in one batch, and keep what resumed passes of each need: a few read the weights once.
+
+    Hooks are removed even if it fails. With `tree`, which has the shape of all, branches do not see each
+    other. `linear_maps`: keep what these are given and give, too; of one prompt alone.
 
     `model` runs eager attention: it is given an explicit mask, which can be cut to the positions that are run
     again.
@@ -326,33 +345,48 @@ def run_base(model: PreTrainedModel, parts: Parts, tokens: Int[Tensor, "T"], tre
         # the run itself keeps no cache (`use_cache=False`): this is the one way to its keys and values
         if cache_name:
             call[cache_name] = cache
-        residuals.append(hidden[0].clone())  # as all that is kept: some blocks add to it in place
+        residuals.append(hidden.clone())  # as all that is kept: some blocks add to it in place
         arguments.append(call)
         return (hidden,), call
 
     @no_type_check
     def at_last(_block, _inputs, output):
-        residuals.append(first_tensor(output)[0].clone())
+        residuals.append(first_tensor(output).clone())
 
     @no_type_check
     def at_mlp(_mlp, _inputs, output):
         output = first_tensor(output)
-        mlp_outputs.append(output.reshape(-1, output.shape[-1]).clone())
+        mlp_outputs.append(output.reshape(len(tokens), -1, output.shape[-1]).clone())
 
     handles = [block.register_forward_pre_hook(at_block, with_kwargs=True) for block in parts.blocks]
     handles.append(parts.embedding.register_forward_hook(
-        lambda _module, _inputs, output: embedding.append(output[0].clone())))
+        lambda _module, _inputs, output: embedding.append(output.clone())))
     handles += [mlp.register_forward_hook(at_mlp) for mlp in parts.mlps]
     handles.append(parts.blocks[-1].register_forward_hook(at_last))
     try:
         with recorded(parts.blocks if linear_maps else nn.ModuleList()) as record:
-            run(model, parts, tokens.unsqueeze(0), tree)
+            run(model, parts, tokens, tree)
     finally:
         for handle in handles:
             handle.remove()
     depths = tree.position_ids if tree is not None and tree.visible is not None else None
-    return BaseRun(tokens, depths, embedding[-1], tuple(residuals), tuple(mlp_outputs), tuple(arguments),
-                   cache, record)
+    forms = parts.architecture.forms or ({},) * len(arguments)
+    return [BaseRun(one, depths, embedding[-1][row], tuple(values[row] for values in residuals),
+                    tuple(values[row] for values in mlp_outputs),
+                    tuple(_of_sequence(call, of_call, row, len(tokens))
+                          for call, of_call in zip(arguments, forms)), cache.of_sequence(row), record)
+            for row, one in enumerate(tokens)]
+
+
+def _of_sequence(call, forms, row, count):
+    """What a block that was called with `count` sequences would have been given with one of them alone."""
+    def cut(path, tensor):
+        dimension = forms[path].sequences if path in forms else None
+        if dimension is None or tensor.shape[dimension] < count:  # the same for all of them
+            return tensor
+        rows = tensor.shape[dimension] // count  # more than one where every head has its own
+        return tensor.narrow(dimension, row * rows, rows)
+    return changed(cut, call) if count > 1 else call
 
 
 class Narrowing(TorchDispatchMode):
@@ -399,8 +433,14 @@ class Resumption:
                 if tokens else tensor
         return changed(cut, call)
 
-    def block(self, index: int, hidden: Float[Tensor, "B S D"]) -> Float[Tensor, "B S D"]:
-        """Move `hidden` through one block."""
+    def block(self, index: int, hidden: Float[Tensor, "B S D"],
+              where: Bool[Tensor, "B S"] | None = None) -> Float[Tensor, "B S D"]:
+        """Move `hidden` through one block.
+
+        Args:
+            where: None, or where the output of the block's MLP can differ from the base run's, or is of
+                interest. An MLP that can be run at these positions alone is.
+        """
         forms = self.forms[index]
 
         def repeat(path, tensor):
@@ -413,7 +453,26 @@ class Resumption:
                 return tensor.repeat(counts)
             return tensor.expand([count if count > 1 else -1 for count in counts])
 
-        return first_tensor(self.parts.blocks[index](hidden, **changed(repeat, self.arguments[index])))
+        alone = where is not None and not where.all() and self.parts.architecture.mlps_alone
+        with exchanged(self._mlp_at(index, where) if alone else {}):
+            return first_tensor(self.parts.blocks[index](hidden, **changed(repeat, self.arguments[index])))
+
+    def _mlp_at(self, index, where):
+        """An MLP, and what it does when it is run at these positions alone and gives the base run's output
+        elsewhere."""
+        mlp, own = self.parts.mlps[index], self.base.mlp_outputs[index][self.position:]
+        run, places = mlp.forward, where.flatten().nonzero().squeeze(1).to(own.device)
+
+        @no_type_check  # as in `run_bases`
+        def forward(*positional, **named):
+            given, call = called_with(mlp, positional, named)
+            some = given.reshape(-1, given.shape[-1])[places]
+            output = run(some.reshape(*[1] * (given.dim() - 2), *some.shape), **call)
+            whole = own.repeat(len(where), 1)
+            whole[places] = first_tensor(output).reshape(len(places), -1)
+            whole = whole.reshape(*given.shape[:-1], -1)
+            return type(output)([whole, *output[1:]]) if isinstance(output, (tuple, list)) else whole
+        return {mlp: forward}
 
     def rows(self, index: int, count: int) -> Float[Tensor, "{count} S D"]:
         """Copies of the base run's residual stream before block `index`."""

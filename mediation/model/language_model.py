@@ -26,6 +26,23 @@ from mediation.model.readout import ReadOut, widen
 
 PROMPTS_AT_ONCE = 64
 TOKENS_AT_ONCE = 2048  # of these prompts: their attention weights have to fit into memory
+TOKENS_TOGETHER = 1024  # of prompts that are run as one tree, in which every token looks at every other
+
+
+def families(interventions: Sequence) -> list[list[int]]:
+    """Indices of stimuli that are run as one tree: alike up to the slot's end, and of at most TOKENS_TOGETHER
+    tokens (or one stimulus)."""
+    found: list[list[int]] = []
+    open_ones: dict[tuple, tuple[list[int], int]] = {}  # of each beginning the last one, and its tokens
+    for index, one in enumerate(interventions):
+        size = max(len(prompt.tokens) for prompt in one.prompts) + sum(map(len, one.candidates_tok))
+        members, tokens = open_ones.get(one.beginning, ([], TOKENS_TOGETHER))
+        if tokens + size > TOKENS_TOGETHER:
+            members, tokens = [], 0
+            found.append(members)
+        members.append(index)
+        open_ones[one.beginning] = members, tokens + size
+    return found
 
 
 class LanguageModel:
@@ -155,18 +172,16 @@ class LanguageModel:
         return torch.stack(means).cpu()
 
     def trees(self, interventions: Sequence, prompt: int) -> list[tuple[list[int], Tree]]:
-        """A tree for all stimuli that are alike up to the slot's end, of their prompts of index `prompt`.
+        """A tree for each of the `families` of stimuli, of their prompts of index `prompt`.
 
-        Their other prompts are alike up to there, too: what is taken from one of these holds for all.
+        Their other prompts are alike up to the slot's end, too: what is taken from one of these holds for
+        all.
 
         Returns: for each tree the indices of its stimuli, and the tree.
         """
-        alike: dict[tuple, list[int]] = {}
-        for index, intervention in enumerate(interventions):
-            alike.setdefault(intervention.beginning, []).append(index)
         return [(members, pack([interventions[index].prompts[prompt].tokens for index in members],
                                interventions[members[0]].candidates_tok, self.device))
-                for members in alike.values()]
+                for members in families(interventions)]
 
     # probabilities without intervention
 

@@ -25,7 +25,16 @@ from mediation.files.storage import write_json
 from mediation.model import architectures, attention, discovery, forward
 from mediation.model.architectures import Architecture, Form, Parts, parts_of
 from mediation.model.discovery import discover, near, refusal, sample_tokens
-from mediation.model.forward import Resumption, changed, first_argument, first_tensor, front, pack, run_base
+from mediation.model.forward import (
+    Resumption,
+    called_with,
+    changed,
+    first_argument,
+    first_tensor,
+    front,
+    pack,
+    run_base,
+)
 
 FEW = 16  # numbers of each weight that tell one checkpoint from another
 LONGEST = 120  # characters of the library's own words
@@ -109,7 +118,8 @@ def _probed(model):
     tokens = sample_tokens(model)
     _check_causal_and_alone(model, tokens)
     adds, stays = _tried(_embedding, model, found, tokens[0]) or (False, False)
-    found = replace(found, embedding_adds=adds, mlp_adds=_tried(_mlps_add, model, found, tokens[0]))
+    found = replace(found, embedding_adds=adds, mlp_adds=_tried(_mlps_add, model, found, tokens[0]),
+                    mlps_alone=_tried(_mlps_alone, model, found, tokens))
     if not stays:
         obstacle = "cannot be changed in its embedding alone (blocks are given the word embedding, too)"
         return replace(found, resumes=False, obstacle=obstacle)
@@ -216,6 +226,29 @@ def _mlps_add(model, found, tokens):
             return False
         hidden = behind[:1].expand(2, -1, -1)
     return True
+
+
+def _mlps_alone(model, found, tokens):
+    """Each MLP gives for one token of either text, the two alone, what it gave for them in the run."""
+    mlps = parts_of(model, found).mlps
+    right: list[bool] = []
+
+    def compare(mlp, positional, named, output):
+        given, call = called_with(mlp, positional, named)
+        shape, places = given.shape, [PLACE, tokens.numel() - 1]
+        some = given.reshape(-1, shape[-1])[places].reshape(*[1] * (len(shape) - 2), 2, shape[-1])
+        handles.pop(mlp).remove()  # it is run again, and nothing compared then
+        again = first_tensor(mlp(some, **call)).reshape(2, -1)
+        among = first_tensor(output).reshape(tokens.numel(), -1)[places]
+        right.append(not _tensors(call) and near(again, among, ROUNDING / 10))
+
+    handles = {mlp: mlp.register_forward_hook(compare, with_kwargs=True) for mlp in mlps}
+    try:
+        model.base_model(tokens, use_cache=False)
+    finally:
+        for handle in handles.values():
+            handle.remove()
+    return bool(mlps) and len(right) == len(mlps) and all(right)
 
 
 def _resumes(model, parts: Parts, tokens: Int[Tensor, "2 T"]) -> str:

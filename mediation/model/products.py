@@ -33,6 +33,7 @@ Recorded = dict[nn.Module, tuple[Float[Tensor, "T _"], Float[Tensor, "T _"]]]
 
 # linear map -> {dtype: (version of the weight, its product)}
 _products: weakref.WeakKeyDictionary[nn.Module, dict[torch.dtype, Any]] = weakref.WeakKeyDictionary()
+_fixed: list[dict[nn.Module, float]] = []  # sums of weights, while somebody vouches for them
 GELU = partial(nn.functional.gelu, approximate="tanh")
 
 
@@ -81,15 +82,32 @@ def product(weight: Float[Tensor, "out in"], bias: Float[Tensor, " out"] | None 
     return lambda x: nn.functional.linear(x, weight, bias)
 
 
+@contextmanager
+def fixed_weights() -> Iterator[None]:
+    """While open, weights are summed up once, not for every sweep: the caller vouches that none changes
+    through `.data`, which nothing but their sum would tell."""
+    _fixed.append({})
+    try:
+        yield
+    finally:
+        _fixed.pop()
+
+
+def version_of(linear_map: Any) -> tuple[int, int, float]:
+    """What tells a map's weight from what it was before it changed, in whatever way."""
+    weight, sums = linear_map.weight.detach(), _fixed[-1] if _fixed else {}
+    if linear_map not in sums:
+        sums[linear_map] = float(weight.sum())
+    return weight.data_ptr(), weight._version, sums[linear_map]
+
+
 def _product_of(linear_map, dtype):
     """The product of a linear map's weight in `dtype`, kept until the weight changes.
 
     In bfloat16 without the bias, which no difference has.
     """
     products = _products.setdefault(linear_map, {})
-    # the sum, too: changes through `.data` leave no other trace
-    total = float(linear_map.weight.detach().sum())
-    version = linear_map.weight.data_ptr(), linear_map.weight._version, total
+    version = version_of(linear_map)
     if dtype not in products or products[dtype][0] != version:
         bias = None if dtype == torch.bfloat16 else linear_map.bias
         products[dtype] = version, product(_weight(linear_map).to(dtype), bias)
@@ -98,14 +116,17 @@ def _product_of(linear_map, dtype):
 
 @contextmanager
 def exchanged(forwards: Forwards) -> Iterator[None]:
-    """While open, modules run these functions of `packed` or `on_differences`. Put back after errors, too."""
+    """While open, modules run these functions instead of their own. Put back after errors, too."""
+    before = {module: {"forward": module.__dict__["forward"]} if "forward" in module.__dict__ else {}
+              for module in forwards}
     try:
         for module, forward in forwards.items():
             module.forward = forward
         yield
     finally:
-        for module in forwards:
+        for module, own in before.items():
             module.__dict__.pop("forward", None)  # the class' own is there again
+            module.__dict__.update(own)
 
 
 def packed(blocks: nn.ModuleList | list[nn.Module]) -> Forwards:

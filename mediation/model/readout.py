@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from mediation.errors import InputError
 from mediation.model.architectures import Parts
 from mediation.model.forward import Prediction, logits_behind
-from mediation.model.products import product
+from mediation.model.products import product, version_of
 
 ROWS_AT_ONCE = 96  # rows of logits: larger buffers spend their time in page faults
 NOT_PROBABILITIES = ("the model gave probabilities that are zero or not numbers: try --dtype float32 or "
@@ -80,8 +80,7 @@ class Normaliser:
     def of(cls, head: nn.Linear, base: Float[Tensor, "D"]) -> "Normaliser":
         """The normaliser of a base row, made once: sweeps over one prompt ask for it again and again."""
         normalisers = _normalisers.setdefault(head, {})
-        version = head.weight.data_ptr(), head.weight._version, float(head.weight.sum())
-        key = *version, base.cpu().numpy().tobytes()
+        key = *version_of(head), base.cpu().numpy().tobytes()
         normalisers[key] = normalisers.pop(key, None) or cls(head, base)  # what was asked for last comes last
         width = base.numel()
         count = MEMORY // (4 * width * (width + LIKELIEST + FARTHEST))

@@ -110,7 +110,9 @@ def applicable(model: LanguageModel, comparisons: Sequence[Comparison], request:
         try:
             drawn.append(resampled(comparison, fitting, request, seed))
         except InputError as error:
-            left_out.setdefault(error.reason, []).append(comparison.stimulus.id)
+            # as above, with each of its alternatives
+            name, names = comparison.stimulus.id, [each.stimulus.id for each in comparisons]
+            left_out.setdefault(error.reason, []).extend([name] * names.count(name))
     return drawn, left_out
 
 

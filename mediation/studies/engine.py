@@ -21,6 +21,7 @@ from mediation.files.storage import RunFolder
 from mediation.mediators.batches import Progress
 from mediation.mediators.neuron_sweeps import SweepOptions
 from mediation.model.language_model import LanguageModel
+from mediation.model.products import fixed_weights
 
 # of shards that were read last: a tree of prompts needs the gradients of its own prompts and of two
 # alternatives
@@ -137,8 +138,8 @@ def run(model: Any, stages: Iterable[Sequence[Task]], run_folder: RunFolder,
     """
     shards = Shards(run_folder)
     needed: dict[Key, Arrays] = {}
-    for stage in stages:
-        for task in stage:
+    with fixed_weights():
+        for task in (task for stage in stages for task in stage):
             progress.set_description(task.title)
             end = progress.n + task.interventions
             if task.key not in shards.seconds:  # else two sweeps share the task

@@ -16,12 +16,12 @@ from mediation.effects.screening import screened_units
 from mediation.mediators.batches import Progress, batch
 from mediation.mediators.neuron_sweeps import neuron_gradients_of
 from mediation.mediators.neurons import INTERVENTION_TYPES, NULL
-from mediation.model.language_model import LanguageModel
+from mediation.model.language_model import LanguageModel, families
 from mediation.stimuli.interventions import Intervention
 from mediation.studies.checks import check_finite, hash_of
 from mediation.studies.engine import Arrays, Earlier, Task
 from mediation.studies.error_budget import NOTHING_CHECKED
-from mediation.studies.trees import Tree, digest, families, reaches_output
+from mediation.studies.trees import Tree, digest, reaches_output
 
 WORDS_AT_ONCE = 4  # trees whose null prompts go together: with 17 templates about 64 prompts of equal shape
 COMPARED = 64  # estimates of a tree that are compared with full passes

@@ -20,12 +20,12 @@ from mediation.mediators.interpolation import Interpolants
 from mediation.mediators.neuron_sweeps import direct_interpolants, null_values
 from mediation.mediators.neurons import INTERVENTION_TYPES, NULL
 from mediation.model.architectures import has_kinks
-from mediation.model.language_model import LanguageModel
+from mediation.model.language_model import TOKENS_TOGETHER, LanguageModel
 from mediation.stimuli.interventions import Intervention
 from mediation.studies.checks import check_finite
 from mediation.studies.engine import Arrays, Earlier, StudyOptions, Task
 from mediation.studies.error_budget import budget
-from mediation.studies.trees import TOKENS_TOGETHER, Tree, digest, reaches_output
+from mediation.studies.trees import Tree, digest, reaches_output
 
 INTERPOLATED_FROM = 12  # words from which on direct effects are interpolated: a neuron needs 8 to 12 runs
 # part of the words x templates that are stimuli: an interpolant gives all of them, wanted or not

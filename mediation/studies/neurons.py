@@ -12,7 +12,7 @@ from typing import Any
 from mediation.mediators.interpolation import Interpolants
 from mediation.mediators.neurons import INTERVENTION_TYPES
 from mediation.model.fast_rows import FastRows
-from mediation.model.language_model import LanguageModel
+from mediation.model.language_model import LanguageModel, families
 from mediation.stimuli.interventions import Intervention
 from mediation.studies.engine import Shards, StudyOptions, Task
 from mediation.studies.error_budget import Check
@@ -24,7 +24,7 @@ from mediation.studies.interpolated_trees import (
     alike_in_alternative,
 )
 from mediation.studies.results import Swept, sample_of
-from mediation.studies.trees import Tree, digest, families
+from mediation.studies.trees import Tree, digest
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,7 @@ and continuations), W width of a site.
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from functools import partial
+from functools import cached_property, partial
 
 import numpy as np
 import torch
@@ -22,7 +22,7 @@ from mediation.mediators.site_sweeps import (
     Values,
     effective,
     estimate_sites,
-    run_with_sites,
+    runs_with_sites,
     sites_by_full_passes,
     sweep_sites,
     sweep_sites_by_full_passes,
@@ -58,11 +58,12 @@ def kinds_of(request: Request) -> tuple[str, ...]:
 
 @dataclass(frozen=True)
 class Run:
-    """One prompt run without intervention: its tree, and what the sites were.
+    """One prompt of a model run without intervention: its tree, and what the sites were.
 
     `length`: of the context; `candidates`: both candidates' tokens.
     """
 
+    model: LanguageModel
     base: BaseRun
     own: Values
     tree: Tree
@@ -70,23 +71,36 @@ class Run:
     candidates: Sequence[Sequence[int]]
 
     @classmethod
-    def of(cls, model: LanguageModel, stimulus: Intervention, prompt: int, sites: Sequence[Site],
-           linear_maps: bool = False) -> "Run":
+    def of(cls, model: LanguageModel, stimulus: Intervention, prompt: int, sites: Sequence[Site]) -> "Run":
         """Run one prompt of a stimulus with its candidates behind it."""
-        tokens = stimulus.prompts[prompt].tokens
-        tree = pack([tokens], stimulus.candidates_tok, model.device)
-        if not model.parts.architecture.resumes:
-            tree = Tree(torch.tensor(tokens, device=model.device), None, None, ())
-        if len(tree.tokens) == len(tokens):  # candidates of one token need no branches
-            tree = replace(tree, position_ids=None, visible=None)
-        return cls(*run_with_sites(model.model, model.parts, tree, sites, linear_maps), tree, len(tokens),
-                   stimulus.candidates_tok)
+        return cls.of_each(model, stimulus, (prompt,), sites)[0]
 
-    def log_probabilities(self, model: LanguageModel) -> Float64[Tensor, "2"]:
+    @classmethod
+    def of_each(cls, model: LanguageModel, stimulus: Intervention, prompts: Sequence[int],
+                sites: Sequence[Site], linear_maps: bool = False) -> list["Run"]:
+        """The same of several prompts, together where they are equally long."""
+        trees = [tree_of(model, stimulus, prompt) for prompt in prompts]
+        runs = runs_with_sites(model.model, model.parts, trees, sites, linear_maps)
+        return [cls(model, *run, tree, len(stimulus.prompts[prompt].tokens), stimulus.candidates_tok)
+                for run, tree, prompt in zip(runs, trees, prompts)]
+
+    @cached_property
+    def log_probabilities(self) -> Float64[Tensor, "2"]:
         """Of both candidates."""
-        if not model.parts.architecture.resumes:
-            return model.without_trees(self.tree.tokens, self.candidates)
-        return ReadOut(model.parts, self.tree.predictions)(self.base.residuals[-1].unsqueeze(0))[0]
+        parts = self.model.parts
+        if not parts.architecture.resumes:
+            return self.model.without_trees(self.tree.tokens, self.candidates)
+        return ReadOut(parts, self.tree.predictions)(self.base.residuals[-1].unsqueeze(0))[0]
+
+
+def tree_of(model: LanguageModel, stimulus: Intervention, prompt: int) -> Tree:
+    """One prompt of a stimulus, with its candidates behind it where that is how the model is run."""
+    tokens = stimulus.prompts[prompt].tokens
+    tree = pack([tokens], stimulus.candidates_tok, model.device)
+    if not model.parts.architecture.resumes:
+        return Tree(torch.tensor(tokens, device=model.device), None, None, ())
+    # candidates of one token need no branches
+    return tree if len(tree.tokens) > len(tokens) else replace(tree, position_ids=None, visible=None)
 
 
 @dataclass(frozen=True)
@@ -137,9 +151,9 @@ class Sites(Task):
     def compute(self, model: LanguageModel, earlier: Earlier, progress: Progress) -> Arrays:
         """See `Task`."""
         sites = sites_of(model, self.request)
-        runs = [Run.of(model, self.intervention, prompt, sites, model.fast_rows is not None)
-                for prompt in ((NULL, ALTERNATIVE) if self.request.values == "alternative" else (NULL,))]
-        arrays: Arrays = {"base": torch.stack([run.log_probabilities(model) for run in runs]).numpy()}
+        prompts = (NULL, ALTERNATIVE) if self.request.values == "alternative" else (NULL,)
+        runs = Run.of_each(model, self.intervention, prompts, sites, model.fast_rows is not None)
+        arrays: Arrays = {"base": torch.stack([run.log_probabilities for run in runs]).numpy()}
         total = NOTHING_CHECKED
         for kind in kinds_of(self.request):
             run_on = ALTERNATIVE if kind == "direct" else NULL
@@ -213,7 +227,7 @@ class Sites(Task):
             if self.options.full_passes:
                 return self.finite(sweep_sites_by_full_passes(
                     model.model, model.parts, run.tree.tokens[: run.length], edits,
-                    self.intervention.candidates_tok, run.log_probabilities(model),
+                    self.intervention.candidates_tok, run.log_probabilities,
                     self.options.batch_size, progress))
             return self.by_descent(model, run, edits, progress)
 
@@ -263,7 +277,8 @@ class Sites(Task):
                    progress: Progress | None = None) -> Float64[np.ndarray, "{len(edits)} 2"]:
         """Log-probabilities of both candidates."""
         return self.finite(sweep_sites(model.parts, run.base, run.own, run.tree, edits,
-                                       self.options.batch_size, progress, model.fast_rows))
+                                       self.options.batch_size, progress, model.fast_rows,
+                                       run.log_probabilities))
 
     def first_order(self, model: LanguageModel, run: Run,
                     edits: SiteEdits) -> Float64[np.ndarray, "{len(edits)} 2"]:

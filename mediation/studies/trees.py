@@ -22,21 +22,6 @@ from mediation.studies.checks import check_all, check_finite
 from mediation.studies.engine import Arrays, Earlier, StudyOptions, Task
 from mediation.studies.error_budget import CHECKED, Check, within_budget
 
-TOKENS_TOGETHER = 1024  # of prompts that are run as one tree: its attention weights have to fit into memory
-
-
-def families(stimuli: Sequence[Intervention]) -> list[list[int]]:
-    """Indices of stimuli that are run as one tree, of at most TOKENS_TOGETHER tokens (or one stimulus)
-    each."""
-    members: dict[tuple, list[int]] = {}
-    sizes: dict[tuple, int] = {}
-    for index, stimulus in enumerate(stimuli):
-        longest = max(len(prompt.tokens) for prompt in stimulus.prompts)
-        size = sizes.get(stimulus.beginning, 0) + longest + sum(map(len, stimulus.candidates_tok))
-        sizes[stimulus.beginning] = size
-        members.setdefault((stimulus.beginning, size // TOKENS_TOGETHER), []).append(index)
-    return list(members.values())
-
 
 def digest(stimuli: Sequence[Intervention], *more: str) -> str:
     """A short name of these stimuli, the same in every run."""

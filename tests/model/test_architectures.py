@@ -94,6 +94,22 @@ def test_a_change_that_a_plain_replay_hides_is_seen(dtype):
     assert not found.resumes and "residual stream is another" in found.obstacle
 
 
+def test_an_mlp_is_run_at_some_tokens_alone_where_it_looks_at_no_others():
+    model = tiny_model("llama")
+    mlp = model.model.layers[1].mlp
+
+    class Shifted(nn.Module):
+        """Gives what the token before is worth, too."""
+
+        def forward(self, hidden):
+            return mlp(hidden) + nn.functional.pad(hidden, (0, 0, 1, 0))[..., :-1, :]
+
+    with torch.no_grad(), InDouble():
+        assert probes.probed(model).mlps_alone
+        model.model.layers[1].mlp = Shifted()
+        assert not probes.probed(model).mlps_alone
+
+
 @DTYPES
 def test_prompts_that_see_each_other_are_refused(dtype):
     model = tiny_model("llama").to(dtype)

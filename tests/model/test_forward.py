@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from mediation.model import attention
-from mediation.model.forward import Resumption, pack, run_base
+from mediation.model.forward import Resumption, pack, run_base, run_bases
 from tests.helpers import profession_stimulus
 
 
@@ -41,3 +41,20 @@ def test_resumed_blocks_equal_the_base_run(toy_model, architecture):
             for block in range(model.num_layers):
                 torch.testing.assert_close(resumption.block(block, resumption.rows(block, 2))[1],
                                            base.residuals[block + 1][position:], rtol=1e-12, atol=1e-12)
+
+
+def test_prompts_of_one_shape_run_together_leave_what_each_leaves_alone(toy_model, architecture):
+    model = toy_model(architecture, torch.float64)
+    trees = [pack([tokens], [[1, 2, 3], [4], [5, 6]], "cpu") for tokens in ([7, 8, 9, 10], [7, 11, 9, 12])]
+    assert trees[0].has_shape_of(trees[1]) and not trees[0].has_shape_of(pack([[7, 8]], [[1]], "cpu"))
+    with torch.no_grad():
+        together = run_bases(model.model, model.parts, torch.stack([tree.tokens for tree in trees]), trees[0])
+        for base, tree in zip(together, trees):
+            alone = run_base(model.model, model.parts, tree.tokens, tree)
+            for one, other in zip((*base.residuals, *base.mlp_outputs, base.embedding),
+                                  (*alone.residuals, *alone.mlp_outputs, alone.embedding)):
+                torch.testing.assert_close(one, other, rtol=1e-12, atol=1e-12)
+            for block in range(model.num_layers):  # by its own arguments, keys and values
+                resumption = Resumption(model.parts, base, 2)
+                torch.testing.assert_close(resumption.block(block, resumption.rows(block, 3))[1],
+                                           alone.residuals[block + 1][2:], rtol=1e-12, atol=1e-12)

@@ -12,7 +12,7 @@ from experiment import Model
 from mediation.errors import InputError
 from mediation.model import language_model, products
 from mediation.model.forward import run_base
-from mediation.model.products import exchanged, on_differences, packed, recorded
+from mediation.model.products import exchanged, fixed_weights, on_differences, packed, recorded
 from tests.helpers import PROJECT, profession_stimulus
 
 
@@ -49,6 +49,21 @@ def test_changed_weights_are_packed_again(toy_checkpoint, change):
     slow = model.neuron_intervention_single_experiment(profession_stimulus(model), "man_indirect")[6]
     torch.testing.assert_close(second, slow, rtol=1e-4, atol=0)
     assert not torch.allclose(first, second, rtol=1e-3)
+
+
+def test_weights_that_somebody_vouches_for_are_summed_up_once(toy_checkpoint):
+    model = Model(gpt2_version=str(toy_checkpoint("llama")))
+    (linear_map, *_) = packed(model.parts.blocks)
+    with fixed_weights():
+        before = packed(model.parts.blocks)[linear_map]
+        linear_map.weight.data.mul_(2)
+        assert packed(model.parts.blocks)[linear_map] is before
+        with torch.no_grad():
+            linear_map.weight.mul_(2)  # what the weight itself tells is heard all the same
+        assert packed(model.parts.blocks)[linear_map] is not before
+    after = packed(model.parts.blocks)[linear_map]
+    inputs = torch.randn(3, 16)
+    torch.testing.assert_close(after(inputs), linear_map(inputs))
 
 
 def test_no_difference_to_the_base_run_changes_nothing(fast_model):

@@ -7,10 +7,12 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 import pytest
+from torch import nn
 from tqdm import tqdm
 
 from mediation.errors import InputError
 from mediation.files.storage import RunFolder
+from mediation.model.products import version_of
 from mediation.studies import engine, estimated_trees, interpolated_trees
 
 WORDS = ("nurse", "teacher", "doctor", "captain", "clerk")
@@ -162,6 +164,26 @@ class Repeated(engine.Task):
             progress(2)
             progress(1)
         return {}
+
+
+@dataclass(frozen=True)
+class Versions(engine.Task):
+    """What tells a weight from what it was, before and after it changed unseen."""
+
+    def compute(self, model, earlier, progress):
+        before = version_of(model)
+        model.weight.data.mul_(2)
+        return {"number": np.float64(version_of(model) == before)}
+
+
+def test_weights_are_summed_up_once_in_a_run(tmp_path):
+    run_folder, model = RunFolder(tmp_path), nn.Linear(4, 4)
+    run_folder.claim([], {})
+    task = Versions("table", "versions", "", 1)
+    before = version_of(model)
+    with tqdm(disable=True) as progress:
+        assert engine.run(model, [[task]], run_folder, progress)(task.key)["number"] == 1
+    assert version_of(model) != before
 
 
 def test_what_a_task_runs_again_or_does_not_tell_counts_once_in_the_progress(tmp_path):

@@ -7,12 +7,12 @@ import torch
 
 from mediation.effects.screening import Screening
 from mediation.errors import InputError
+from mediation.model.language_model import families
 from mediation.results.mediation_tables import screening_of
 from mediation.stimuli import stimulus_files
 from mediation.stimuli.stimulus_files import Stimulus
 from mediation.studies.comparisons import build_comparisons
 from mediation.studies.results import Account, sample_of
-from mediation.studies.trees import families
 from tests.helpers import malformed
 
 
@@ -28,10 +28,16 @@ def test_slots_of_other_lengths_do_not_share_a_tree(toy_model):
 def test_long_families_are_run_in_parts(toy_model):
     stimuli = [Stimulus(str(number), "The {} said" + " that" * 40 + f" {number}", ("nurse", "man"),
                         ("she", "he")) for number in range(60)]
-    groups = families([comparison.intervention
-                       for comparison in build_comparisons(toy_model(), "x", stimuli, None)])
-    assert sorted(index for members in groups for index in members) == list(range(60))
+    model = toy_model()
+    interventions = [comparison.intervention for comparison in build_comparisons(model, "x", stimuli, None)]
+    groups = families(interventions)
+    assert [index for members in groups for index in members] == list(range(60))
     assert 1 < len(groups) < 10
+    # a model's trees are the same parts, and a part is not parted again
+    assert [members for members, _ in model.trees(interventions, 0)] == groups
+    assert all(len(families([interventions[index] for index in members])) == 1 for members in groups)
+    torch.testing.assert_close(model.base_in_trees(interventions)[-1:],
+                               model.base_in_trees(interventions[-1:]), rtol=1e-5, atol=0)
 
 
 def test_three_hundred_malformed_files_end_in_one_line(toy_model, tmp_path):

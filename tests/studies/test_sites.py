@@ -111,7 +111,7 @@ def test_the_first_order_is_the_derivative(toy_model, in_double, name):
             small = replace(edits, values=[mine + 1e-6 * (other - mine)
                                            for mine, other in zip(own, edits.values)])
             with torch.no_grad():
-                base = run.log_probabilities(model)
+                base = run.log_probabilities
                 moved = sweep_sites(model.parts, run.base, run.own, run.tree, small) - base
                 estimates = estimate_sites(model.model, model.parts, run.tree, edits) - base
             np.testing.assert_allclose(1e6 * moved, estimates, rtol=1e-3, atol=1e-6)
@@ -192,7 +192,7 @@ def test_stimuli_of_several_alternatives_are_ablated_once(toy_model):
     assert [comparison.alternative for comparison in fitting] == ["zero"]
     fitting, left_out = applicable(model, comparisons_of(model, *stimuli),
                                    Request.of("mlps", "slot", "resample"))
-    assert not fitting and list(left_out.values()) == [["one"]]
+    assert not fitting and list(left_out.values()) == [["one", "one"]]  # both comparisons of the file
 
 
 def test_an_ablation_asks_nothing_of_an_alternative(toy_model, in_double):
@@ -281,7 +281,7 @@ def test_a_word_that_begins_another_takes_the_values_of_its_last_token(toy_model
                   swept_by(model, alone, Request.of("residuals", "last")).items()}
         with torch.no_grad():
             null, alternative = (
-                np.diff(Run.of(model, alone.intervention, prompt, []).log_probabilities(model))
+                np.diff(Run.of(model, alone.intervention, prompt, []).log_probabilities)
                 for prompt in (0, 1))
         np.testing.assert_allclose([behind["indirect"], behind["direct"]], [alternative, null], atol=1e-10)
 
@@ -310,6 +310,40 @@ def test_the_fast_precision_keeps_its_promise(toy_model):
                 assert np.abs(swept - exact[kind]).max() < 1e-3
     finally:
         model.fast_rows = None
+
+
+def test_both_prompts_of_a_comparison_are_run_at_once(toy_model):
+    model = toy_model("llama")
+    calls = []
+    handle = model.parts.blocks[0].mlp.register_forward_hook(
+        lambda _module, given, _output: calls.append(tuple(given[0].shape[:2])))
+    try:
+        stimulus = comparisons_of(model)[0].intervention
+        with torch.no_grad():
+            runs = Run.of_each(model, stimulus, (0, 1), CATALOGUE["mlps"].sites(model.parts))
+    finally:
+        handle.remove()
+    assert calls == [(2, len(runs[0].tree.tokens))]
+
+
+def test_mlps_are_run_where_a_row_differs_and_in_the_last_block_where_something_is_read(toy_model):
+    model = toy_model("llama")
+    comparison = comparisons_of(model, MINE[2])[0]
+    run, edits = edits_of(model, comparison, "residuals", "each")
+    calls = []
+    handles = [output.register_forward_hook(
+        lambda _module, given, _output: calls.append(given[0].shape[:-1].numel()))
+        for output in model.parts.mlp_outputs]
+    try:
+        with torch.no_grad():
+            sweep_sites(model.parts, run.base, run.own, run.tree, edits)
+    finally:
+        for handle in handles:
+            handle.remove()
+    # before the first block the slot alone differs, before the others all positions from it on
+    count = run.length - comparison.intervention.prompts[0].slot[0]
+    tails = sum(range(count + 1))
+    assert len(run.tree.tokens) == run.length and calls == [count, count + tails, 1 + 2 * count]
 
 
 def test_groups_of_positions_are_the_cheapest_cut():
