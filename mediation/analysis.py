@@ -220,7 +220,7 @@ def write_mediators(
               f"log-probabilities differ by at most {checked.deviation:.1e}")
     else:
         what = units if method == "exact" else f"{units} among those run"
-        print(describe_check(checked, budget(options).total, what))
+        print(describe_check(checked, options, what))
 
 
 def write_report(written: Written) -> tuple[str, Path]:

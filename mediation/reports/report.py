@@ -15,6 +15,8 @@ from mediation.effects.summaries import over_orders, smallest_reaching, summary_
 from mediation.results.mediation_tables import KINDS, unit_column
 from mediation.stimuli.templates import TEMPLATES
 
+FULL_PASSES = "Every intervention was a full pass of its own: there is nothing to check."
+
 
 def describe_prompts(model: str, table: pd.DataFrame, unrated: Sequence[str]) -> str:
     """One line on what a total effect is computed over, one more on words that had to be left out."""
@@ -175,7 +177,9 @@ def neuron_study(
 
 def how_sure(runs: Sequence[Mapping[str, Any]], swept: Sequence[Mapping[str, Any]]) -> str:
     """What the checks against full passes say, and the recall of screened runs."""
-    deviation = max(entry["largest_deviation_from_full_passes"] for entry in swept)
+    if all(run["settings"].get("full_passes") for run in runs):
+        return FULL_PASSES
+    deviation = max(entry.get("largest_deviation_from_full_passes", 0.0) for entry in swept)
     estimated = any(run["settings"].get("method") == "gradient" for run in runs)
     lines = [f"Random {'neurons' if estimated else 'interventions'} of every sweep were run again as full "
              "passes "
@@ -270,18 +274,26 @@ def _mediator(name, mediator):
                   "comparisons that have it."]
     lines += [f"\nleft out: {_count(number, 'comparison')}: {reason}"
               for reason, number in mediator.run["left_out"].get(name, {}).items()]
-    deviation = mediator.entry["largest_deviation_from_full_passes"]
-    if (whole["layer"] == "all").any():
-        lines += ["", "Every layer and the whole model were run."]
-    elif mediator.run["settings"]["method"] == "gradient":
-        lines += ["", "First-order estimates: those of a random sample differ from full passes by at most "
-                  f"{deviation:.1e} in a log-probability."]
-    else:
-        lines += ["", f"Checked against full passes: a random sample differs by at most {deviation:.1e} in a "
-                  "log-probability."]
+    lines += ["", "Every layer and the whole model were run." if (whole["layer"] == "all").any()
+              else how_checked(mediator)]
     if mediator.screening:
         lines.append(describe_screening(mediator.screening, [mediator.entry["screen"]]))
     return lines
+
+
+def how_checked(mediator: Mediator) -> str:
+    """A sentence on what was compared with full passes."""
+    settings, entry = mediator.run["settings"], mediator.entry
+    if settings.get("full_passes"):
+        return FULL_PASSES
+    if "largest_deviation_from_full_passes" not in entry:
+        return "No intervention can reach the output: there is nothing to check."
+    deviation = entry["largest_deviation_from_full_passes"]
+    if settings["method"] == "gradient":
+        return ("First-order estimates: those of a random sample differ from full passes by at most "
+                f"{deviation:.1e} in a log-probability.")
+    return (f"Checked against full passes: a random sample differs by at most {deviation:.1e} in a "
+            "log-probability.")
 
 
 def _place(row):

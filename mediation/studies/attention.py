@@ -157,7 +157,7 @@ def sweep_examples(model: LanguageModel, interventions: Sequence[Intervention], 
               f"{account.check.deviation:.1e}")
     else:
         what = "heads" + (" among those run" if options.method == "screen" else "")
-        print(describe_check(account.check, budget(options).total, what))
+        print(describe_check(account.check, options, what))
 
 
 def entry_of(model: LanguageModel, intervention: Intervention, arrays: Arrays) -> dict[str, Any]:
