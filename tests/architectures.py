@@ -163,10 +163,11 @@ class ByHooks:
         if name == "inner_neurons":
             return [(module(each), True, None) for each in found.mlp_outputs]
         if name == "attentions":
-            return [(module(each), False, 1) for each in found.attention_ends]
+            return [(module(each), False, 1) for each in found.attention_ends if each]
         if name == "head_outputs":
-            return [(module(each), True, found.heads) for each in found.attention_outputs]
-        return [(module(each), False, list(map(list, columns))) for each, columns in getattr(found, name)]
+            return [(module(each), True, found.heads) for each in found.attention_outputs if each]
+        return [(module(each), False, list(map(list, columns)))
+                for each, columns in getattr(found, name) if each]
 
     @contextmanager
     def hooked(self, places, count, function):
@@ -267,7 +268,7 @@ class ByHooks:
 
     def of_weights(self, chosen, prompt, other):
         """A function of rows: the chosen heads [rows, L, H] attend as in the run of `other`."""
-        seen = []
+        seen, attending = [], [block for block, name in enumerate(self.found.attentions) if name]
 
         def keep(_call, _query, _key, _value, output, weights):
             seen.append(weights[0])
@@ -280,10 +281,10 @@ class ByHooks:
             def attend(call, _query, _key, value, output, weights):
                 output = output.clone()
                 of_group = output.shape[2] // value.shape[1]
-                layer = call % len(seen)  # there may be two passes
-                for row, head in chosen[rows, layer].nonzero().tolist():
+                call %= len(seen)  # there may be two passes
+                for row, head in chosen[rows, attending[call]].nonzero().tolist():
                     new = weights[row, head].clone()
-                    new[:LENGTH, :LENGTH] = seen[layer][head]
+                    new[:LENGTH, :LENGTH] = seen[call][head]
                     output[row, :, head] = new @ value[row, head // of_group]
                 return output
 

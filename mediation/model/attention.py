@@ -10,7 +10,7 @@ R rows, S keys and G key-value heads of one call.
 
 import functools
 import inspect
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import no_type_check
@@ -114,7 +114,7 @@ def changed_outputs(changes: Mapping[nn.Module, Change]) -> Iterator[None]:
 
 @contextmanager
 def recorded_weights(parts: Parts) -> Iterator[list[Float[Tensor, "B H T T"]]]:
-    """While open, a run leaves its attention weights, a tensor per attention layer, in this list."""
+    """While open, a run leaves its attention weights, a tensor per block with attention, in this list."""
     record: list[Tensor] = []
 
     @no_type_check  # as in `forward.run_base`
@@ -122,8 +122,15 @@ def recorded_weights(parts: Parts) -> Iterator[list[Float[Tensor, "B H T T"]]]:
         record.append(weights)
         return output
 
-    with changed_outputs({module: keep for module in parts.attentions}):
+    with changed_outputs({module: keep for module in parts.attentions if module is not None}):
         yield record
+
+
+def of_blocks(parts: Parts, weights: Sequence[Float[Tensor, "1 H T T"]]) -> Float[Tensor, "L H T T"]:
+    """Weights, or their gradients, of the blocks with attention as those of all blocks: the others' are 0."""
+    here = iter(weights)
+    none = torch.zeros_like(weights[0])
+    return torch.cat([none if module is None else next(here) for module in parts.attentions])
 
 
 def attention_weights(
@@ -132,4 +139,4 @@ def attention_weights(
     """Attention weights of one run of `tokens`."""
     with recorded_weights(parts) as weights:
         model.base_model(tokens.unsqueeze(0), use_cache=False)
-    return torch.cat(weights)
+    return of_blocks(parts, weights)

@@ -130,7 +130,8 @@ def _has_own_window(model, found):
     The library's eager attention, where it is called, looks at the mask alone.
     """
     settings = model.config.get_text_config().to_dict().items()
-    return not found.heads and any("window" in name and isinstance(size, int) for name, size in settings)
+    seen = found.attention_ends and "" not in found.attention_ends
+    return not seen and any("window" in name and isinstance(size, int) for name, size in settings)
 
 
 def _check_causal_and_alone(model, tokens):

@@ -353,6 +353,7 @@ def mediator(name: str, means: pd.DataFrame, model: str, folder: Path, layers: s
     whole = means[means["group"] == "all"]
     scale = "_effect" if of_weights else "_log_effect"
     kinds = [kind for kind in EFFECT_LABELS if f"{kind}_effect_mean" in means]
+    layers_of = pd.RangeIndex(whole["layer"].max() + 1)  # a layer without units stays empty
     title = f"{model}, {name}, {whole['comparisons'].max()} comparisons"
     paths = []
     for kind in kinds:
@@ -361,16 +362,19 @@ def mediator(name: str, means: pd.DataFrame, model: str, folder: Path, layers: s
             strongest = whole.loc[whole.groupby(["layer", "position"])[f"{kind}_log_effect_mean"]
                                   .apply(lambda values: values.abs().idxmax())]
             effects = strongest.pivot(index="layer", columns="position", values=f"{kind}_log_effect_mean")
+            effects = effects.reindex(layers_of)
             tokens = strongest.drop_duplicates("position").set_index("position")["token"]
             names = [tokens[position] or str(position) for position in effects.columns]
             of_units = f"\nthe strongest {unit} of a layer" if unit else ""
             paths.append(position_map(effects.to_numpy(), names, kind, title + of_units, path, layers))
         elif unit == "head":
-            effects = whole.pivot(index="layer", columns=unit, values=f"{kind}{scale}_mean").to_numpy()
-            paths.append(head_heat_map(effects, kind, title, path, "" if of_weights else LOG, layers))
+            effects = whole.pivot(index="layer", columns=unit, values=f"{kind}{scale}_mean")
+            paths.append(head_heat_map(effects.reindex(layers_of).to_numpy(), kind, title, path,
+                                       "" if of_weights else LOG, layers))
         elif unit is None:
-            errors = standard_error(whole[f"{kind}{scale}_std"], whole["comparisons"])
-            paths.append(layer_bars(whole[f"{kind}{scale}_mean"].to_numpy(), errors, kind, title, path,
+            bars = whole.set_index("layer").reindex(layers_of)
+            errors = standard_error(bars[f"{kind}{scale}_std"], bars["comparisons"])
+            paths.append(layer_bars(bars[f"{kind}{scale}_mean"].to_numpy(), errors, kind, title, path,
                                     layers, "" if of_weights else LOG))
         elif kind != "direct":
             profiles = {STRONGEST: strongest_means(whole, f"{kind}_log_effect_mean", SHARE)}

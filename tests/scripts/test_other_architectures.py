@@ -10,6 +10,7 @@ import torch
 
 from experiment import Intervention, Model
 from mediation import mediate
+from mediation.errors import InputError
 from mediation.files.storage import read_pickle
 from mediation.model import language_model
 from mediation.reports.report import how_sure
@@ -227,3 +228,41 @@ def leaves(content):
     if not isinstance(content, (list, tuple)):
         return [content]
     return [leaf for part in content for leaf in leaves(part)]
+
+
+# attention in some blocks only
+
+def test_attention_is_served_where_there_is_some_and_layers_keep_their_numbers(
+        checkpoint, tmp_path, run_script):
+    """Of LFM 2's three blocks here the second has attention."""
+    path = write_stimuli(tmp_path, MINE)
+    command = f"mediate.py {path} -model {checkpoint('lfm2')} -out_dir {tmp_path / 'out'} --multi_token all"
+    asked = ("attentions", "keys", "heads", "layers")
+    code, printed, error = run_script(f"{command} --mediators {','.join(asked)}")
+    assert code == 0, error
+    assert "left out" not in printed
+    for name in asked:
+        table = read_own_table(tmp_path / "out", f"{name}_tiny-lfm2.csv")
+        assert set(table["layer"].astype(str)) == ({"1", "all"} if name == "layers" else {"1"})
+        assert (table["indirect_effect"].abs() > 1e-6).any()
+    whole, head = (read_own_table(tmp_path / "out", f"{name}_tiny-lfm2.csv") for name in ("layers", "heads"))
+    assert len(head) == 2 * 4
+    of_layer = whole.groupby("layer")["candidate1_indirect_prob"].apply(list)
+    assert of_layer["1"] == of_layer["all"]
+    means = read_own_table(tmp_path / "out", "heads_mean_tiny-lfm2.csv")
+    assert set(means["layer"]) == {1} and list((tmp_path / "out").glob("heads_*.pdf"))
+
+
+@pytest.mark.parametrize("script", [
+    "attention_intervention_winobias.py --do_filter False -out_dir {out}",
+    "attention_intervention_subset_selection.py --do_filter False --out_dir {out}"])
+def test_studies_that_need_attention_everywhere_refuse_it(checkpoint, data, tmp_path, run_script, script):
+    assert_refused(run_script(f"{script.format(out=tmp_path / 'out')} -model {checkpoint('lfm2')}"),
+                   "only blocks 1 of this lfm2 model have attention", "use mediate.py")
+
+
+def test_a_head_in_a_block_without_attention_is_not_in_the_model(checkpoint):
+    model = Model(gpt2_version=str(checkpoint("lfm2")))
+    stimulus = Intervention(model.tokenizer, MINE[1].base, list(MINE[1].substitutes), ["he", "she"])
+    with pytest.raises(InputError, match="head 0-1 is not in the model: layers 1, heads 0 to 3"):
+        model.attention_intervention_single_experiment(stimulus, "indirect", [0], [1], search=False)
