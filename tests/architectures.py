@@ -31,7 +31,7 @@ from mediation.mediators.sweeps import by_full_passes, heads_by_full_passes, swe
 from mediation.model.architectures import NOT_CAUSAL, parts_of
 from mediation.model.attention import EAGER, attention_weights
 from mediation.model.forward import Tree, pack, run_base
-from mediation.model.probes import probed
+from mediation.model.probes import first_line, probed
 from tests.helpers import InDouble
 from tests.tiny_models import KINDS, tiny_model
 
@@ -84,11 +84,6 @@ def row_of(kind: str) -> Row:
     return Row(kind, "from a prefix" if architecture.resumes else "full passes", " ".join(effects),
                float(f"{max(differences.values()):.1e}"), float(f"{min(effects.values()):.1e}"),
                architecture.obstacle)
-
-
-def first_line(error: Exception) -> str:
-    """Of an error's text."""
-    return f"{type(error).__name__}: {(str(error).strip().splitlines() or [''])[0]}"[:160]
 
 
 def compared(model, architecture) -> tuple[dict[str, float], dict[str, float]]:

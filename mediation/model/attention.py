@@ -30,6 +30,18 @@ _changes: dict[nn.Module, Change] = {}  # of attention modules, while they are o
 _watching: list[Callable[..., Tensor]] = []  # told of every call while `watched_attention` is open
 
 
+def near(one: Tensor, other: Tensor, factor: float = 100.0) -> bool:
+    """Whether two tensors are the same up to rounding, measured at the largest number.
+
+    Many norms compute in float32 whatever the model's dtype, so float64 counts as float32.
+    """
+    if one.shape != other.shape:
+        return False
+    precision = max(torch.finfo(one.dtype).eps, torch.finfo(torch.float32).eps)
+    scale = float(torch.maximum(one.abs().max(), other.abs().max()))
+    return float((one - other).abs().max()) <= factor * precision * scale
+
+
 @dataclass(frozen=True)
 class Attended:
     """One call of the library's eager attention: when, by which module, what it was given and gave."""
@@ -49,11 +61,7 @@ class Attended:
         values = self.value.repeat_interleave(self.weights.shape[1] // self.value.shape[1], dim=1)
         if self.weights.shape[-1] != values.shape[2]:
             return False
-        summed = (self.weights.to(values.dtype) @ values).transpose(1, 2)
-        scale = float(summed.abs().max())
-        precision = max(torch.finfo(summed.dtype).eps, torch.finfo(torch.float32).eps)
-        return summed.shape == self.output.shape and float(
-            (summed - self.output).abs().max()) <= 100 * precision * scale
+        return near((self.weights.to(values.dtype) @ values).transpose(1, 2), self.output)
 
 
 def make_changeable(model: nn.Module) -> None:

@@ -82,18 +82,6 @@ def sample_tokens(model: PreTrainedModel) -> Int[Tensor, "2 T"]:
     return torch.tensor(usual, device=model.device)[drawn.to(model.device)]
 
 
-def near(one: Tensor, other: Tensor, factor: float = 100.0) -> bool:
-    """Whether two tensors are the same up to rounding, measured at the largest number.
-
-    Many norms compute in float32 whatever the model's dtype, so float64 counts as float32.
-    """
-    if one.shape != other.shape:
-        return False
-    precision = max(torch.finfo(one.dtype).eps, torch.finfo(torch.float32).eps)
-    scale = float(torch.maximum(one.abs().max(), other.abs().max()))
-    return float((one - other).abs().max()) <= factor * precision * scale
-
-
 @torch.no_grad()
 def watch(model: PreTrainedModel, tokens: Int[Tensor, "1 T"]) -> Watched:
     """Run a prompt and note what happens."""
