@@ -31,7 +31,6 @@ import numpy as np
 
 from mediation.errors import InputError
 from mediation.files.storage import RunFolder, check_writable, read_pickle
-from mediation.mediators.catalogue import CATALOGUE
 from mediation.options import Parser, add_attention_options, add_selection_options, choices, exit_on_bad_input
 from mediation.results.selections import KINDS
 from mediation.stimuli import winobias, winogender
@@ -48,6 +47,7 @@ DATA = {"winobias": lambda: winobias.load("dev"), "winogender": lambda: winogend
 def main(options: argparse.Namespace) -> None:
     """Stimuli, model; then one data set after the other."""
     from mediation.model.checkpoints import model_name
+    from mediation.studies.attention import check_every_layer
     from mediation.studies.selection import check_size
     from utils import load_model
 
@@ -59,7 +59,7 @@ def main(options: argparse.Namespace) -> None:
     examples = {data: DATA[data]()[: options.max_examples] for data in options.data}
     check_writable(options.out_dir)
     model = load_model(options)
-    CATALOGUE["heads"].check_model(model)
+    check_every_layer(model)
     check_size(options.k, model.num_layers * model.num_heads)
     for data in options.data:
         select_heads(model, examples[data], data, options)

@@ -321,7 +321,7 @@ def report_checks(
 ) -> None:
     """Print how sure the numbers are, with `certainty` of a screening."""
     from mediation.reports.report import describe_screening
-    from mediation.studies.error_budget import budget, describe_check
+    from mediation.studies.error_budget import describe_check
 
     checked = sum_of_checks(files)
     if options.method == "gradient":
@@ -331,7 +331,7 @@ def report_checks(
               f"{checked.deviation:.1e}")
         return
     units = "neurons among those run" if options.method == "screen" else "neurons"
-    print(describe_check(checked, budget(options).total, units))
+    print(describe_check(checked, options, units))
     if certainty:
         print(describe_screening(certainty, [entry["screen"] for entry in files]))
 

@@ -231,7 +231,7 @@ def write_mediators(
               f"log-probabilities differ by at most {checked.deviation:.1e}")
     else:
         what = units if method == "exact" else f"{units} among those run"
-        print(describe_check(checked, budget(options).total, what))
+        print(describe_check(checked, options, what))
 
 
 def figures_of(name: str, mediator: report.Mediator, found: Summary) -> plots.MediatorFigures:

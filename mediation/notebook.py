@@ -24,7 +24,7 @@ from mediation.errors import InputError
 from mediation.files.storage import whole_file
 from mediation.mediators.catalogue import Request
 from mediation.model.language_model import LanguageModel
-from mediation.reports import plots
+from mediation.reports import plots, report
 from mediation.results.mediation_tables import read_pieces
 from mediation.results.summaries import Summary
 from mediation.results.tidy import tidy_table
@@ -227,8 +227,7 @@ class Mediation:
                          *(f"<figure>{picture}</figure>" for picture in self._pictures(mediator).values()),
                          _table(summary.loc[summary["mediator"] == mediator, SHOWN]
                                 .groupby("effect", sort=False).head(10)),
-                         f"<p>Checked against full passes: the largest difference in a log-probability is "
-                         f"{of_mediator.entry['largest_deviation_from_full_passes']:.1e}.</p>"]
+                         f"<p>{report.how_checked(of_mediator)}</p>"]
         with whole_file(path) as file:
             file.write(PAGE.format(title=html.escape(title), body="\n".join(sections)))
         return path

@@ -70,14 +70,14 @@ def ranked_units(
 
 def strongest_means(means: pd.DataFrame, column: str, share: float | None) -> Float64[np.ndarray, "L"]:
     """Per layer, in order: the mean size of `column` over the strongest part of its units; with share None
-    the value of its one unit.
+    the value of its one unit, not a number for a layer without.
 
     Args:
         means: a row per unit, with a column layer; share: part of a layer's units, in (0, 1].
     """
     values = means.groupby("layer")[column]
     if share is None:
-        return values.first().to_numpy(float)
+        return values.first().reindex(range(means["layer"].max() + 1)).to_numpy(float)
     strongest = values.apply(lambda layer: layer.abs().nlargest(max(1, int(share * len(layer)))).mean())
     return strongest.to_numpy(float)
 

@@ -59,7 +59,7 @@ class Mediator:
     units: Callable[[LanguageModel], dict[str, np.ndarray]]
     sites: Callable[[Parts], "list[mediation.mediators.sites.Site]"] | None = None
     positions: tuple[str, ...] = ()
-    within: Callable[[LanguageModel], slice] | None = None
+    within: Callable[[LanguageModel], list[int]] | None = None
     in_trees: bool = False
     screened: bool = False
 
@@ -82,22 +82,38 @@ def _columns(shape, *names, first_layer=0):
     return columns | {"layer": columns["layer"] + first_layer}
 
 
-def _heads(model):
-    return model.num_layers * model.num_heads
-
-
 def _by_layer(model):
     return _columns((model.num_layers + 1,), "layer")
 
 
+def _by_attention(model, *shape):
+    """Columns of units of the blocks that have attention; shape: of the units of one."""
+    columns = _columns((len(model.parts.attending), *shape), "layer", "head")
+    return columns | {"layer": np.array(model.parts.attending, dtype=int)[columns["layer"]]}
+
+
 def _by_head(model):
-    return _columns((model.num_layers, model.num_heads), "layer", "head")
+    return _by_attention(model, model.num_heads)
 
 
 def _by_group(part):
     """Of keys (1) or values (2)."""
-    return lambda model: _columns((model.num_layers, len(model.parts.projections[part][0].columns)),
-                                  "layer", "head")
+    def units(model):
+        groups = {len(each.columns) for each in model.parts.projections[part] if each is not None}
+        return _by_attention(model, *groups)
+    return units
+
+
+def _heads(model):
+    """Indices of single heads among the sets of `heads.heads_layers_model`."""
+    return [layer * model.num_heads + head for layer in model.parts.attending
+            for head in range(model.num_heads)]
+
+
+def _layers(model):
+    """Of whole layers, and of the model."""
+    heads = model.num_layers * model.num_heads
+    return [heads + layer for layer in [*model.parts.attending, model.num_layers]]
 
 
 def _inner(model):
@@ -106,7 +122,7 @@ def _inner(model):
 
 
 def _every_layer_and_all(model):
-    return {"layer": np.array([*map(str, range(model.num_layers)), "all"])}
+    return {"layer": np.array([*map(str, model.parts.attending), "all"])}
 
 
 def _sites(name, *arguments):
@@ -126,7 +142,7 @@ CATALOGUE = {mediator.name: mediator for mediator in (
     Mediator("residuals", "the residual stream before a block, and behind the last",
              "before block (the last: behind all)", _by_layer, _sites("residuals"), EVERYWHERE),
     Mediator("attentions", "a whole attention module's output", ATTENTION,
-             lambda model: _columns((model.num_layers,), "layer"), _sites("attentions"), EVERYWHERE),
+             _by_attention, _sites("attentions"), EVERYWHERE),
     Mediator("mlps", "the word embedding, or a whole MLP's output", FROM_EMBEDDING, _by_layer,
              _sites("mlps"), ONE_PLACE),
     Mediator("head_outputs", "a head's weighted sum of values", ATTENTION, _by_head,
@@ -137,10 +153,10 @@ CATALOGUE = {mediator.name: mediator for mediator in (
     Mediator("values", "a head's values, or a group's of heads that share them", ATTENTION, _by_group(2),
              _sites("projections", 2), ALL_AT_ONCE),
     Mediator("heads", "a head's attention weights, on prompts of equal length", ATTENTION, _by_head,
-             within=lambda model: slice(_heads(model))),
+             within=_heads),
     Mediator("layers", 'attention weights of all heads of a layer, and of the model ("all")',
              "attention layer (weights of all its heads replaced)", _every_layer_and_all,
-             within=lambda model: slice(_heads(model), None)),
+             within=_layers),
     Mediator("neurons", "every neuron: a number of the word embedding, or of an MLP's output", FROM_EMBEDDING,
              lambda model: _columns((model.num_layers + 1, model.num_neurons), "layer", "neuron"),
              _sites("neurons"), ONE_PLACE, in_trees=True, screened=True),

@@ -19,7 +19,7 @@ from transformers import PreTrainedModel
 
 from mediation.mediators.sites import mlps, recorded_sites, residuals
 from mediation.model.architectures import Parts
-from mediation.model.attention import recorded_weights
+from mediation.model.attention import of_blocks, recorded_weights
 from mediation.model.forward import Prediction, Tree, run
 from mediation.model.readout import ReadOut
 
@@ -64,9 +64,9 @@ def head_gradients(
           recorded_weights(parts) as weights):
         run(model, parts, tree.tokens.unsqueeze(0), tree)
         log_probabilities = ReadOut(parts, tree.predictions)(residual[0])[0]
-        gradients = [torch.cat(torch.autograd.grad(of_candidate, weights, retain_graph=True))
+        gradients = [of_blocks(parts, torch.autograd.grad(of_candidate, weights, retain_graph=True))
                      for of_candidate in log_probabilities]
-    return log_probabilities.detach(), torch.stack(gradients), torch.cat(weights).detach()
+    return log_probabilities.detach(), torch.stack(gradients), of_blocks(parts, weights).detach()
 
 
 @contextmanager

@@ -179,6 +179,9 @@ def attention_intervention(model: LanguageModel, context: Int[Tensor, "*one T"],
 def _check_heads(model: LanguageModel, layers: Sequence[int], heads: Sequence[int]) -> None:
     """Raises InputError for a head outside the model."""
     for layer, head in zip(layers, heads):
-        if not 0 <= layer < model.num_layers or not 0 <= head < model.num_heads:
-            raise InputError(f"head {layer}-{head} is not in the model: layers 0 to {model.num_layers - 1}, "
+        if layer not in model.parts.attending or not 0 <= head < model.num_heads:
+            there = ", ".join(map(str, model.parts.attending))
+            if len(model.parts.attending) == model.num_layers:
+                there = f"0 to {model.num_layers - 1}"
+            raise InputError(f"head {layer}-{head} is not in the model: layers {there}, "
                              f"heads 0 to {model.num_heads - 1}")

@@ -9,8 +9,9 @@ from typing import Any
 
 import torch
 from jaxtyping import Bool, Float, Int
-from torch import Tensor
+from torch import Tensor, nn
 
+from mediation.model.architectures import Parts
 from mediation.model.attention import Change
 
 
@@ -62,6 +63,12 @@ def shift(edits: HeadEdits, layer: int) -> Change:
         return output
 
     return change
+
+
+def replacements(parts: Parts, edits: HeadEdits) -> dict[nn.Module, Change]:
+    """Changes of a full pass, the plain way."""
+    return {module: replacement(edits, layer) for layer, module in enumerate(parts.attentions)
+            if module is not None}
 
 
 def replacement(edits: HeadEdits, layer: int) -> Change:

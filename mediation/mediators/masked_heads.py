@@ -15,7 +15,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from mediation.mediators.batches import Progress
-from mediation.mediators.heads import HeadEdits, replacement
+from mediation.mediators.heads import HeadEdits, replacements
 from mediation.mediators.sweeps import sweep_heads_in
 from mediation.model.architectures import Parts
 from mediation.model.attention import attention_weights, changed_outputs
@@ -63,7 +63,6 @@ def by_full_passes(model: PreTrainedModel, parts: Parts, tree: Tree, edits: Head
     """Reference: full forward passes with the weights replaced, and a softmax over the vocabulary."""
     edits = edits[rows.to(tree.tokens.device)]
     ((position,), (token,)), = tree.predictions
-    changes = {module: replacement(edits, layer) for layer, module in enumerate(parts.attentions)}
-    with changed_outputs(changes):
+    with changed_outputs(replacements(parts, edits)):
         logits = model(tree.tokens.expand(len(edits), -1)).logits[:, position]
     return logits.double().log_softmax(dim=-1)[:, [token]].cpu()

@@ -93,25 +93,27 @@ def inner_neurons(parts: Parts) -> list[Site]:
 
 
 def attentions(parts: Parts) -> list[Site]:
-    """Output of every attention module, behind its output projection: L sites of one unit."""
+    """Output of every attention module, behind its output projection: a site of one unit for each block that
+    has attention, as of all that follow."""
     width = parts.architecture.width
-    return [Site(end, OUTPUT, block, whole(width)) for block, end in enumerate(parts.attention_ends)]
+    return [Site(end, OUTPUT, block, whole(width)) for block, end in enumerate(parts.attention_ends)
+            if end is not None]
 
 
 def head_outputs(parts: Parts) -> list[Site]:
-    """Every head's weighted sum of values: its slice of the output projection's input. L sites."""
+    """Every head's weighted sum of values: its slice of the output projection's input."""
     heads = parts.architecture.heads
     return [Site(output, INPUT, block, torch.arange(_inputs(output)).reshape(heads, -1))
-            for block, output in enumerate(parts.attention_outputs)]
+            for block, output in enumerate(parts.attention_outputs) if output is not None]
 
 
 def projections(parts: Parts, which: int) -> list[Site]:
-    """What the projections to queries (0), keys (1) or values (2) give, before norms and rotations: L sites.
+    """What the projections to queries (0), keys (1) or values (2) give, before norms and rotations.
 
     Heads that share keys and values share a unit.
     """
     return [Site(each.linear_map, OUTPUT, block, each.columns, crosses=which > 0)
-            for block, each in enumerate(parts.projections[which])]
+            for block, each in enumerate(parts.projections[which]) if each is not None]
 
 
 def _inputs(linear_map):

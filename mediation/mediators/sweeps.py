@@ -18,7 +18,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from mediation.mediators.batches import Progress, Run, in_batches, in_two_precisions
-from mediation.mediators.heads import HeadEdits, replacement, shift
+from mediation.mediators.heads import HeadEdits, replacements, shift
 from mediation.mediators.neurons import NeuronEdits, change, edited, writing
 from mediation.model.architectures import Parts
 from mediation.model.attention import attention_weights, changed_outputs
@@ -277,9 +277,9 @@ def heads_by_descent(parts: Parts, base: BaseRun, edits: HeadEdits,
             new = hidden[:1].expand(joining, -1, -1) if led else resumption.rows(layer, joining)
             hidden = torch.cat([hidden, new])
         under_way = edits[: len(hidden)]
-        changes = {}
-        if under_way.chosen[:, layer].any():
-            changes[parts.attentions[layer]] = shift(under_way, layer)
+        changes, module = {}, parts.attentions[layer]
+        if module is not None and under_way.chosen[:, layer].any():
+            changes[module] = shift(under_way, layer)
         with changed_outputs(changes):
             hidden = resumption.block(layer, hidden)
     result = torch.empty(len(order), read_out.columns, dtype=torch.float64)
@@ -295,7 +295,7 @@ def heads_by_full_passes(
 
     Full forward passes, weights replaced, nothing shared but by candidates that begin alike.
     """
-    changes = {module: replacement(edits, layer) for layer, module in enumerate(parts.attentions)}
+    changes = replacements(parts, edits)
     return in_full_passes(model, context, candidates, len(edits), lambda _: changed_outputs(changes))
 
 

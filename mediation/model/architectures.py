@@ -40,7 +40,8 @@ Maps = tuple[tuple[str, Columns], ...]  # of every block, a map and which of its
 class Architecture:
     """Names of modules in a model, and what its blocks do with them. A plain record, which can be stored.
 
-    A tuple of names has one for each block; it is empty where a block has no such part. `width`: numbers of
+    A tuple of names has one for each block; it is empty where a block has no such part, but for attention:
+    where only some blocks have it, the others' names are "". `width`: numbers of
     the residual stream.
 
     `final`: the modules between the last block and the unembedding `head`, if these are all that makes logits
@@ -98,7 +99,7 @@ class Projection:
 
 @dataclass(frozen=True)
 class Parts:
-    """The modules of one model, see `Architecture`; of every block one, or none of any.
+    """The modules of one model, see `Architecture`; of every block one, or none of any; None for "".
 
     `final_norm`: None where logits are made by the library's own code.
     """
@@ -109,18 +110,24 @@ class Parts:
     blocks: nn.ModuleList
     head: nn.Linear
     final_norm: nn.Module | None
-    attentions: tuple[nn.Module, ...]
+    attentions: tuple[nn.Module | None, ...]
     mlps: tuple[nn.Module, ...]
     mlp_norms: tuple[nn.Module | None, ...]
-    attention_ends: tuple[nn.Module, ...] = ()
-    attention_outputs: tuple[nn.Module, ...] = ()
+    attention_ends: tuple[nn.Module | None, ...] = ()
+    attention_outputs: tuple[nn.Module | None, ...] = ()
     mlp_outputs: tuple[nn.Module, ...] = ()
-    projections: tuple[tuple[Projection, ...], ...] = field(default=((), (), ()))
+    projections: tuple[tuple[Projection | None, ...], ...] = field(default=((), (), ()))
 
     @property
     def masked(self) -> bool:
         """Whether it predicts masked tokens."""
         return self.architecture.masked
+
+    @property
+    def attending(self) -> list[int]:
+        """The blocks with attention that was found."""
+        names = self.architecture.attentions or self.architecture.attention_ends
+        return [block for block, name in enumerate(names) if name]
 
 
 @dataclass(frozen=True)
@@ -187,7 +194,8 @@ def parts_of(model: PreTrainedModel, architecture: Architecture) -> Parts:
         return tuple(model.get_submodule(name) if name else None for name in names)
 
     def projections(maps):
-        return tuple(Projection(model.get_submodule(name), torch.tensor(columns)) for name, columns in maps)
+        return tuple(Projection(model.get_submodule(name), torch.tensor(columns)) if name else None
+                     for name, columns in maps)
 
     norms = architecture.mlp_norms or [""] * len(architecture.mlps)
     return Parts(

@@ -10,7 +10,7 @@ R rows, S keys and G key-value heads of one call.
 
 import functools
 import inspect
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import no_type_check
@@ -28,6 +28,18 @@ Change = Callable[[Float[Tensor, "B R H d"], Float[Tensor, "B H R S"], Float[Ten
                   Float[Tensor, "B R H d"]]
 _changes: dict[nn.Module, Change] = {}  # of attention modules, while they are open
 _watching: list[Callable[..., Tensor]] = []  # told of every call while `watched_attention` is open
+
+
+def near(one: Tensor, other: Tensor, factor: float = 100.0) -> bool:
+    """Whether two tensors are the same up to rounding, measured at the largest number.
+
+    Many norms compute in float32 whatever the model's dtype, so float64 counts as float32.
+    """
+    if one.shape != other.shape:
+        return False
+    precision = max(torch.finfo(one.dtype).eps, torch.finfo(torch.float32).eps)
+    scale = float(torch.maximum(one.abs().max(), other.abs().max()))
+    return float((one - other).abs().max()) <= factor * precision * scale
 
 
 @dataclass(frozen=True)
@@ -49,11 +61,7 @@ class Attended:
         values = self.value.repeat_interleave(self.weights.shape[1] // self.value.shape[1], dim=1)
         if self.weights.shape[-1] != values.shape[2]:
             return False
-        summed = (self.weights.to(values.dtype) @ values).transpose(1, 2)
-        scale = float(summed.abs().max())
-        precision = max(torch.finfo(summed.dtype).eps, torch.finfo(torch.float32).eps)
-        return summed.shape == self.output.shape and float(
-            (summed - self.output).abs().max()) <= 100 * precision * scale
+        return near((self.weights.to(values.dtype) @ values).transpose(1, 2), self.output)
 
 
 def make_changeable(model: nn.Module) -> None:
@@ -114,7 +122,7 @@ def changed_outputs(changes: Mapping[nn.Module, Change]) -> Iterator[None]:
 
 @contextmanager
 def recorded_weights(parts: Parts) -> Iterator[list[Float[Tensor, "B H T T"]]]:
-    """While open, a run leaves its attention weights, a tensor per attention layer, in this list."""
+    """While open, a run leaves its attention weights, a tensor per block with attention, in this list."""
     record: list[Tensor] = []
 
     @no_type_check  # as in `forward.run_base`
@@ -122,8 +130,15 @@ def recorded_weights(parts: Parts) -> Iterator[list[Float[Tensor, "B H T T"]]]:
         record.append(weights)
         return output
 
-    with changed_outputs({module: keep for module in parts.attentions}):
+    with changed_outputs({module: keep for module in parts.attentions if module is not None}):
         yield record
+
+
+def of_blocks(parts: Parts, weights: Sequence[Float[Tensor, "1 H T T"]]) -> Float[Tensor, "L H T T"]:
+    """Weights, or their gradients, of the blocks with attention as those of all blocks: the others' are 0."""
+    here = iter(weights)
+    none = torch.zeros_like(weights[0])
+    return torch.cat([none if module is None else next(here) for module in parts.attentions])
 
 
 def attention_weights(
@@ -132,4 +147,4 @@ def attention_weights(
     """Attention weights of one run of `tokens`."""
     with recorded_weights(parts) as weights:
         model.base_model(tokens.unsqueeze(0), use_cache=False)
-    return torch.cat(weights)
+    return of_blocks(parts, weights)

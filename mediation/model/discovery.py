@@ -82,18 +82,6 @@ def sample_tokens(model: PreTrainedModel) -> Int[Tensor, "2 T"]:
     return torch.tensor(usual, device=model.device)[drawn.to(model.device)]
 
 
-def near(one: Tensor, other: Tensor, factor: float = 100.0) -> bool:
-    """Whether two tensors are the same up to rounding, measured at the largest number.
-
-    Many norms compute in float32 whatever the model's dtype, so float64 counts as float32.
-    """
-    if one.shape != other.shape:
-        return False
-    precision = max(torch.finfo(one.dtype).eps, torch.finfo(torch.float32).eps)
-    scale = float(torch.maximum(one.abs().max(), other.abs().max()))
-    return float((one - other).abs().max()) <= factor * precision * scale
-
-
 @torch.no_grad()
 def watch(model: PreTrainedModel, tokens: Int[Tensor, "1 T"]) -> Watched:
     """Run a prompt and note what happens."""
@@ -225,8 +213,8 @@ def _differing(one, other):
 
 
 def _complete(of_blocks):
-    """As a tuple, or () where a block has none."""
-    return tuple(of_blocks) if all(of_blocks) else ()
+    """As a tuple, or () where it was not seen in a block."""
+    return () if None in of_blocks else tuple(of_blocks)
 
 
 def _mlps(seen, calls):
@@ -268,28 +256,32 @@ def _mlps(seen, calls):
 def _attention(names, seen, calls, arguments):
     """Attention modules, where their outputs lie, and the maps to queries, keys and values."""
     by_block = [[each for each in seen.attended if block.begin < each.time < block.end] for block in calls]
-    if any(len(each) != 1 for each in by_block):
-        return {}  # a block without attention, or with several
-    attended = [each for (each,) in by_block]
+    attended = [each for of_block in by_block for each in of_block]
     heads = {each.query.shape[1] for each in attended}
-    if len(heads) != 1:
+    # one of several in a block, or of several blocks' common one, could not be changed alone
+    once = max(map(len, by_block)) == 1 and len({each.module for each in attended}) == len(attended)
+    if not once or len(heads) != 1:
         return {}
     known: dict[Any, tuple] = {}  # of each kind of block, with names that begin in the block
     inner = []
-    for block, each, given in zip(calls, attended, arguments):
+    for block, of_block, given in zip(calls, by_block, arguments):
+        if not of_block:
+            inner.append(["", "", *[("", ())] * 3])
+            continue
         called = tuple(call.name.removeprefix(block.name) for call in seen.within(block.begin, block.end))
         kind = type(block.module), called, tuple(weight.shape for weight in block.module.parameters())
         if kind not in known:
             inside = {module: name for name, module in block.module.named_modules()}
-            known[kind] = _inside(inside, seen, block, each, given)
+            known[kind] = _inside(inside, seen, block, of_block[0], given)
         inner.append([_named(part, block.name) for part in known[kind]])
     ends, outputs, queries, keys, values = (_complete(each) for each in zip(*inner))
     # a table has as many units in every layer
-    queries, keys, values = (() if len({len(columns) for _, columns in maps}) > 1 else maps
+    queries, keys, values = (() if len({len(columns) for name, columns in maps if name}) > 1 else maps
                              for maps in (queries, keys, values))
     weighted = all(each.is_weighted_sum() for each in attended)
     return {"heads": heads.pop(), "attention_ends": ends, "attention_outputs": outputs,
-            "attentions": tuple(names[each.module] for each in attended) if weighted else (),
+            "attentions": tuple(names[each[0].module] if each else "" for each in by_block
+                                ) if weighted else (),
             "queries": queries, "keys": keys, "values": values}
 
 

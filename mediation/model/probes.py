@@ -24,7 +24,8 @@ from mediation.files.assets import cache_folder, sha256_of
 from mediation.files.storage import write_json
 from mediation.model import architectures, attention, discovery, forward
 from mediation.model.architectures import Architecture, Form, Parts, parts_of
-from mediation.model.discovery import discover, near, refusal, sample_tokens
+from mediation.model.attention import near
+from mediation.model.discovery import discover, refusal, sample_tokens
 from mediation.model.forward import (
     Resumption,
     called_with,
@@ -59,14 +60,19 @@ def known_architecture(model: PreTrainedModel) -> Architecture:
         except InputError:
             raise
         except Exception as error:  # the library's own code stops on a plain text
-            reason = f"{type(error).__name__}: {(str(error).splitlines() or [''])[0]}"[:200]
-            raise InputError(refusal(model, f"a short run of it fails ({reason})")) from error
+            raise InputError(refusal(model, f"a short run of it fails ({first_line(error)})")) from error
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         write_json(path, asdict(architecture))
     except OSError:  # a cache that cannot be written costs time only
         pass
     return architecture
+
+
+def first_line(error: Exception) -> str:
+    """What an error of the library says, with its name."""
+    line = f"{type(error).__name__}: {(str(error).strip().splitlines() or [''])[0]}"
+    return line if len(line) <= LONGEST else f"{line[:LONGEST]} ..."
 
 
 def _key(model):
@@ -127,8 +133,7 @@ def _probed(model):
         try:
             wrong = probe(model, parts_of(model, found), tokens)
         except Exception as error:  # a block that cannot be called so raises whatever it likes
-            wrong = f"{type(error).__name__}: {(str(error).splitlines() or [''])[0]}"
-            wrong = wrong if len(wrong) <= LONGEST else f"{wrong[:LONGEST]} ..."
+            wrong = first_line(error)
         if wrong:
             return replace(found, resumes=False, obstacle=f"cannot be {name} ({wrong})")
     return found
@@ -140,7 +145,8 @@ def _has_own_window(model, found):
     The library's eager attention, where it is called, looks at the mask alone.
     """
     settings = model.config.get_text_config().to_dict().items()
-    return not found.heads and any("window" in name and isinstance(size, int) for name, size in settings)
+    seen = found.attention_ends and "" not in found.attention_ends
+    return not seen and any("window" in name and isinstance(size, int) for name, size in settings)
 
 
 def _check_causal_and_alone(model, tokens):

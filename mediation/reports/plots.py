@@ -415,7 +415,7 @@ class MediatorFigures:
         units = self.units[(self.units["group"] == group) & (self.units["effect"] == kind)]
         units = units[units["layer"] != "all"]
         unsure = (units["low"] <= 0) & (units["high"] >= 0)
-        return units.assign(layer=units["layer"].astype(int), unsure=unsure)
+        return units.assign(layer=units["layer"].astype(int), unsure=unsure.astype(int))
 
 
 def mediator(of: MediatorFigures, model: str, folder: Path, ending: str = "pdf") -> list[Path]:
@@ -430,6 +430,7 @@ def mediator(of: MediatorFigures, model: str, folder: Path, ending: str = "pdf")
     """
     prefix, scale = ("", LOG) if of.tokens else ("effect_", "")
     kinds = [kind for kind in EFFECT_LABELS if (of.units["effect"] == kind).any()]
+    layers = pd.RangeIndex(of.of(kinds[0])["layer"].max() + 1)  # a layer without units stays empty
     title = f"{model}, {of.name}, {of.units['comparisons'].max()} comparisons"
     paths = []
     for kind in kinds:
@@ -442,18 +443,19 @@ def mediator(of: MediatorFigures, model: str, folder: Path, ending: str = "pdf")
             cells = rows.loc[size.groupby(["layer", "position"])["size"].idxmax()]
             places = sorted(cells["position"].unique(), key=int)
             effects, unsure = (cells.pivot(index="layer", columns="position", values=column)[places]
-                               for column in ("mean", "unsure"))
+                               .reindex(layers) for column in ("mean", "unsure"))
             names = [of.tokens.get(place) or place for place in places]
             of_units = f"\nthe strongest {of.unit} of a layer" if of.unit else ""
             paths.append(position_map(effects.to_numpy(), names, kind, title + of_units, path, of.layers,
-                                      unsure.to_numpy(bool)))
+                                      (unsure == 1).to_numpy()))
         elif of.unit == "head":
-            effects, unsure = (rows.pivot(index="layer", columns="unit", values=column)
+            effects, unsure = (rows.pivot(index="layer", columns="unit", values=column).reindex(layers)
                                for column in (f"{prefix}mean", "unsure"))
             paths.append(head_heat_map(effects.to_numpy(), kind, title, path, scale, of.layers,
-                                       unsure.to_numpy(bool)))
+                                       (unsure == 1).to_numpy()))
         elif of.unit is None:
-            mean, low, high = (rows[f"{prefix}{end}"].to_numpy(float) for end in ("mean", "low", "high"))
+            bars = rows.set_index("layer").reindex(layers)
+            mean, low, high = (bars[f"{prefix}{end}"].to_numpy(float) for end in ("mean", "low", "high"))
             paths.append(layer_bars(mean, reach(mean, (low, high)), kind, title, path, of.layers, scale,
                                     INTERVAL))
         elif kind != "direct":

@@ -18,6 +18,8 @@ from mediation.effects.unit_summaries import UnitSummary
 from mediation.results.summaries import Summary
 from mediation.stimuli.templates import TEMPLATES
 
+FULL_PASSES = "Every intervention was a full pass of its own: there is nothing to check."
+
 
 def describe_prompts(model: str, table: pd.DataFrame, unrated: Sequence[str]) -> str:
     """One line on what a total effect is computed over, one more on words that had to be left out."""
@@ -239,9 +241,7 @@ def strongest_units(units: pd.DataFrame, count: int) -> str:
     columns = {"layer-neuron": [f"{row['layer']}-{row['unit']}" for row in rows],
                "log odds ratio": [_interval(row) for row in rows],
                "odds ratio - 1": [_interval(row, "effect_mean", "effect_") for row in rows],
-               "rank": [str(row["rank"]) + ("" if pd.isna(row["rank_low"]) else
-                                            f" [{row['rank_low']:.0f}, {row['rank_high']:.0f}]")
-                        for row in rows]}
+               "rank": [_rank(row) for row in rows]}
     if top["in_top"].notna().all():
         columns["in the top 10"] = [f"{100 * row['in_top']:.0f}%" for row in rows]
     columns |= {column: [f"{row[column]:.2g}" for row in rows] for column in ("p", "q")
@@ -251,7 +251,9 @@ def strongest_units(units: pd.DataFrame, count: int) -> str:
 
 def how_sure(runs: Sequence[Mapping[str, Any]], swept: Sequence[Mapping[str, Any]]) -> str:
     """What the checks against full passes say, and the recall of screened runs."""
-    deviation = max(entry["largest_deviation_from_full_passes"] for entry in swept)
+    if all(run["settings"].get("full_passes") for run in runs):
+        return FULL_PASSES
+    deviation = max(entry.get("largest_deviation_from_full_passes", 0.0) for entry in swept)
     estimated = any(run["settings"].get("method") == "gradient" for run in runs)
     lines = [f"Random {'neurons' if estimated else 'interventions'} of every sweep were run again as full "
              "passes "
@@ -363,8 +365,7 @@ def _mediator(name, mediator, found):
         unit = f"{row['layer']}{'' if pd.isna(row['unit']) else '-' + str(int(row['unit']))}"
         cells = [unit + _place(row["position"], tokens), _interval(row),
                  *([_interval(row, "share", "share_")] if has_share else []),
-                 f"{row['rank']} [{row['rank_low']:.0f}, {row['rank_high']:.0f}]",
-                 *(f"{of_kind[tuple(row[key])]:.4g}" for of_kind in of_others),
+                 _rank(row), *(f"{of_kind[tuple(row[key])]:.4g}" for of_kind in of_others),
                  *("-" if pd.isna(row[column]) else f"{row[column]:.2g}" for column in resolved)]
         lines.append("| " + " | ".join(cells) + " |")
     lines += _how_stable(found.halves["all", first, name])
@@ -373,15 +374,8 @@ def _mediator(name, mediator, found):
                   "comparisons that have it."]
     lines += [f"\nleft out: {_count(number, 'comparison')}: {reason}"
               for reason, number in mediator.run["left_out"].get(name, {}).items()]
-    deviation = mediator.entry["largest_deviation_from_full_passes"]
-    if (whole["layer"] == "all").any():
-        lines += ["", "Every layer and the whole model were run."]
-    elif mediator.run["settings"]["method"] == "gradient":
-        lines += ["", "First-order estimates: those of a random sample differ from full passes by at most "
-                  f"{deviation:.1e} in a log-probability."]
-    else:
-        lines += ["", f"Checked against full passes: a random sample differs by at most {deviation:.1e} in a "
-                  "log-probability."]
+    lines += ["", "Every layer and the whole model were run." if (whole["layer"] == "all").any()
+              else how_checked(mediator)]
     if mediator.screening:
         lines.append(describe_screening(mediator.screening, [mediator.entry["screen"]]))
     return lines
@@ -404,9 +398,30 @@ def _interval(row, mean="mean", ends=""):
     return f"{row[mean]:.4g}" + ("" if pd.isna(low) else f" [{low:.4g}, {high:.4g}]")
 
 
+def _rank(row):
+    """rank [low, high]."""
+    return str(row["rank"]) + ("" if pd.isna(row["rank_low"]) else
+                               f" [{row['rank_low']:.0f}, {row['rank_high']:.0f}]")
+
+
 def _in_words(kind):
     """total_indirect: total indirect."""
     return kind.replace("_", " ")
+
+
+def how_checked(mediator: Mediator) -> str:
+    """A sentence on what was compared with full passes."""
+    settings, entry = mediator.run["settings"], mediator.entry
+    if settings.get("full_passes"):
+        return FULL_PASSES
+    if "largest_deviation_from_full_passes" not in entry:
+        return "No intervention can reach the output: there is nothing to check."
+    deviation = entry["largest_deviation_from_full_passes"]
+    if settings["method"] == "gradient":
+        return ("First-order estimates: those of a random sample differ from full passes by at most "
+                f"{deviation:.1e} in a log-probability.")
+    return (f"Checked against full passes: a random sample differs by at most {deviation:.1e} in a "
+            "log-probability.")
 
 
 def _place(position, tokens):

@@ -15,6 +15,7 @@ from tqdm import tqdm
 
 from mediation.effects.estimands import strong_examples
 from mediation.effects.odds import log_odds
+from mediation.errors import InputError
 from mediation.files.storage import RunFolder, describe_machine, now, write_json
 from mediation.mediators import head_sweeps
 from mediation.mediators.catalogue import CATALOGUE
@@ -62,7 +63,7 @@ def run_study(model: LanguageModel, examples: Sequence[PronounStimulus], data: s
     Returns: path of the JSON. A finished one is left as it is; an unfinished one goes on with the next
     example.
     """
-    CATALOGUE["heads"].check_model(model)
+    check_every_layer(model)
     run_folder = RunFolder(Path(options.out_dir) / f"{data}_data")
     settings, method = describe_settings(model, examples, about, options)
     with run_folder.claimed([name], settings):
@@ -79,6 +80,16 @@ def run_study(model: LanguageModel, examples: Sequence[PronounStimulus], data: s
                        StudyOptions.of(options))
         run_folder.update(run, finished=now())
         return run_folder.folder / name
+
+
+def check_every_layer(model: LanguageModel) -> None:
+    """Raises InputError for a model without attention in each block: the formats of 2020 have all heads of
+    all layers."""
+    CATALOGUE["heads"].check_model(model)
+    if len(there := model.parts.attending) < model.num_layers:
+        raise InputError(f"only blocks {', '.join(map(str, there))} of this {model.model.config.model_type} "
+                         f"model have attention, this study needs it in all {model.num_layers}: use "
+                         "mediate.py --mediators heads,layers")
 
 
 def describe_settings(model: LanguageModel, examples: Sequence[PronounStimulus], about: dict[str, Any],
@@ -157,7 +168,7 @@ def sweep_examples(model: LanguageModel, interventions: Sequence[Intervention], 
               f"{account.check.deviation:.1e}")
     else:
         what = "heads" + (" among those run" if options.method == "screen" else "")
-        print(describe_check(account.check, budget(options).total, what))
+        print(describe_check(account.check, options, what))
 
 
 def entry_of(model: LanguageModel, intervention: Intervention, arrays: Arrays) -> dict[str, Any]:

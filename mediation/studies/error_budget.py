@@ -37,6 +37,9 @@ class Precision(Protocol):
     @property
     def precision(self) -> str: ...
 
+    @property
+    def full_passes(self) -> bool: ...
+
 
 @dataclass(frozen=True)
 class Budget:
@@ -91,14 +94,17 @@ class Check:
         return Check(deviation, self.random + other.random, self.likely + other.likely)
 
     def entry(self) -> dict[str, float]:
-        """What a manifest says of it."""
-        return {"largest_deviation_from_full_passes": self.deviation, "checked_at_random": self.random,
-                "checked_where_likely": self.likely, "largest_share_off": largest_share_off(self.random)}
+        """What a manifest says of it; nothing of a deviation where nothing was checked."""
+        counts: dict[str, float] = {"checked_at_random": self.random, "checked_where_likely": self.likely}
+        if not self.random + self.likely:
+            return counts
+        return {"largest_deviation_from_full_passes": self.deviation, **counts,
+                "largest_share_off": largest_share_off(self.random)}
 
     @classmethod
     def from_entry(cls, entry: dict[str, Any]) -> "Check":
         """The other way round; files of before this was counted say only the deviation."""
-        return cls(entry["largest_deviation_from_full_passes"], entry.get("checked_at_random", 0),
+        return cls(entry.get("largest_deviation_from_full_passes", 0.0), entry.get("checked_at_random", 0),
                    entry.get("checked_where_likely", 0))
 
 
@@ -139,18 +145,20 @@ def largest_share_off(random: int) -> float:
     return 1 - (1 - CONFIDENCE) ** (1 / random) if random else 1.0
 
 
-def describe_check(check: Check, total: float, units: str) -> str:
+def describe_check(check: Check, options: Precision, units: str) -> str:
     """One line for people on a run's Check; `units`: what was intervened upon, such as "neurons"."""
+    if options.full_passes:
+        return f"{units}: every intervention was a full pass of its own, there is nothing to check"
     return (f"checked {check.random} random {units} and {check.likely} in the first layers or with the "
             f"largest effects against full passes under plain hooks: log-probabilities differ by at most "
-            f"{check.deviation:.1e} (accepted: {total:.1e}); with 95% confidence "
+            f"{check.deviation:.1e} (accepted: {budget(options).total:.1e}); with 95% confidence "
             f"at most {largest_share_off(check.random):.1%} of the interventions on them are off by more")
 
 
 def within_budget(model: Any, sweep: Callable[[], Any], check: Callable[[Any], Check],
                   options: Precision, what: str, remedy: str = REMEDY) -> tuple[Any, Check]:
     """What `sweep()` gives and its Check. A fast sweep that is off by more than the budget is run again
-    exactly.
+    exactly; full passes are not compared with themselves.
 
     Args:
         check: function of what the sweep gave; what: the sweep in words, for the message; remedy: what to do
@@ -159,6 +167,8 @@ def within_budget(model: Any, sweep: Callable[[], Any], check: Callable[[Any], C
     Raises:
         InputError: a sweep in full precision is off by more than the budget.
     """
+    if options.full_passes:
+        return sweep(), NOTHING_CHECKED
     # of other sweeps, to be counted beside this one
     before = model.fast_rows.take() if model.fast_rows else None
     result, accepted = sweep(), budget(options).total

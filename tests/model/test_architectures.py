@@ -57,6 +57,7 @@ def test_what_cannot_be_resumed_runs_full_passes_and_says_why(kind):
     row = row_of(kind)
     assert row.served == "full passes" and FULL_PASSES[kind] in row.why
     assert {"residuals", "mlps"} <= set(row.mediators.split()) and row.smallest_effect > 1e-3
+    assert row.largest_difference < TOLERANCE and ("heads" in row.mediators) == (kind != "bloom")
 
 
 @pytest.mark.parametrize("kind", REFUSED)
@@ -69,6 +70,23 @@ def test_heads_whose_output_is_no_weighted_sum_of_values_are_left_out():
     model = tiny_model("granite_swa")
     found = discover(model)
     assert not found.attentions and found.attention_outputs
+
+
+def test_attention_of_some_blocks_is_found_and_the_others_have_none():
+    model = tiny_model("qwen3_next")
+    found = discover(model)
+    parts = parts_of(model, found)
+    assert found.attentions == ("", "model.layers.1.self_attn", "")
+    assert parts.attending == [1] and parts.attentions[0] is None and parts.projections[0][2] is None
+    assert [site.joins for site in CATALOGUE["keys"].sites(parts)] == [1]
+
+
+def test_an_attention_that_several_blocks_have_in_common_is_left_out():
+    model = tiny_model("llama")
+    layers = model.model.layers
+    layers[2].self_attn = layers[0].self_attn
+    found = discover(model)
+    assert not found.heads and not found.attentions and not found.queries and found.mlps
 
 
 DTYPES = pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16, torch.float16], ids=str)

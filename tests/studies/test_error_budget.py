@@ -60,7 +60,7 @@ def test_every_stimulus_of_a_sweep_is_drawn_from():
 
 def test_a_fast_sweep_that_is_repeated_does_not_touch_what_was_counted_before():
     model = SimpleNamespace(fast_rows=FastRows(48, 16, 16, 0, 7e-4), exactly=nullcontext)
-    options = SimpleNamespace(dtype="float32", precision="fast")
+    options = SimpleNamespace(dtype="float32", precision="fast", full_passes=False)
 
     def sweep():
         model.fast_rows.add(FastRows(48, 10, 16, 0, 9e-4))
