@@ -266,6 +266,18 @@ def share(text: str) -> float:
     return number
 
 
+def model_size(text: str) -> tuple[str, float]:
+    """"NAME=MILLIONS": a model and its parameters."""
+    name, equals, number = text.rpartition("=")
+    try:
+        millions = float(number)
+    except ValueError:
+        millions = 0.0
+    if not (name and equals and 0 < millions < float("inf")):
+        raise argparse.ArgumentTypeError(f"{text!r} is not NAME=MILLIONS, such as gpt2=124")
+    return name, millions
+
+
 def output_folder(options: argparse.Namespace) -> Path:
     """-out_dir of an analysis script, or the folder it reads; checked before anything is computed."""
     folder = Path(options.folder)

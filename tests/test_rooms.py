@@ -88,7 +88,7 @@ def test_nothing_imports_in_a_circle():
     assert not [path for path in FILES if path in reached(path, set())]
 
 
-READERS = ["attention_figures1", "attention_figures2", "check_replication",
+READERS = ["attention_figures1", "attention_figures2", "check_replication", "compare_models",
            "compute_and_save_neuron_agg_effect", "compute_neuron_effect_per_layer",
            "compute_neuron_split_total_effect", "compute_neuron_total_effect", "convert_tables",
            "make_report"]

@@ -139,3 +139,11 @@ def holm(p: Float64[np.ndarray, "U"]) -> Float64[np.ndarray, "U"]:
     steps = p[order] * np.arange(len(order), 0, -1)
     adjusted[order] = np.minimum(1, np.maximum.accumulate(steps))
     return adjusted
+
+
+def benjamini_yekutieli(p: Float64[np.ndarray, "U"]) -> Float64[np.ndarray, "U"]:
+    """False discovery rates that hold whatever the units' dependence (2001), larger than `SignFlips.rate`;
+    NaN stays. To call one unit of a family of m, they need 1 + 1/2 + ... + 1/m times as many flips."""
+    rate, known = np.full(len(p), np.nan), ~np.isnan(p)
+    rate[known] = stats.false_discovery_control(p[known], method="by")
+    return rate

@@ -3,6 +3,7 @@
 import textwrap
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from matplotlib.patches import Rectangle
 from matplotlib.ticker import MaxNLocator
 
 from mediation.effects.estimands import Correlation, means_of_professions
+from mediation.effects.model_comparison import CONTROL, EVERY, ODDS
 from mediation.effects.resampling import Interval
 from mediation.effects.summaries import over_orders, strongest_means
 from mediation.files.storage import whole_file
@@ -475,3 +477,41 @@ def _by_group(of, model, folder, ending):
     profiles = {group: strongest_means(of.of(kind, group), "mean", share) for group in groups}
     path = folder / f"{of.name}_by_group_{model}.{ending}"
     return [layer_profiles(profiles, kind, f"{model}, {of.name}, by group{text}", path, of.layers)]
+
+
+def compared_models(table: pd.DataFrame, path: Path) -> Path:
+    """A row of panels per study, a panel per quantity, a dot with its 95% interval per model, controls last.
+
+    `table`: of `model_comparison.Comparison`, of all studies; models in its order. Open dots: means over the
+    examples that all models have. What has no interval is not drawn.
+    """
+    shown = table[(table["scale"] != ODDS) & (table["group"] == EVERY)]
+    studies, quantities = shown["study"].unique(), shown[shown["what"] == "mean"]["quantity"].unique()
+    with plt.rc_context(STYLE):
+        size = max(COLUMN_WIDTH, 1.9 * len(quantities)), 0.9 + 1.7 * len(studies)
+        figure, panels = plt.subplots(len(studies), len(quantities), figsize=size, squeeze=False)
+        dots: dict[str, Any] = {}
+        for (study, quantity), axes in zip(product(studies, quantities), panels.flat):
+            rows = shown[(shown["study"] == study) & (shown["quantity"] == quantity)]
+            models = list(rows[rows["what"] == "mean"]["model"])
+            for what, label, fill, shift in (("mean", "its own examples", None, -0.12),
+                                             ("mean, common", "examples of all models", "white", 0.12)):
+                for row in rows[(rows["what"] == what) & rows["low"].notna()].itertuples():
+                    colour = "0.55" if row.model.endswith(CONTROL) else "C0"
+                    drawn = axes.errorbar(
+                        models.index(row.model) + shift, row.value,
+                        yerr=np.array([[row.value - row.low], [row.high - row.value]]), color=colour,
+                        marker="o", markersize=3.5, markerfacecolor=fill or colour, linewidth=1, capsize=2)
+                    dots.setdefault(label, drawn)
+            axes.axhline(0, color="0.6", linewidth=0.6, zorder=0)
+            axes.set_xlim(-0.6, len(models) - 0.4)
+            axes.set_xticks(range(len(models)), [name.replace(CONTROL, " (random)") for name in models],
+                            rotation=30, ha="right", rotation_mode="anchor")
+            if not models:
+                axes.set_axis_off()
+            if axes in panels[0]:
+                axes.set_title(f"{quantity}\n({rows['scale'].iloc[0]})")
+        for study, (axes, *_) in zip(studies, panels):
+            axes.set_ylabel(textwrap.fill(study, 22))
+        figure.legend(list(dots.values()), list(dots), loc="outside lower center", ncols=2, frameon=False)
+        return _save(figure, path)

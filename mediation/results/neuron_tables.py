@@ -105,13 +105,19 @@ def find_tables(folder: str | Path, model: str, types: Sequence[str] = TYPES) ->
     if twice:
         raise InputError(f"{twice[0]} is there as parquet too: move one of them away")
     if not tables:
-        pattern = rf"_(?:{'|'.join(TYPES)})_(.+)\.(?:{'|'.join(FORMATS)})$"
-        models = {match[1] for name in names if (match := re.search(pattern, name))}
-        remedy = (f"models there: {', '.join(sorted(models))}" if models
+        models = models_in(folder)
+        remedy = (f"models there: {', '.join(models)}" if models
                   else "run run_profession_neuron_experiments.py first, or name its folder")
         raise InputError(f"{folder} holds no tables of model {model!r} ({', '.join(types)}): {remedy}")
     check_made_alike(folder, tables)
     return tables
+
+
+def models_in(folder: str | Path) -> list[str]:
+    """The models that have neuron tables in a folder."""
+    pattern = rf"_(?:{'|'.join(TYPES)})_(.+)\.(?:{'|'.join(FORMATS)})$"
+    matches = (re.search(pattern, path.name) for path in Path(folder).iterdir())
+    return sorted({match[1] for match in matches if match})
 
 
 def check_made_alike(folder: Path, tables: Mapping[Path, str]) -> None:

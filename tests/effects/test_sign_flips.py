@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from mediation.effects.sign_flips import cluster_means, holm, sign_flips
+from mediation.effects.sign_flips import benjamini_yekutieli, cluster_means, holm, sign_flips
 
 
 @pytest.fixture
@@ -108,3 +108,11 @@ def test_no_more_than_one_study_in_twenty_calls_a_unit_where_there_is_nothing_an
     assert np.mean(wrong) <= .05 + 2 * np.sqrt(.05 * .95 / studies)
     assert np.mean(share_wrong) <= .06
     assert np.mean(power) > .8 and np.mean(power_of_rate) > np.mean(power)
+
+
+def test_rates_under_any_dependence_are_written_out():
+    """Benjamini and Yekutieli's: those of Benjamini and Hochberg times 1 + 1/2 + 1/3 + 1/4."""
+    p = np.array([.01, .04, np.nan, .03, .5])
+    factor = 1 + 1 / 2 + 1 / 3 + 1 / 4
+    np.testing.assert_allclose(benjamini_yekutieli(p), np.minimum(1, factor * np.array(
+        [.04, .16 / 3, np.nan, .16 / 3, .5])))

@@ -171,7 +171,7 @@ def test_summaries_say_how_sure_the_neurons_and_layers_are(run_script, results):
     whole = whole.assign(neuron_=whole["layer"].astype(str) + "-" + whole["unit"].astype(str))
     for kind in ("indirect", "direct"):
         rows = whole[whole["effect"] == kind].set_index("neuron_")
-        expected = effects.loc[rows.index, f"odds_ratio_{kind}_mean"] - 1
+        expected = effects.loc[rows.index].filter(like=f"odds_ratio_{kind}_m").iloc[:, 0] - 1
         np.testing.assert_allclose(rows["effect_mean"], expected, rtol=1e-4, atol=1e-6)
         assert ((rows["low"] <= rows["mean"]) & (rows["mean"] <= rows["high"])).all()
     contrast = pd.read_csv(results / "toy-gpt2_neuron_gender_contrast.csv")["gender_contrast_mean"]
