@@ -5,7 +5,7 @@ Everything that a summary says comes from the tables of effects and of total eff
 """
 
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import compress
 from pathlib import Path
 from typing import Any
@@ -134,7 +134,7 @@ def _maps(path, mediator, one_place, number_of, draws,
           total_of) -> Iterator[tuple[tuple[str, str], EffectMap]]:
     """((group, kind), map) of one table: comparisons that have the same positions go together."""
     kinds, units = _rows_of(read_pieces(path, mediator), one_place)
-    for kind, rows in _with_parts(kinds, total_of).items():
+    for kind, rows in _with_parts(kinds, total_of):
         labels = dict.fromkeys(place for row in rows for place in row.places)
         alike: dict[tuple[bool, ...], list[str]] = {}
         for label in labels:
@@ -167,17 +167,18 @@ def _rows_of(pieces: Iterable[Piece], one_place: str) -> tuple[dict[str, list[Ro
 
 
 def _with_parts(kinds, total_of):
-    """With the parts of the total effect that follow, where both effects are there."""
+    """(kind, rows), with the parts of the total effect that follow where both effects are there; one at a
+    time, for each is as large as an effect."""
+    yield from kinds.items()
     if set(kinds) != {"indirect", "direct"}:
-        return kinds
-    parts: dict[str, list[Row]] = {"total_indirect": [], "interaction": []}
-    for indirect, direct in zip(kinds["indirect"], kinds["direct"]):
-        total = np.array([total_of[indirect.stimulus, indirect.comparison]])
-        of = Decomposition(total, direct.values.reshape(1, -1), indirect.values.reshape(1, -1))
-        for name, rows in parts.items():
-            rows.append(Row(indirect.stimulus, indirect.comparison, indirect.group, indirect.places,
-                            getattr(of, name).reshape(indirect.values.shape)))
-    return kinds | parts
+        return
+    for part in ("total_indirect", "interaction"):
+        rows = []
+        for indirect, direct in zip(kinds["indirect"], kinds["direct"]):
+            total = np.array([total_of[indirect.stimulus, indirect.comparison]])
+            of = Decomposition(total, direct.values.reshape(1, -1), indirect.values.reshape(1, -1))
+            rows.append(replace(indirect, values=getattr(of, part).reshape(indirect.values.shape)))
+        yield part, rows
 
 
 def _map(rows, places, units, mediator, group, kind, number_of, draws, total_of) -> EffectMap:

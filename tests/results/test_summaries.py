@@ -88,7 +88,7 @@ def test_mediators_of_one_report_are_one_family(stimuli, analyse):
     _, alone = analyse("mlps")
     printed, both = analyse("heads")
     assert "effects of mlps: 3 units" in alone["family"][0]
-    assert "effects of heads, mlps: 15 units" in both["family"][0]
+    assert "effects of mlps, heads: 15 units" in both["family"][0]
     assert "too few clusters to call any unit at 0.05" not in printed  # 2 ** 6 flips: .016 is possible
     assert printed.count("## How sure") == 1
 
@@ -100,4 +100,5 @@ def test_a_summary_in_parquet_has_the_numbers_of_the_csv(stimuli, analyse, tmp_p
     with pytest.raises(FileNotFoundError):
         analyse("heads", "--format parquet")
     again = pd.read_parquet(tmp_path / "out" / f"{path.stem}.parquet")
-    pd.testing.assert_frame_equal(again, table, check_dtype=False)
+    texts = [name for name in again if again[name].dtype == "category"]
+    pd.testing.assert_frame_equal(again.astype(dict.fromkeys(texts, "str")), table, check_dtype=False)
