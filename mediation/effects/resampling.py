@@ -11,7 +11,7 @@ Symbols in shapes: N rows, U units, D draws.
 from collections.abc import Mapping, Sequence
 
 import numpy as np
-from jaxtyping import Bool, Float64, Int
+from jaxtyping import Bool, Float64, Int, Shaped
 
 DRAWS = 2000
 LEVEL = (2.5, 97.5)  # percentiles: a 95% interval
@@ -98,11 +98,13 @@ class Resampling:
         return low, high
 
 
-def interval(draws: Float64[np.ndarray, "D U"]) -> Interval:
+def interval(draws: Shaped[np.ndarray, "D U"]) -> Interval:
     """Low and high end of every unit's 95% percentile interval; draws that are NaN for all units do not
     count."""
-    known = draws[~np.isnan(draws).all(axis=1)] if draws.shape[1] else draws
-    if not len(known):
-        return np.full(draws.shape[1], np.nan), np.full(draws.shape[1], np.nan)
-    low, high = np.percentile(np.ascontiguousarray(known.T), LEVEL, axis=1)
+    known, ends = ~np.isnan(draws).all(axis=1), [np.zeros((2, 0))]
+    for start in range(0, draws.shape[1], AT_ONCE):
+        of_units = np.ascontiguousarray(draws[known, start:start + AT_ONCE].T)
+        ends.append(np.percentile(of_units, LEVEL, axis=1) if known.any()
+                    else np.full((2, len(of_units)), np.nan))
+    low, high = np.concatenate(ends, axis=1)
     return low, high

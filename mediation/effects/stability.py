@@ -11,12 +11,12 @@ import numpy as np
 from jaxtyping import Float64, Int
 from scipy import stats
 
-from mediation.effects.resampling import LEVEL, Resampling
+from mediation.effects.resampling import Resampling, interval
 from mediation.effects.sign_flips import cluster_means
 
 SPLITS = 100
 TOP = 10
-AT_ONCE = 8_000_000  # ranks in memory
+AT_ONCE = 2_000_000  # ranks in memory
 
 
 @dataclass(frozen=True)
@@ -43,7 +43,7 @@ def ranks(means: Float64[np.ndarray, "U"], draws: Float64[np.ndarray, "D U"], to
     for start in range(0, len(draws), step):
         drawn[start:start + step] = _ranked(draws[start:start + step])
     rank, in_top = _ranked(means[None])[0], drawn <= top
-    low, high = np.percentile(np.ascontiguousarray(drawn.T), LEVEL, axis=1)
+    low, high = interval(drawn)
     observed = rank <= top
     shared, either = (in_top & observed).sum(axis=1), (in_top | observed).sum(axis=1)
     return Ranks(rank, low, high, in_top.mean(axis=0), float((shared / either).mean()), top)
