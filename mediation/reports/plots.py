@@ -88,7 +88,7 @@ def layer_effect(layers: pd.DataFrame, model: str, path: Path) -> Path:
         return _finish_layer_axes(figure, axes, path)
 
 
-BAND = "band: 95% interval over professions and templates"
+BAND = "band: 95% interval over\nprofessions and templates"
 
 
 def _interval_band(axes, rows, color):
