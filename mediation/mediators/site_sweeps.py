@@ -206,11 +206,16 @@ def sweep_sites_by_full_passes(
 
 
 def estimate_sites(
-    model: PreTrainedModel, parts: Parts, tree: Tree, edits: SiteEdits,
+    model: PreTrainedModel, parts: Parts, own: Values, tree: Tree, edits: SiteEdits,
+    without: Float64[Tensor, "P"],
 ) -> Float64[Tensor, "{len(edits)} {len(tree.predictions)}"]:
     """The same to first order: gradient times what a replacement moves its unit by, summed over them.
 
     One forward pass, and one backward pass per prediction (attribution patching: Nanda 2023).
+
+    Args:
+        own: of `run_with_sites`; without: log-probabilities without intervention. What has no gradient, or is
+            replaced by itself, has exactly these.
     """
     sites = [*edits.sites, residuals(parts)[-1]]
     with torch.enable_grad(), leaf(parts), recorded_sites(sites) as record:
@@ -219,11 +224,10 @@ def estimate_sites(
         gradients = [torch.autograd.grad(each, record[:-1], retain_graph=True, materialize_grads=True)
                      for each in log_probabilities]
     nodes = len(tree.tokens)
-    estimates = log_probabilities.detach().repeat(len(edits), 1)
+    estimates = without.repeat(len(edits), 1)
     for index in edits.site.unique().tolist():
         members = (edits.site == index).nonzero().squeeze(1)
-        own = record[index].detach().reshape(nodes, -1)[: edits.at.shape[1]]
-        step = (edits.values[index] - own).double()  # [T, W]
+        step = (edits.values[index] - own[index][: edits.at.shape[1]]).double()  # [T, W]
         columns = edits.sites[index].columns.to(step.device)
         for prediction, of_sites in enumerate(gradients):
             of_site = of_sites[index].reshape(nodes, -1)[: len(step)].double()

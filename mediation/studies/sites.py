@@ -283,7 +283,8 @@ class Sites(Task):
     def first_order(self, model: LanguageModel, run: Run,
                     edits: SiteEdits) -> Float64[np.ndarray, "{len(edits)} 2"]:
         """Log-probabilities of both candidates to first order."""
-        estimates = self.finite(estimate_sites(model.model, model.parts, run.tree, edits))
+        estimates = self.finite(estimate_sites(model.model, model.parts, run.own, run.tree, edits,
+                                               run.log_probabilities))
         return capped(estimates.T, self.intervention.candidates_tok).T
 
     def finite(self, log_probabilities: Float64[Tensor, "R 2"]) -> Float64[np.ndarray, "R 2"]:

@@ -113,7 +113,8 @@ def test_the_first_order_is_the_derivative(toy_model, in_double, name):
             with torch.no_grad():
                 base = run.log_probabilities
                 moved = sweep_sites(model.parts, run.base, run.own, run.tree, small) - base
-                estimates = estimate_sites(model.model, model.parts, run.tree, edits) - base
+                estimates = estimate_sites(model.model, model.parts, run.own, run.tree, edits,
+                                           base) - base
             np.testing.assert_allclose(1e6 * moved, estimates, rtol=1e-3, atol=1e-6)
 
 
