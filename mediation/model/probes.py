@@ -145,7 +145,8 @@ def _has_own_window(model, found):
     The library's eager attention, where it is called, looks at the mask alone.
     """
     settings = model.config.get_text_config().to_dict().items()
-    seen = found.attention_ends and "" not in found.attention_ends
+    names = found.attentions or found.attention_ends
+    seen = names and "" not in names
     return not seen and any("window" in name and isinstance(size, int) for name, size in settings)
 
 

@@ -36,6 +36,7 @@ PREFIX = {  # with the mediators that are found
     "gpt_oss": MIXTURE,  # sinks beside the weights
     "deepseek_v3": MIXTURE - {"keys"},  # part of the keys is shared by all heads
     "bert": ALL,  # as a decoder: norms behind the sums
+    "phimoe": {"residuals", "mlps", "neurons", "heads"},  # a window that the mask tells of
     "ctrl": ALL,  # scales its embedding in place
     "falcon": {"residuals", "mlps", "inner_neurons", "neurons"},  # attention without the interface
 }
