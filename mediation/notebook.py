@@ -51,7 +51,7 @@ figure {{ display: inline-block; margin: .5rem; }}
 
 
 def mediate(
-    model: str | LanguageModel, stimuli: str | Path | pd.DataFrame | Iterable[Mapping[str, Any]],
+    model: str | Path | LanguageModel, stimuli: str | Path | pd.DataFrame | Iterable[Mapping[str, Any]],
     mediators: str | Sequence[str] = ("heads",), positions: str | None = None, values: str = "alternative",
     method: str = "exact", *, out_dir: str | Path | None = None, multi_token: str | None = None,
     device: str = "auto", dtype: str = "float32", batch_size: int | None = None, seed: int = 0,
@@ -91,8 +91,8 @@ def mediate(
     read = read_stimuli(stimuli)
     silent: Any = contextlib.nullcontext() if progress else contextlib.redirect_stderr(io.StringIO())
     with silent, contextlib.nullcontext() if progress else contextlib.redirect_stdout(io.StringIO()):
-        if isinstance(model, str):
-            model = LanguageModel(model, device, getattr(torch, dtype))
+        if isinstance(model, str | Path):
+            model = LanguageModel(str(model), device, getattr(torch, dtype))
         folder = tempfile.TemporaryDirectory() if out_dir is None else None
         written = run(model, read, requests, folder.name if folder else Path(str(out_dir)), AnalysisOptions(
             method=method, precision="fast" if model.fast_rows is not None else "exact",

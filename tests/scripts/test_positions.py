@@ -2,6 +2,7 @@
 
 import json
 import re
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -172,6 +173,13 @@ def test_a_table_with_arrays_and_numbers_of_numpy(toy_model):
                           for number, each in enumerate(RECORDS)])
     result = mediation.mediate(toy_model("llama"), table, "residuals", progress=False)
     assert list(result.total_effects["id"]) == ["0", "1", "2"]
+
+
+def test_a_model_is_named_by_a_path_too(toy_checkpoint):
+    checkpoint = Path(toy_checkpoint("llama"))
+    result = mediation.mediate(checkpoint, [record("a", "The {} said that", ("nurse", "man"))], "mlps",
+                               multi_token="last", progress=False)
+    assert result.written.name == checkpoint.name
 
 
 def test_a_summary_is_over_all_stimuli_though_their_slots_stand_elsewhere(toy_model):
