@@ -133,6 +133,7 @@ def difference(name: str, formula: str, filter_text: str, first: pd.DataFrame, o
 def total_effects(table: pd.DataFrame) -> list[Estimand]:
     """The estimands of `compute_neuron_total_effect.py`, the paper's first, of a table of
     `prompt_effects`."""
+    table = table.reset_index(drop=True)  # draws go by the number of a row
     generic = table[~table["definitional"]]
     likely = generic[_both_likely(generic)]
     female, male = likely[likely["bias"] < 0], likely[likely["bias"] > 0]
@@ -197,6 +198,7 @@ def split_total_effects(table: pd.DataFrame) -> list[Estimand]:
 
     Definitional words left out, both candidates above 0.01 on the null prompt.
     """
+    table = table.reset_index(drop=True)
     prompts = table[~table["definitional"] & _both_likely(table)]
     splits = {"model": (prompts[prompts["log_odds"] < 0], prompts[prompts["log_odds"] > 0],
                         "null odds(he) below 1", "null odds(he) above 1"),

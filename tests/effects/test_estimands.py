@@ -10,7 +10,9 @@ from mediation.effects.estimands import (
     estimand,
     means_of_professions,
     prompt_effects,
+    split_total_effects,
     strong_examples,
+    total_effects,
 )
 from mediation.errors import InputError
 from mediation.reports import report
@@ -94,3 +96,42 @@ def test_a_profession_counts_with_the_mean_over_its_prompts():
     table = pd.DataFrame({"word": ["a", "b", "a"], "bias": [1.0, 2, 1], "definitional": False,
                           "effect": [1.0, 5, 2]})
     assert means_of_professions(table, "effect")["effect"].tolist() == [1.5, 5]
+
+
+def test_intervals_are_of_the_rows_that_are_given_whatever_their_index(rated):
+    rng, words = np.random.default_rng(0), [word for word in rated if not rated[word].is_definitional][:20]
+    columns = [f"candidate{number}_{prompt}_prob" for prompt in ("base", "alt1", "alt2") for number in (1, 2)]
+    table, _ = prompt_effects(pd.DataFrame(
+        [{"word": word, "template": number, **dict(zip(columns, rng.uniform(.05, .4, 6)))}
+         for word in words for number in range(4)]), rated)
+    shuffled = table.iloc[::2]
+    for of in (total_effects, split_total_effects):
+        for one, again in zip(of(shuffled), of(shuffled.reset_index(drop=True))):
+            np.testing.assert_array_equal([one.value, *one.interval], [again.value, *again.interval])
+            assert np.isnan(one.interval[0]) or one.interval[0] <= one.value <= one.interval[1]
+
+
+def test_the_difference_of_groups_is_drawn_together(rated):
+    """Its interval is not that of two means that know nothing of each other: templates move both."""
+    words = [word for word in rated if not rated[word].is_definitional]
+    female, male = ([word for word in words if (rated[word].bias < 0) == wanted and rated[word].bias][:12]
+                    for wanted in (True, False))
+    rng = np.random.default_rng(1)
+    rows = []
+    for number in range(8):
+        shift = rng.normal(0, 2)  # of a template, in both groups alike
+        for word in female + male:
+            man, woman = np.exp(shift + rng.normal(0, .1)), np.exp(-shift + rng.normal(0, .1))
+            if word in male:
+                man, woman = 1.0, np.exp(-(shift + rng.normal(0, .1)))
+            rows.append({"word": word, "template": number, "candidate1_base_prob": .1,
+                         "candidate2_base_prob": .1, "candidate1_alt1_prob": .1 * man / (1 + man),
+                         "candidate2_alt1_prob": .1 / (1 + man),
+                         "candidate1_alt2_prob": .1 * woman / (1 + woman),
+                         "candidate2_alt2_prob": .1 / (1 + woman)})
+    table, _ = prompt_effects(pd.DataFrame(rows), rated)
+    found = {each.name.strip(): each for each in total_effects(table)}
+    low, high = found["female- less male-biased, log"].interval
+    assert high - low < .5 and low < 0.2 and high > -0.2
+    whole = found["total effect, log"].interval
+    assert whole[1] - whole[0] > 1
