@@ -111,7 +111,7 @@ def test_more_stimuli_give_shorter_intervals_and_find_more_of_the_strongest_unit
         monkeypatch, capsys, tmp_path):
     generator = np.random.default_rng(0)
     heads = generator.normal(np.linspace(0, 1, 24).reshape(4, 6), .5, (30, 4, 6))
-    results = [{"base_string1": f"The clerk saw {number} and she", "base_string2": "and he",
+    results = [{"base_string1": f"The person saw {number} and she", "base_string2": "and he",
                 "candidate1": "ran", "candidate2": "fell", **dict.fromkeys(SCALARS, 1.0),
                 "total_effect": float(np.expm1(total)),
                 **{f"{kind}_effect_head": np.expm1(of_heads).tolist() for kind in EFFECTS},
