@@ -76,7 +76,7 @@ def test_faults_of_lines(tmp_path, rows, message):
 
 
 def test_a_missing_field_and_a_missing_file(tmp_path):
-    for name in stimulus_files.FIELDS[:-1]:
+    for name in stimulus_files.NEEDED:
         with pytest.raises(InputError, match=f"field '{name}' is missing"):
             stimulus_files.read(jsonl(tmp_path,
                                       {key: value for key, value in GOOD_STIMULUS.items() if key != name}))
