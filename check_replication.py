@@ -22,7 +22,6 @@ import numpy as np
 
 from mediation.errors import InputError
 from mediation.options import Parser, add_model_options, exit_on_bad_input, positive
-from mediation.stimuli import winobias, winogender
 from mediation.stimuli.prompts import PronounStimulus
 
 if TYPE_CHECKING:
@@ -42,11 +41,18 @@ def main(options: argparse.Namespace) -> int:
 
     from attention_utils import perform_intervention
     from experiment import Intervention
-    from mediation.results.attention_results import EFFECTS, STRINGS, example_key, read_results
+    from mediation.results.attention_results import (
+        EFFECTS,
+        STRINGS,
+        data_set_of,
+        example_key,
+        read_json,
+        read_results,
+    )
     from utils import load_model
 
     path = find_file(options)
-    examples = load_examples(path)
+    examples = data_set_of(read_json(path))
     content = read_results(path, examples)
     examples = examples[: content.get("num_examples_loaded")]
     theirs = {example_key(*(entry[name] for name in STRINGS)): entry for entry in content["results"]}
@@ -122,16 +128,6 @@ def find_file(options: argparse.Namespace) -> Path:
         raise InputError(f"no {pattern} in {folder}: name the file with --json, or the folder above "
                          f"{folder.name} with -out_dir")
     return paths[0]
-
-
-def load_examples(path: Path) -> list[PronounStimulus]:
-    """All examples of a result file's data set: Winogender's names its statistic, WinoBias's its split."""
-    from mediation.results.attention_results import read_json
-
-    content = read_json(path)
-    if isinstance(content, dict) and "stat" in content:
-        return winogender.load(content["stat"])
-    return winobias.load(content["split"] if isinstance(content, dict) and "split" in content else "dev")
 
 
 def key_of(example: PronounStimulus) -> Key:

@@ -30,7 +30,7 @@ def main(options: argparse.Namespace) -> None:
     import pandas as pd
 
     from mediation.options import output_folder
-    from mediation.reports import plots
+    from mediation.reports import plots, report
     from mediation.results.neuron_tables import LAYER_COLUMNS, describe_methods, read_effects
 
     out_dir = output_folder(options)
@@ -53,9 +53,8 @@ def main(options: argparse.Namespace) -> None:
     print("mean odds ratio under the indirect interventions (1 = no effect), over the strongest neurons of "
           "each layer\n[95% interval over professions and templates; the neurons are chosen on the same "
           "prompts]")
-    layers["mean"] = [f"{row.odds_ratio_indirect_mean:.4f}" + (
-        "" if pd.isna(row[ENDS[0]]) else f" [{row[ENDS[0]]:.4f}, {row[ENDS[1]]:.4f}]")
-        for _, row in layers.iterrows()]
+    layers["mean"] = [report.with_interval(mean, low, high, ".4f") for mean, low, high in
+                      layers[["odds_ratio_indirect_mean", *ENDS]].itertuples(index=False)]
     print(layers.pivot(index=["model", "layer"], columns="share", values="mean").to_string())
     without = layers.loc[layers[ENDS[0]].isna(), ["model", "share"]].drop_duplicates()
     for row in without.itertuples():

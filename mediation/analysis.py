@@ -64,10 +64,10 @@ class Written:
         """The table of total effects, with log odds."""
         return with_log_odds(read_table(self.run_folder.folder / f"total_effects_{self.name}.csv"))
 
-    def summary(self, names: Collection[str] | None = None) -> Summary:
-        """What the effects of these mediators are worth, of all by default."""
-        tables = {mediator: (self.run_folder.folder / one.file, one.place)
-                  for mediator, one in self.mediators().items() if names is None or mediator in names}
+    def summary(self, mediators: Mapping[str, report.Mediator]) -> Summary:
+        """What the effects of these mediators are worth."""
+        tables = {name: (self.run_folder.folder / mediator.file, mediator.place)
+                  for name, mediator in mediators.items()}
         return summary(self.total_effects(), tables, self.clusters, self.options.seed)
 
     def mediators(self) -> dict[str, report.Mediator]:
@@ -245,7 +245,7 @@ def write_report(written: Written) -> tuple[str, Path]:
     """Summaries of units, figures of the means, and a report on all mediators of these stimuli in the folder:
     (text, path)."""
     of_mediators, folder = written.mediators(), written.run_folder.folder
-    found = written.summary()
+    found = written.summary(of_mediators)
     summaries = {mediator: folder / f"{written.name}_{mediator}_summary.{written.options.format}"
                  for mediator in of_mediators}
     for mediator, path in summaries.items():

@@ -155,7 +155,7 @@ class Mediation:
 
     @cached_property
     def _found(self) -> Summary:
-        return self.written.summary(self.names)
+        return self.written.summary(self._mediators)
 
     def total(self) -> pd.Series:
         """The mean total effect, log odds ratio, with `low` and `high`, its 95% bootstrap interval over

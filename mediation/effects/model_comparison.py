@@ -14,7 +14,7 @@ import numpy as np
 import pandas as pd
 from jaxtyping import Bool, Float64
 
-from mediation.effects.resampling import LEVEL, Resampling, interval
+from mediation.effects.resampling import Resampling, interval
 from mediation.effects.stability import TOP, strongest
 from mediation.errors import InputError
 
@@ -152,16 +152,11 @@ class Comparison:
                  rows: Bool[np.ndarray, "N"]) -> tuple[float, Float64[np.ndarray, "D"]]:
         """The value over these rows, and in every draw; NaN in all draws where there is one cluster, and
         where the mean below may be 0."""
-        above = np.where(rows, quantity.above[model], 0.0)
-        below = np.where(rows, quantity.below[model], 0.0)
-        draws = np.full(len(self.resampling.weights), np.nan)
-        drawn = self.resampling.weights[:, rows].any(axis=1)
-        varies = any(len(np.unique(labels[rows])) > 1 for labels in self.resampling.labels.values())
-        if varies and drawn.any():
-            under = self.resampling.weights[drawn] @ below
-            lowest, highest = np.percentile(under, LEVEL)
-            if not lowest <= 0 <= highest:
-                draws[drawn] = self.resampling.weights[drawn] @ above / under
+        above, below = quantity.above[model][rows], quantity.below[model][rows]
+        of_rows = self.resampling.of(rows)
+        draws = np.full(len(of_rows.weights), np.nan)
+        if max(of_rows.clusters.values()) > 1:
+            draws = of_rows.ratios(above[:, None], below)[:, 0]
         with np.errstate(divide="ignore", invalid="ignore"):
             return float(above.sum() / below.sum()), draws
 

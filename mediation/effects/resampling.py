@@ -82,20 +82,27 @@ class Resampling:
         NaN for one cluster, and where the denominator's own interval holds 0: the ratio can then be
         anything.
         """
-        unknown = np.full(numerators.shape[1], np.nan)
-        below = self.weights @ denominators  # in each draw
-        drawn = self.weights.any(axis=1)
-        if not self.varies or not drawn.any():
-            return unknown, unknown
-        lowest, highest = np.percentile(below[drawn], LEVEL)
-        if lowest <= 0 <= highest:
+        if not self.varies:
+            unknown = np.full(numerators.shape[1], np.nan)
             return unknown, unknown
         ends = [np.zeros((2, 0))]
         for start in range(0, numerators.shape[1], AT_ONCE):
-            piece = self.weights[drawn] @ numerators[:, start:start + AT_ONCE] / below[drawn, None]
-            ends.append(np.stack(interval(piece)))
+            ends.append(np.stack(interval(self.ratios(numerators[:, start:start + AT_ONCE], denominators))))
         low, high = np.concatenate(ends, axis=1)
         return low, high
+
+    def ratios(self, numerators: Float64[np.ndarray, "N U"],
+               denominators: Float64[np.ndarray, "N"]) -> Float64[np.ndarray, "D U"]:
+        """Ratio of the means of every unit in every draw; NaN in a draw that has none of these rows, and in
+        all where the interval of the mean below holds 0."""
+        ratios = np.full((len(self.weights), numerators.shape[1]), np.nan)
+        drawn = self.weights.any(axis=1)
+        if drawn.any():
+            below = self.weights[drawn] @ denominators
+            lowest, highest = np.percentile(below, LEVEL)
+            if not lowest <= 0 <= highest:
+                ratios[drawn] = self.weights[drawn] @ numerators / below[:, None]
+        return ratios
 
 
 def interval(draws: Shaped[np.ndarray, "D U"]) -> Interval:

@@ -4,6 +4,7 @@ import numpy as np
 import pandas as pd
 
 from mediation.effects.model_comparison import EVERY, LOG, ODDS, SHARE, Comparison
+from mediation.reports.report import with_interval
 
 LEGEND = """\
 Log odds ratios: 0 is no effect. In brackets: 95% intervals, bootstrap over clusters (2,000 draws, the same
@@ -84,7 +85,7 @@ def _grid(rows):
 
 
 def _with_interval(row):
-    return f"{row.value:.3f}" + ("" if np.isnan(row.low) else f" [{row.low:.3f}, {row.high:.3f}]")
+    return with_interval(row.value, row.low, row.high, ".3f")
 
 
 def _examples(row):

@@ -227,7 +227,7 @@ def describe_units(found: UnitSummary, count: int) -> str:
     return "\n".join([
         f"{first['effect']} effects, {first['group']} professions, {_count(first['comparisons'], 'prompt')}: "
         "the strongest neurons by the size of the mean log odds ratio", strongest_units(found.table, count),
-        INTERVALS, found.tests.describe(), *_how_stable(found.halves[0])[1:]])
+        INTERVALS, found.tests.describe(), *_how_stable(found.halves[0])])
 
 
 INTERVALS = ("[low, high]: 95% bootstrap intervals over professions and templates; rank: by size of the "
@@ -368,7 +368,7 @@ def _mediator(name, mediator, found):
                  _rank(row), *(f"{of_kind[tuple(row[key])]:.4g}" for of_kind in of_others),
                  *("-" if pd.isna(row[column]) else f"{row[column]:.2g}" for column in resolved)]
         lines.append("| " + " | ".join(cells) + " |")
-    lines += _how_stable(found.halves["all", first, name])
+    lines += [f"\n{line}" for line in _how_stable(found.halves["all", first, name])]
     if whole["comparisons"].nunique() > 1:
         lines += ["", "Prompts have different numbers of tokens: a mean at a position is over the "
                   "comparisons that have it."]
@@ -385,23 +385,26 @@ def _how_stable(halves):
     """What halves of the clusters say of one mediator; nothing where there are too few."""
     if np.isnan(halves.correlation):
         return []
-    return ["", f"Halves of the clusters, {SPLITS} splits: the two maps correlate at "
+    return [f"Halves of the clusters, {SPLITS} splits: the two maps correlate at "
             f"{halves.correlation:.2f} (stepped up to all clusters), and share "
             f"{100 * halves.overlap:.0f}% of "
             f"their {halves.top} strongest; chosen on one half, these have a mean of {halves.selected:.4g} "
             f"there and of {halves.held_out:.4g} in the other."]
 
 
+def with_interval(value: float, low: float, high: float, form: str = ".4g") -> str:
+    """value [low, high]; the value alone where the interval is not known."""
+    return f"{value:{form}}" + ("" if np.isnan(low) else f" [{low:{form}}, {high:{form}}]")
+
+
 def _interval(row, mean="mean", ends=""):
     """mean [low, high], of these columns; `ends`: what the names of low and high begin with."""
-    low, high = row[f"{ends}low"], row[f"{ends}high"]
-    return f"{row[mean]:.4g}" + ("" if pd.isna(low) else f" [{low:.4g}, {high:.4g}]")
+    return with_interval(row[mean], row[f"{ends}low"], row[f"{ends}high"])
 
 
 def _rank(row):
     """rank [low, high]."""
-    return str(row["rank"]) + ("" if pd.isna(row["rank_low"]) else
-                               f" [{row['rank_low']:.0f}, {row['rank_high']:.0f}]")
+    return with_interval(float(row["rank"]), row["rank_low"], row["rank_high"], ".0f")
 
 
 def _in_words(kind):

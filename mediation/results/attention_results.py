@@ -12,6 +12,7 @@ import numpy as np
 from mediation.effects.odds import effect, log_odds
 from mediation.errors import InputError
 from mediation.results.tidy import Piece, Units, side_by_side
+from mediation.stimuli import winobias, winogender
 from mediation.stimuli.occupations import occupations_in
 from mediation.stimuli.prompts import PronounStimulus
 
@@ -79,6 +80,13 @@ def example_key(base_string1: str, base_string2: str, candidate1: str, candidate
     marks, for a file has them in tokens."""
     candidates = ("".join(each.split()).replace("##", "").lower() for each in (candidate1, candidate2))
     return base_string1, base_string2, *candidates
+
+
+def data_set_of(content: Any) -> list[PronounStimulus]:
+    """All examples of a result file's data set: Winogender's names its statistic, WinoBias's its split."""
+    if isinstance(content, dict) and "stat" in content:
+        return winogender.load(content["stat"])
+    return winobias.load(content.get("split", "dev") if isinstance(content, dict) else "dev")
 
 
 def read_results(path: str | Path, examples: Sequence[PronounStimulus] | None = None) -> dict[str, Any]:

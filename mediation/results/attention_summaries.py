@@ -103,12 +103,6 @@ def log_effects(results: Sequence[Mapping[str, Any]], mediator: str, kind: str) 
     return units
 
 
-def decompose(results: Sequence[Mapping[str, Any]]) -> Decomposition:
-    """The total effect taken apart, the attention weights of the whole model replaced or held."""
-    indirect, direct = (log_effects(results, "layers", kind).effects[:, -1:] for kind in EFFECTS)
-    return Decomposition(log_totals(results), direct, indirect)
-
-
 def effect_map(results: Sequence[Mapping[str, Any]], mediator: str, kind: str,
                resampling: Resampling) -> EffectMap:
     """Log effects of one kind: of EFFECTS, or "total_indirect"."""
@@ -129,7 +123,10 @@ def summarise_study(results: Sequence[Mapping[str, Any]]) -> StudySummary:
     units = {kind: summarise(list(of_kind.values()), f"{kind} effects of heads and layers")
              for kind, of_kind in maps.items()}
     unnamed = sum(not occupations_in(entry["base_string1"]) for entry in results)
-    return StudySummary(resampling, decompose(results), maps, units, unnamed)
+    # the attention weights of the whole model replaced or held
+    model = {kind: maps[kind]["layers"].values[:, -1:] for kind in EFFECTS}
+    of_model = Decomposition(log_totals(results), model["direct"], model["indirect"])
+    return StudySummary(resampling, of_model, maps, units, unnamed)
 
 
 def write_summaries(path: str | Path, content: Mapping[str, Any], study: StudySummary) -> list[Path]:

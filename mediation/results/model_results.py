@@ -12,10 +12,16 @@ from mediation.effects.model_comparison import Measured, UnitMap
 from mediation.errors import InputError
 from mediation.files.storage import RunFolder
 from mediation.results import mediation_tables
-from mediation.results.attention_results import STRINGS, example_key, pieces_of, read_json, read_results
+from mediation.results.attention_results import (
+    STRINGS,
+    data_set_of,
+    example_key,
+    pieces_of,
+    read_json,
+    read_results,
+)
 from mediation.results.neuron_tables import models_in, read_effects, read_probabilities
 from mediation.results.tidy import Piece
-from mediation.stimuli import winobias, winogender
 from mediation.stimuli.prompts import PronounStimulus
 
 ATTENTION = re.compile(r"attention_intervention_(?:(?:bergsma|bls)_)?(.+)_(?:un)?filtered(?:_dev|_test)?"
@@ -82,9 +88,7 @@ def _examples_of(path: Path) -> list[PronounStimulus] | None:
     first = entries[0] if isinstance(entries, list) and entries else None
     if not isinstance(first, dict) or "example" not in first or STRINGS[0] in first:
         return None
-    if "stat" in content:
-        return winogender.load(content["stat"])
-    return winobias.load(content.get("split", "dev"))
+    return data_set_of(content)
 
 
 def of_professions(folder: Path, model: str, rated: Mapping[str, RatedWord]) -> Measured:
