@@ -9,19 +9,19 @@ from dataclasses import dataclass
 
 import numpy as np
 from jaxtyping import Float64, Int
-from scipy import stats
 
 from mediation.effects.resampling import Resampling, interval
 from mediation.effects.sign_flips import cluster_means
 
+ROUNDING = 1e-5  # log odds: about what float32 leaves of a difference of equal numbers
 SPLITS = 100
 TOP = 10
-AT_ONCE = 2_000_000  # ranks in memory
 
 
 @dataclass(frozen=True)
 class Ranks:
-    """Ranks of units, 1 the strongest; equal ones share the first of their ranks.
+    """Ranks of units, 1 the strongest; those that are equal to five decimals (`ROUNDING`) share the first of
+    their ranks.
 
     `low`, `high`: 95% interval over draws; `in_top`: share of draws in which the unit is among the `top`
     strongest; `jaccard`: of a draw's top set and the observed one, mean over draws.
@@ -37,20 +37,23 @@ class Ranks:
 
 def ranks(means: Float64[np.ndarray, "U"], draws: Float64[np.ndarray, "D U"], top: int = TOP) -> Ranks:
     """Of observed means, and of the means in every draw."""
-    top = min(top, len(means))
-    drawn = np.empty(draws.shape, np.int32)
-    step = max(1, AT_ONCE // max(1, len(means)))
-    for start in range(0, len(draws), step):
-        drawn[start:start + step] = _ranked(draws[start:start + step])
-    rank, in_top = _ranked(means[None])[0], drawn <= top
+    top, rank, drawn = min(top, len(means)), _ranked(means), np.empty(draws.shape, np.int32)
+    for number, draw in enumerate(draws):
+        drawn[number] = _ranked(draw)
+    in_top, observed = drawn <= top, rank <= top
     low, high = interval(drawn)
-    observed = rank <= top
     shared, either = (in_top & observed).sum(axis=1), (in_top | observed).sum(axis=1)
     return Ranks(rank, low, high, in_top.mean(axis=0), float((shared / either).mean()), top)
 
 
 def _ranked(means):
-    return stats.rankdata(-np.abs(means), method="min", axis=1).astype(np.int32)
+    """As `scipy.stats.rankdata(sizes, method="min")`, in a third of its time."""
+    sizes = -np.round(np.abs(means) / ROUNDING)
+    order = np.argsort(sizes)
+    equal = np.append(False, np.diff(sizes[order]) == 0)  # to the one before
+    ranked = np.empty(len(means), np.int32)
+    ranked[order] = np.maximum.accumulate(np.where(equal, 0, np.arange(1, len(means) + 1)))
+    return ranked
 
 
 def strongest(means: Float64[np.ndarray, "U"], top: int) -> Int[np.ndarray, " top"]:

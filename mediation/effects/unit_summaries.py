@@ -24,7 +24,7 @@ from jaxtyping import Float64
 
 from mediation.effects.resampling import AT_ONCE, Resampling, interval
 from mediation.effects.sign_flips import SignFlips, cluster_means, sign_flips
-from mediation.effects.stability import TOP, Halves, Ranks, halves, ranks
+from mediation.effects.stability import ROUNDING, TOP, Halves, Ranks, halves, ranks
 
 NUMBERS = ("mean", "low", "high", "median", "effect_mean", "effect_low", "effect_high", "geometric_mean",
            "share", "share_low", "share_high", "comparisons", "clusters", "rank", "rank_low", "rank_high",
@@ -60,12 +60,16 @@ class UnitSummary:
 def summarise(maps: Sequence[EffectMap], family: str, flips: int | None = None, seed: int = 0) -> UnitSummary:
     """What several maps say of their units, which are tested as one family.
 
+    A unit that has no effect beyond `ROUNDING` in any comparison is not tested.
+
     Args:
         maps: whose resampling come from one `Resampling`, so that clusters have the same numbers; those with
             the same labels, one after the other, are ranked together (the positions that all prompts have,
             and those that long ones have). family: what the table calls the units that are tested together.
     """
-    tests = sign_flips(_side_by_side(maps), flips, seed)
+    none = np.concatenate([np.maximum(one.values.max(axis=0), -one.values.min(axis=0)) <= ROUNDING
+                           for one in maps])
+    tests = sign_flips(np.where(none, 0, _side_by_side(maps)), flips, seed)
     tables, of_ranks, of_halves, start = [], [], [], 0
     for _, group in groupby(maps, key=lambda one: one.labels):
         alike = list(group)

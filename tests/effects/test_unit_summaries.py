@@ -53,6 +53,18 @@ def test_several_maps_are_one_family_whatever_clusters_they_have(generator):
     assert found.table["clusters"].tolist() == [24] * 3 + [12] * 3
 
 
+def test_what_rounding_leaves_is_no_effect(generator):
+    """A total effect minus an equal direct one: the sign of what is left is the same in every comparison."""
+    values = generator.normal(1, 1, (24, 4))
+    values[:, 1] = generator.uniform(1e-7, 9e-6, 24)
+    values[:, 2] = 0
+    table = summarise([effect_map(values, Resampling({"stimuli": [str(number) for number in range(24)]}),
+                                  "total_indirect")], "heads").table
+    assert (table["family"] == "heads: 2 units").all()
+    assert table["p"].isna().tolist() == [False, True, True, False]
+    assert table["rank"][1] == table["rank"][2] == 3 and table["mean"][1] > 0
+
+
 def test_one_cluster_has_a_mean_and_nothing_that_says_how_sure_it_is(generator):
     table = summarise([effect_map(generator.normal(size=(3, 2)), Resampling({"stimuli": ["only"] * 3}),
                                   "indirect")], "heads").table

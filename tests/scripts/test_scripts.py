@@ -53,8 +53,10 @@ def test_a_run_leaves_tables_and_a_manifest(finished, toy_checkpoint):
     assert run["settings"]["professions"] == ["captain", "nurse", "teacher"]
     assert set(run["files"]) == names and run["finished"] >= run["started"] and run["wall_time_seconds"] > 0
     assert run["machine"]["torch"].startswith("2.13.0") and "-template_indices 1 13" in run["command"]
-    for entry in run["files"].values():
-        assert entry["rows"] == 3 * 4 * 16 and entry["largest_deviation_from_full_passes"] < 1e-4
+    assert {entry["rows"] for entry in run["files"].values()} == {3 * 4 * 16}
+    drawn = [entry["largest_deviation_from_full_passes"] for entry in run["files"].values()
+             if "largest_deviation_from_full_passes" in entry]
+    assert drawn and max(drawn) < 1e-4
     table = pd.read_csv(finished / min(names), index_col=0)
     assert table.index.tolist() == list(range(192))
     assert table["word"].unique().tolist() == ["captain", "nurse", "teacher"]
