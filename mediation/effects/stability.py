@@ -15,6 +15,7 @@ from mediation.effects.sign_flips import cluster_means
 
 ROUNDING = 1e-5  # log odds: about what float32 leaves of a difference of equal numbers
 SPLITS = 100
+AT_ONCE = 250_000  # ranks in memory
 TOP = 10
 
 
@@ -37,9 +38,10 @@ class Ranks:
 
 def ranks(means: Float64[np.ndarray, "U"], draws: Float64[np.ndarray, "D U"], top: int = TOP) -> Ranks:
     """Of observed means, and of the means in every draw."""
-    top, rank, drawn = min(top, len(means)), _ranked(means), np.empty(draws.shape, np.int32)
-    for number, draw in enumerate(draws):
-        drawn[number] = _ranked(draw)
+    top, rank, drawn = min(top, len(means)), _ranked(means[None])[0], np.empty(draws.shape, np.int32)
+    step = max(1, AT_ONCE // max(1, len(means)))
+    for start in range(0, len(draws), step):
+        drawn[start:start + step] = _ranked(draws[start:start + step])
     in_top, observed = drawn <= top, rank <= top
     low, high = interval(drawn)
     shared, either = (in_top & observed).sum(axis=1), (in_top | observed).sum(axis=1)
@@ -47,12 +49,13 @@ def ranks(means: Float64[np.ndarray, "U"], draws: Float64[np.ndarray, "D U"], to
 
 
 def _ranked(means):
-    """As `scipy.stats.rankdata(sizes, method="min")`, in a third of its time."""
+    """As `scipy.stats.rankdata(sizes, method="min", axis=1)`, in less than half of its time."""
     sizes = -np.round(np.abs(means) / ROUNDING)
-    order = np.argsort(sizes)
-    equal = np.append(False, np.diff(sizes[order]) == 0)  # to the one before
-    ranked = np.empty(len(means), np.int32)
-    ranked[order] = np.maximum.accumulate(np.where(equal, 0, np.arange(1, len(means) + 1)))
+    order = np.argsort(sizes, axis=1)
+    equal = np.diff(np.take_along_axis(sizes, order, axis=1), axis=1, prepend=np.nan) == 0  # to the one before
+    places = np.where(equal, 0, np.arange(1, means.shape[1] + 1, dtype=np.int32))
+    ranked = np.empty(means.shape, np.int32)
+    np.put_along_axis(ranked, order, np.maximum.accumulate(places, axis=1), axis=1)
     return ranked
 
 
