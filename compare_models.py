@@ -17,14 +17,18 @@ from mediation.files.storage import check_writable, write_csv
 from mediation.options import Parser, exit_on_bad_input, model_size, seed
 from mediation.stimuli import professions
 
-MILLIONS = {"distilgpt2": 82.0, "gpt2": 124.0, "gpt2-medium": 355.0, "gpt2-large": 774.0, "gpt2-xl": 1558.0}
-
 
 def main(options: argparse.Namespace) -> None:
     """Files to what each model says, then study by study."""
     import pandas as pd
 
-    from mediation.effects.model_comparison import Comparison, of_studies, trend_places
+    from mediation.effects.model_comparison import (
+        MILLIONS,
+        Comparison,
+        check_comparable,
+        of_studies,
+        trend_places,
+    )
     from mediation.reports import comparison, plots
     from mediation.results.model_results import measured_in
 
@@ -34,8 +38,9 @@ def main(options: argparse.Namespace) -> None:
     for path in dict.fromkeys(Path(each).resolve() for each in options.paths):
         measured += measured_in(path, rated)
     sizes = MILLIONS | dict(options.sizes)
-    tables = []
-    for of_models in of_studies(measured).values():
+    studies, tables = of_studies(measured), []
+    check_comparable(studies)
+    for of_models in studies.values():
         places, step = trend_places([each.model for each in of_models], sizes)
         compared = Comparison(of_models, places, options.seed)
         tables.append(compared.table(options.seed))
@@ -50,8 +55,8 @@ if __name__ == "__main__":
     parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("paths", nargs="+", metavar="FOLDER_OR_FILE", help="results to compare")
     parser.add_argument("--sizes", type=model_size, nargs="+", default=[], metavar="M=MILLIONS",
-                        help="parameters of models, in millions; those of the five GPT-2 are known. Without "
-                             "any, models stand in the order of the command line")
+                        help="parameters of models, in millions; those of the five GPT-2 and of smollm2-135m "
+                             "are known. Without any, models stand in the order of the command line")
     parser.add_argument("--seed", type=seed, default=0, help="of the draws (default: 0)")
     parser.add_argument("--out_dir", default=".", metavar="D",
                         help="where model_comparison.csv and .pdf go (default: here)")

@@ -1,26 +1,67 @@
-"""The report of a neuron study: stimuli, results, how sure they are, what was left out, where the files are.
+"""The report of any results as one page that opens offline: what was asked, what was found, how sure it is.
 
     python make_report.py results/20200301_neuron_intervention smollm2-135m
+    python make_report.py winobias_data winogender_data
+    python make_report.py mine selection -out_dir pages
 
-Reads what run_profession_neuron_experiments.py and the compute_* scripts wrote into FOLDER. Prints the report
-and writes it to {M}_report.md.
+PATH: a folder of the neuron study, of the attention study or of mediate.py, a JSON of the attention study
+(ours or of 2020), a folder of selections; models that were asked the same are compared. The last argument may
+be the name of the one model that is reported. Writes report.html, and report.md, its text; prints a finished
+neuron study, which is also in {M}_report.md.
 """
 
 import argparse
 from pathlib import Path
 
-from mediation.effects import estimands
-from mediation.effects.unit_summaries import NUMBERS
 from mediation.errors import InputError
-from mediation.files.storage import RunFolder, whole_file
-from mediation.options import exit_on_bad_input, folder_and_model_parser
-from mediation.reports import report
+from mediation.files.storage import check_writable, whole_file
+from mediation.options import Parser, exit_on_bad_input, model_size, seed
 from mediation.stimuli import professions
 
 
 def main(options: argparse.Namespace) -> None:
-    """Everything that lies in the folder, on one page."""
-    from mediation.options import output_folder
+    """Everything that lies in the folders, on one page."""
+    from mediation.effects.model_comparison import MILLIONS
+    from mediation.reports.html import write_page
+    from mediation.reports.study_page import study_page
+    from mediation.results import study_results
+    from mediation.results.model_results import PROFESSIONS, sources_in
+    from mediation.results.selections import selections_in
+
+    *others, last = options.paths
+    model = last if others and not Path(last).exists() else None
+    paths = [Path(path) for path in (others if model else options.paths)]
+    out_dir = Path(options.out_dir or (paths[0].parent if paths[0].is_file() else paths[0]))
+    check_writable(out_dir)
+    selected = [each for path in paths if path.is_dir() for each in selections_in(path)]
+    sources = [source for path in paths if not _only_selections(path) for source in sources_in(path)]
+    if model:
+        sources = [source for source in sources if source.model == model]
+        if not sources:
+            raise InputError(f"{', '.join(map(str, paths))}: no results of {model!r}: name another model, "
+                             "or a folder that is there")
+    if not sources:
+        raise InputError("there are selections alone: name a folder of results as well")
+    rated = professions.load()
+    found = [study_results.read(source, rated) for source in sources]
+    for source in sources:
+        if source.kind == PROFESSIONS:
+            report_neuron_study(source.path, source.model, out_dir)
+    page = study_page(found, selected, MILLIONS | dict(options.sizes), options.seed)
+    print("wrote", *write_page(page, out_dir / "report.html"))
+
+
+def _only_selections(path: Path) -> bool:
+    results = "attention_intervention_*.json", "total_effects_*.csv"
+    return any(path.glob("topk_*.pickle")) and not any(any(path.glob(pattern)) for pattern in results)
+
+
+def report_neuron_study(folder: Path, model: str, out_dir: Path) -> None:
+    """Print the report of a finished neuron study, and write it to {M}_report.md; of total effects alone, and
+    of files without a manifest, nothing."""
+    from mediation.effects import estimands
+    from mediation.effects.unit_summaries import NUMBERS
+    from mediation.reports import report
     from mediation.results.neuron_tables import (
         CONTRAST_COLUMNS,
         LAYER_COLUMNS,
@@ -28,14 +69,12 @@ def main(options: argparse.Namespace) -> None:
         find_tables,
         read_effects,
         read_probabilities,
+        runs_in,
     )
 
-    folder, model, out_dir = Path(options.folder), options.model, output_folder(options)
-    tables = find_tables(folder, model)
-    runs = [run for run in RunFolder(folder).read()["runs"] if run["settings"].get("model") == model]
+    runs = [run for run in runs_in(folder) if run["settings"].get("model") == model]
     if not any("sweep_seconds" in entry for run in runs for entry in run["files"].values()):
-        raise InputError(f"{folder} has no manifest of a finished sweep of {model!r}: run "
-                         "run_profession_neuron_experiments.py first")
+        return
     probabilities = read_probabilities(folder, model)
     table, _ = estimands.prompt_effects(probabilities, professions.load())
     effects = read_effects(folder / f"{model}_neuron_effects.csv")
@@ -48,7 +87,7 @@ def main(options: argparse.Namespace) -> None:
     path = out_dir / f"{model}_report.md"
     figures = sorted(folder.glob("*.pdf"))
     numbers = [*sorted(folder.glob(f"{model}_*.csv")), folder / "neuron_layer_effect.csv"]
-    kinds = list(tables.values())
+    kinds = list(find_tables(folder, model).values())
     files = [f"{folder}/*_{kind}_{model}.* (tables: {kinds.count(kind)})" for kind in dict.fromkeys(kinds)]
     text = report.neuron_study(report.NeuronStudy(
         model, runs, probabilities, estimands.total_effects(table), estimands.bias_correlations(table)[0],
@@ -60,6 +99,14 @@ def main(options: argparse.Namespace) -> None:
 
 
 if __name__ == "__main__":
-    chosen_options = folder_and_model_parser(__doc__).parse_args()
+    parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("paths", nargs="+", metavar="PATH", help="results, see above; the last may be a "
+                                                                 "model")
+    parser.add_argument("--sizes", type=model_size, nargs="+", default=[], metavar="M=MILLIONS",
+                        help="parameters of models, in millions, for the trend over size; those of the five "
+                             "GPT-2 and of smollm2-135m are known")
+    parser.add_argument("--seed", type=seed, default=0, help="of the draws (default: 0)")
+    parser.add_argument("--out_dir", metavar="D", help="where the pages go (default: the first folder)")
+    chosen_options = parser.parse_args()
     with exit_on_bad_input():
         main(chosen_options)

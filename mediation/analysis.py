@@ -22,7 +22,11 @@ from mediation.model.fast_rows import FastRows
 from mediation.model.language_model import LanguageModel
 from mediation.options import check_screen_share
 from mediation.reports import plots, report
+from mediation.reports.html import html
+from mediation.reports.study_page import study_page
+from mediation.results import study_results
 from mediation.results.mediation_tables import read_table, screening_of, unit_column, write_effects
+from mediation.results.model_results import OWN, Source
 from mediation.results.summaries import Summary, summary, with_log_odds, write_units
 from mediation.results.tables import check_one_format
 from mediation.stimuli.stimulus_files import Stimulus
@@ -242,8 +246,8 @@ def figures_of(name: str, mediator: report.Mediator, found: Summary) -> plots.Me
 
 
 def write_report(written: Written) -> tuple[str, Path]:
-    """Summaries of units, figures of the means, and a report on all mediators of these stimuli in the folder:
-    (text, path)."""
+    """Summaries of units, figures of the means, and a report on all mediators of these stimuli in the folder,
+    as text and as a page for a browser: (text, path of the page)."""
     of_mediators, folder = written.mediators(), written.run_folder.folder
     found = written.summary(of_mediators)
     summaries = {mediator: folder / f"{written.name}_{mediator}_summary.{written.options.format}"
@@ -254,7 +258,15 @@ def write_report(written: Written) -> tuple[str, Path]:
                for path in plots.mediator(figures_of(mediator, of_mediator, found), written.name, folder)]
     text = report.mediation(written.name, written.options.stimuli, written.total_effects(), of_mediators,
                             found, [*figures, *summaries.values()], written.without_means())
-    path = folder / f"report_{written.name}.md"
-    with whole_file(path) as file:
+    with whole_file(folder / f"report_{written.name}.md") as file:
         file.write(text)
-    return text, path
+    return text, write_page(written, folder / f"report_{written.name}.html", found.units)
+
+
+def write_page(written: Written, path: Path, units: pd.DataFrame) -> Path:
+    """The page of summaries of units, for a browser; returns its path."""
+    source = Source(OWN, written.run_folder.folder / f"total_effects_{written.name}.csv", written.name)
+    page = study_page([study_results.read(source, {}, units)], seed=written.options.seed)
+    with whole_file(path) as file:
+        file.write(html(page))
+    return path

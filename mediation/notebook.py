@@ -19,12 +19,11 @@ from typing import Any
 import pandas as pd
 import torch
 
-from mediation.analysis import AnalysisOptions, Written, figures_of, run
+from mediation.analysis import AnalysisOptions, Written, figures_of, run, write_page
 from mediation.errors import InputError
-from mediation.files.storage import whole_file
 from mediation.mediators.catalogue import Request
 from mediation.model.language_model import LanguageModel
-from mediation.reports import plots, report
+from mediation.reports import plots
 from mediation.results.mediation_tables import read_pieces
 from mediation.results.summaries import Summary
 from mediation.results.tidy import tidy_table
@@ -34,20 +33,6 @@ from mediation.stimuli.stimulus_files import Stimulus
 SHOWN = ["mediator", "effect", "layer", "unit", "position", "mean", "low", "high", "share", "rank", "p", "q",
          "clusters"]
 SHOWN_EFFECTS = ("indirect", "ablation")
-TOTALS = ["id", "group", "alternative", "base_string", "alt_string", "log_odds_base", "log_odds_alt",
-          "log_effect"]
-PAGE = """<!DOCTYPE html>
-<html lang="en"><head><meta charset="utf-8"><title>{title}</title>
-<style>
-body {{ font: 16px/1.5 system-ui, sans-serif; max-width: 60rem; margin: 2rem auto; padding: 0 1rem; }}
-table {{ border-collapse: collapse; font-size: 14px; display: block; overflow-x: auto; }}
-th, td {{ padding: .2rem .6rem; text-align: right; border-bottom: 1px solid #ddd; }}
-figure {{ display: inline-block; margin: .5rem; }}
-</style></head>
-<body>
-{body}
-</body></html>
-"""
 
 
 def mediate(
@@ -209,8 +194,8 @@ class Mediation:
             return {name: Picture(path.read_text(encoding="utf-8")) for name, path in zip(names, paths)}
 
     def report(self, path: str | Path) -> Path:
-        """Write one HTML page: total effects, the strongest units of every mediator, all figures. Returns the
-        path.
+        """Write one HTML page, which needs nothing else: what was asked and found, maps and tables of every
+        mediator, how sure it is. Returns the path.
 
         Raises:
             InputError: a file that is there already.
@@ -218,19 +203,7 @@ class Mediation:
         path = Path(path)
         if path.exists():
             raise InputError(f"{path} is there already: move it away, or name another file")
-        title = f"Mediation analysis of {self.written.options.stimuli}, {self.written.name}"
-        sections = [f"<h1>{html.escape(title)}</h1>", self._opening(), "<h2>Total effects</h2>",
-                    _table(self.total_effects[TOTALS])]
-        summary = self.summary()
-        for mediator, of_mediator in self._mediators.items():
-            sections += [f"<h2>{html.escape(mediator)}</h2>",
-                         *(f"<figure>{picture}</figure>" for picture in self._pictures(mediator).values()),
-                         _table(summary.loc[summary["mediator"] == mediator, SHOWN]
-                                .groupby("effect", sort=False).head(10)),
-                         f"<p>{report.how_checked(of_mediator)}</p>"]
-        with whole_file(path) as file:
-            file.write(PAGE.format(title=html.escape(title), body="\n".join(sections)))
-        return path
+        return write_page(self.written, path, self._found.units)
 
     def _opening(self):
         """What the numbers are, in a paragraph."""

@@ -26,6 +26,8 @@ FEW = 4 * TOP  # units: of fewer, the strongest are no selection
 COLUMNS = ("study", "group", "what", "quantity", "scale", "model", "other", "value", "low", "high", "above_0",
            "by_chance", "examples", "clusters")
 RANDOM_SETS = 2000  # for what overlaps by chance
+MILLIONS = {"distilgpt2": 82.0, "gpt2": 124.0, "gpt2-medium": 355.0, "gpt2-large": 774.0, "gpt2-xl": 1558.0,
+            "smollm2-135m": 135.0}  # parameters
 CONTROL = "_random"  # behind the name of a model with random weights
 
 
@@ -321,7 +323,7 @@ def of_studies(measured: Sequence[Measured]) -> dict[str, list[Measured]]:
     """By what was asked, in the order in which it comes.
 
     Raises:
-        InputError: one model twice, or nothing that could be compared.
+        InputError: one model twice.
     """
     found: dict[str, list[Measured]] = {}
     for each in measured:
@@ -329,7 +331,12 @@ def of_studies(measured: Sequence[Measured]) -> dict[str, list[Measured]]:
         if each.model in [other.model for other in others]:
             raise InputError(f"{each.study}: there are two results of {each.model}: name one of the two")
         others.append(each)
-    if not any(len(models) > 1 or len({*models[0].groups} - {""}) > 1 for models in found.values()):
-        raise InputError(f"only {measured[0].model} and no groups of examples: name the results of two "
-                         "models that were asked the same")
     return found
+
+
+def check_comparable(studies: Mapping[str, Sequence[Measured]]) -> None:
+    """Raises InputError: one model per study, without groups."""
+    if not any(len(models) > 1 or len({*models[0].groups} - {""}) > 1 for models in studies.values()):
+        (first, *_), *_ = studies.values()
+        raise InputError(f"only {first.model} and no groups of examples: name the results of two models that "
+                         "were asked the same")

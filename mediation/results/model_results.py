@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -24,49 +25,80 @@ from mediation.results.neuron_tables import models_in, read_effects, read_probab
 from mediation.results.tidy import Piece
 from mediation.stimuli.prompts import PronounStimulus
 
-ATTENTION = re.compile(r"attention_intervention_(?:(?:bergsma|bls)_)?(.+)_(?:un)?filtered(?:_dev|_test)?"
-                       r"(?:_([1-6]))?")
+ATTENTION_FILE = re.compile(r"attention_intervention_(?:(?:bergsma|bls)_)?(.+)_(?:un)?filtered(?:_dev|_test)?"
+                            r"(?:_([1-6]))?")
 TOTALS = "total_effects_"
-PROFESSIONS, OWN = "professions", "stimuli of one's own"
+ATTENTION, PROFESSIONS, OWN = "pronouns", "professions", "stimuli of one's own"
 
 
 def measured_in(path: str | Path, rated: Mapping[str, RatedWord]) -> list[Measured]:
-    """All that a file, or a folder of any study, says of its models.
+    """All that a file, or a folder of any study, says of its models; raises what `sources_in` does, or what
+    the readers of the formats raise."""
+    return [source.measured(rated) for source in sources_in(path)]
+
+
+@dataclass(frozen=True)
+class Source:
+    """Where one model's results of one study are. `path`: the JSON, the table of total effects, or the folder
+    of the neuron study; `model`: as the file names say."""
+
+    kind: str
+    path: Path
+    model: str
+
+    def measured(self, rated: Mapping[str, RatedWord], most_rows: int | None = None) -> Measured:
+        """What it says of the model; tables of own mediators with more than `most_rows` are left out."""
+        if self.kind == PROFESSIONS:
+            return of_professions(self.path, self.model, rated)
+        return of_own_question(self.path, most_rows) if self.kind == OWN else of_attention(self.path)
+
+
+def sources_in(path: str | Path) -> list[Source]:
+    """Every model's results in a file, or in a folder of any study.
 
     Raises:
-        InputError: nothing that can be read, or what the readers of the formats raise.
+        InputError: nothing that can be read.
     """
     path = Path(path)
     if path.is_file():
         if path.suffix == ".json":
-            return [of_attention(path)]
+            return [_attention(path)]
         if path.suffix == ".csv" and path.name.startswith(TOTALS):
-            return [of_own_question(path)]
+            return [_own_question(path)]
         raise InputError(f"{path} is no file of results: name a JSON of the attention study, a "
                          f"{TOTALS}*.csv of mediate.py, or a folder")
     if not path.is_dir():
         raise InputError(f"{path} is not there: name a folder or a file of results")
     folders = [path, *(each for name in ("winobias_data", "winogender_data", "random")
                        if (each := path / name).is_dir())]
-    found = [measured for folder in folders for measured in _in_folder(folder, rated)]
+    found = [source for folder in folders for source in _in_folder(folder)]
     if not found:
         raise InputError(f"{path} holds no results: no attention_intervention_*.json, no {TOTALS}*.csv and "
-                         "no tables of run_profession_neuron_experiments.py; name another folder")
+                         "no tables of run_profession_neuron_experiments.py: run a study first, or name "
+                         "another folder")
     return found
 
 
-def _in_folder(folder: Path, rated: Mapping[str, RatedWord]) -> Iterator[Measured]:
-    yield from (of_attention(path) for path in sorted(folder.glob("attention_intervention_*.json")))
-    yield from (of_own_question(path) for path in sorted(folder.glob(f"{TOTALS}*.csv")))
-    yield from (of_professions(folder, model, rated) for model in models_in(folder))
+def _in_folder(folder: Path) -> Iterator[Source]:
+    yield from map(_attention, sorted(folder.glob("attention_intervention_*.json")))
+    yield from map(_own_question, sorted(folder.glob(f"{TOTALS}*.csv")))
+    yield from (Source(PROFESSIONS, folder, model) for model in models_in(folder))
+
+
+def _attention(path):
+    named = ATTENTION_FILE.fullmatch(path.stem)
+    return Source(ATTENTION, path, "" if not named else named[1] + (f" ({named[2]})" if named[2] else ""))
+
+
+def _own_question(path):
+    return Source(OWN, path, path.stem.removeprefix(TOTALS))
 
 
 def of_attention(path: Path) -> Measured:
     """Of a JSON of the attention study. Its model is that of its name, where `_random` stands, too."""
-    content = read_results(path, _examples_of(path))
+    content = read_results(path, examples_of(path))
     results = content["results"]
-    named = ATTENTION.fullmatch(path.stem)
-    model = content["model_version"] if not named else named[1] + (f" ({named[2]})" if named[2] else "")
+    model = _attention(path).model or content["model_version"]
     data = f"Winogender {content['stat']}" if "stat" in content else f"WinoBias {content.get('split', 'dev')}"
     examples = [" | ".join(example_key(*(entry[name] for name in STRINGS))) for entry in results]
     pieces = list(pieces_of(results, content.get("method", "exact")))
@@ -81,7 +113,7 @@ def of_attention(path: Path) -> Measured:
                     np.log1p(whole["indirect"]), np.log1p(whole["direct"]), _maps(pieces))
 
 
-def _examples_of(path: Path) -> list[PronounStimulus] | None:
+def examples_of(path: Path) -> list[PronounStimulus] | None:
     """The data set, where a file names its examples by their numbers alone."""
     content = read_json(path)
     entries = content.get("results") if isinstance(content, dict) else None
@@ -115,8 +147,9 @@ def of_professions(folder: Path, model: str, rated: Mapping[str, RatedWord]) -> 
                     ["female-biased" if each else "male-biased" for each in female], total, maps=maps)
 
 
-def of_own_question(path: Path) -> Measured:
-    """Of a table of total effects of `mediate.py`, and of the mediators' tables that its manifest names."""
+def of_own_question(path: Path, most_rows: int | None = None) -> Measured:
+    """Of a table of total effects of `mediate.py`, and of the mediators' tables that its manifest names,
+    those with more than `most_rows` left out."""
     columns = ["id", "group", "alternative", "base_string", "alt_string", "candidate1", "candidate2",
                "total_effect"]
     table = mediation_tables.read_table(path)
@@ -127,7 +160,7 @@ def of_own_question(path: Path) -> Measured:
     model = path.stem.removeprefix(TOTALS)
     examples = [" | ".join(row) for row in table[columns[:-1]].astype(str).to_numpy().tolist()]
     ids = [f"{stimulus} | {alternative}" for stimulus, alternative in zip(table["id"], table["alternative"])]
-    pieces = [piece for mediator, of_mediator in _mediators(path.parent, model).items()
+    pieces = [piece for mediator, of_mediator in mediators_of(path.parent, model, most_rows).items()
               for piece in mediation_tables.read_pieces(of_mediator, mediator)]
     of_model = {kind: {piece.comparison: float(piece.log_odds[-1] - piece.log_odds_base) for piece in pieces
                        if (piece.mediator, piece.kind) == ("layers", kind) and piece.layer[-1] == "all"}
@@ -139,12 +172,14 @@ def of_own_question(path: Path) -> Measured:
                     np.log1p(table["total_effect"].to_numpy(float)), indirect, direct, _maps(pieces, ids))
 
 
-def _mediators(folder: Path, model: str) -> dict[str, Path]:
-    """{mediator: its table} that the manifest of a folder names and that are there."""
+def mediators_of(folder: Path, model: str, most_rows: int | None = None) -> dict[str, Path]:
+    """{mediator: its table} that the manifest of a folder names and that are there, up to `most_rows`."""
     found = {}
     for run in RunFolder(folder).read()["runs"]:
         for file, entry in run["files"].items():
-            if "mediator" in entry and Path(file).stem.endswith(f"_{model}") and (folder / file).exists():
+            few = most_rows is None or entry.get("rows", 0) <= most_rows
+            of_model = "mediator" in entry and Path(file).stem.endswith(f"_{model}")
+            if few and of_model and (folder / file).exists():
                 found[Path(file).stem.removesuffix(f"_{model}")] = folder / file
     return found
 

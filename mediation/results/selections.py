@@ -5,6 +5,7 @@
 """
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -41,6 +42,54 @@ def read_selections(paths: dict[str, Path], label: str) -> dict[str, dict[str, A
                                  "move it away") from error
             selections[TITLES[kind]] = content
     return selections
+
+
+@dataclass(frozen=True)
+class Selected:
+    """The selections of one model and data set. `unit`: "head" or "neuron"; `selections`: of
+    `with_intervals`; `all_units`, `interval`: effect of all units together, NaN where it is not known."""
+
+    name: str
+    unit: str
+    selections: dict[str, dict[str, Any]]
+    all_units: float
+    interval: tuple[float, float]
+
+
+def selections_in(folder: str | Path) -> list[Selected]:
+    """Every selection whose pickles are in a folder."""
+    found = []
+    for topk in sorted(Path(folder).glob("topk_*.pickle")):
+        name = topk.stem.removeprefix("topk_")
+        paths = {kind: topk.with_name(f"{kind}_{name}.pickle") for kind in TITLES}
+        by_example = read_by_example(topk.with_name(f"by_example_{name}.pickle"))
+        of_heads = isinstance(read_pickle(topk), Mapping)
+        chosen = read_selections(paths, "head") if of_heads else _of_neurons(topk, paths)
+        selections, interval = with_intervals(chosen, by_example)
+        every = float(np.mean(by_example["all"])) if "all" in by_example else np.nan
+        found.append(Selected(name, "head" if of_heads else "neuron", selections, every, interval))
+    return found
+
+
+def _of_neurons(topk: Path, paths: Mapping[str, Path]) -> dict[str, dict[str, Any]]:
+    """As of `read_selections`: the pickles of neurons have layers and neurons apart, and top-k the order of
+    all neurons alone."""
+    alone, found = topk.with_name("marg_contrib.pickle"), {}
+    try:
+        order = read_pickle(alone)
+        for kind in ("topk", "greedy", "lazy"):
+            if paths[kind].exists():
+                content = read_pickle(paths[kind])
+                if kind == "topk":
+                    content = {**order, "val": content}
+                pairs = list(zip(map(int, content["layer"]), map(int, content["neuron"])))
+                pairs = pairs[:len(content["val"])]
+                check_choice(content["val"], pairs)
+                found[TITLES[kind]] = {"val": list(content["val"]), "neuron": pairs}
+    except (KeyError, TypeError, ValueError) as error:
+        raise InputError(f"{topk.parent} has no selection of neurons in {topk.name} and {alone.name}: move "
+                         "them away") from error
+    return found
 
 
 def check_choice(values: Any, pairs: Any) -> None:

@@ -1,0 +1,157 @@
+"""A report as data, before anything is drawn: a page of sections, whose parts are texts, tables and figures.
+
+`markdown` renders it for the terminal and for a text file, `mediation.reports.html` for a browser.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+import numpy as np
+
+
+class Cell(NamedTuple):
+    """What a table shows, and the number that it is sorted by."""
+
+    text: str
+    value: float | None = None
+
+
+@dataclass(frozen=True)
+class Text:
+    """A paragraph; `**bold**` and `` `code` `` are marked."""
+
+    text: str
+
+
+@dataclass(frozen=True)
+class Bullets:
+    """A list of sentences."""
+
+    items: Sequence[str]
+
+
+@dataclass(frozen=True)
+class Code:
+    """Commands, a line each."""
+
+    text: str
+
+
+@dataclass(frozen=True)
+class Table:
+    """`rows`: of cells, as many as there are columns."""
+
+    caption: str
+    columns: Sequence[str]
+    rows: Sequence[Sequence[Cell]]
+
+
+@dataclass(frozen=True)
+class Picker:
+    """A choice of examples above a figure.
+
+    `data`: the figure's data set that the choice replaces; `column`: of that data set, which takes the
+    values of an example; `labels`, `values` [N, rows of the data set]: of N examples.
+    """
+
+    data: str
+    column: str
+    labels: Sequence[str]
+    values: Sequence[Sequence[float]]
+
+
+@dataclass(frozen=True)
+class Figure:
+    """A chart and what it is for.
+
+    `question`: that it answers; `finding`: a sentence on what was found, from the data; `alt`: what is drawn,
+    for who cannot see it; `chart`: a Vega-Lite specification, whose data sets are `data`: {name: {column:
+    values}}; `canvas`: for many marks.
+    """
+
+    question: str
+    finding: str
+    alt: str
+    chart: dict[str, Any]
+    data: dict[str, dict[str, list[Any]]]
+    canvas: bool = False
+    picker: Picker | None = None
+
+
+Part = Text | Bullets | Code | Table | Figure
+
+
+@dataclass(frozen=True)
+class Section:
+    """`folded`: long, shown when asked for."""
+
+    heading: str
+    parts: Sequence[Part]
+
+
+@dataclass(frozen=True)
+class Page:
+    """`lead`: what it is about, in a sentence or two; `findings`: what was found, a sentence each."""
+
+    title: str
+    lead: str
+    findings: Sequence[str]
+    sections: Sequence[Section] = field(default_factory=list)
+
+
+def text(value: Any) -> Cell:
+    """A cell that is sorted by its text."""
+    return Cell(str(value))
+
+
+def number(value: float, form: str = ".4g") -> Cell:
+    """A cell with a number; NaN is a dash, and comes last."""
+    return Cell("-", None) if np.isnan(value) else Cell(f"{value:{form}}", float(value))
+
+
+def with_interval(value: float, low: float, high: float, form: str = ".4g") -> str:
+    """value [low, high]; the value alone where the interval is not known."""
+    return f"{value:{form}}" + ("" if np.isnan(low) else f" [{low:{form}}, {high:{form}}]")
+
+
+def estimate(value: float, low: float, high: float, form: str = ".4g") -> Cell:
+    """A cell with a number and its 95% interval."""
+    return Cell(with_interval(value, low, high, form), None if np.isnan(value) else float(value))
+
+
+def count(number: int, noun: str, plural: str | None = None) -> str:
+    """1 prompt, 2 prompts."""
+    return f"{number:,} {noun if number == 1 else plural or noun + 's'}"
+
+
+def markdown(page: Page) -> str:
+    """The page as text; a figure is its question and its finding."""
+    lines = [f"# {page.title}", "", page.lead, ""]
+    if page.findings:
+        lines += ["## Findings", "", *(f"{place}. {each}" for place, each in enumerate(page.findings, 1)), ""]
+    for section in page.sections:
+        lines += [f"## {section.heading}", ""]
+        for part in section.parts:
+            lines += [*_markdown_of(part), ""]
+    return "\n".join(lines)
+
+
+def _markdown_of(part):
+    match part:
+        case Text(text):
+            return [text]
+        case Bullets(items):
+            return [f"- {item}" for item in items]
+        case Code(text):
+            return ["```", text, "```"]
+        case Figure(question=question, finding=finding):
+            return [f"**{question}** {finding}"]
+        case Table(caption, columns, rows):
+            return [f"{caption}:", "", "| " + " | ".join(columns) + " |", "|" + len(columns) * " --- |",
+                    *("| " + " | ".join(_cell(cell.text) for cell in row) + " |" for row in rows)]
+
+
+def _cell(text):
+    """A text in a cell of a Markdown table."""
+    return text.replace("|", "\\|").replace("\n", " ")

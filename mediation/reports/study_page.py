@@ -1,0 +1,530 @@
+"""The page of any studies' results: what was asked, what was found, how sure it is, what was left out, how it
+was made. Numbers come from tables and JSONs alone, so that files of 2020 have a page, too.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from mediation.effects.model_comparison import (
+    EVERY,
+    LOG,
+    MILLIONS,
+    ODDS,
+    SHARE,
+    Comparison,
+    of_studies,
+    trend_places,
+)
+from mediation.effects.sign_flips import ALPHA
+from mediation.effects.summaries import smallest_reaching
+from mediation.reports import charts
+from mediation.reports.page import (
+    Bullets,
+    Cell,
+    Code,
+    Figure,
+    Page,
+    Part,
+    Picker,
+    Section,
+    Table,
+    Text,
+    count,
+    estimate,
+    number,
+    text,
+    with_interval,
+)
+from mediation.reports.report import FULL_PASSES
+from mediation.results.selections import Selected
+from mediation.results.study_results import StudyResults
+
+LINKED = 200_000  # effects in single examples that a page takes
+SHOWN_UNITS = 300  # rows of a table of units
+EXAMPLES_SHOWN = 12
+IN_WORDS = {"heads": "attention heads (their weights)", "layers": "attention layers (weights of all their "
+                                                                  "heads)",
+            "neurons": "neurons", "mlps": "MLPs", "residuals": "residual streams",
+            "attentions": "attention outputs", "head_outputs": "head outputs", "queries": "queries",
+            "keys": "keys", "values": "values"}
+
+
+def study_page(everything: Sequence[StudyResults], selected: Sequence[Selected] = (),
+               sizes: Mapping[str, float] = MILLIONS, seed: int = 0) -> Page:
+    """One page of all results.
+
+    Args:
+        selected: selections of units; sizes: parameters of models, in millions, for the trend; seed: of the
+            draws.
+
+    Raises:
+        InputError: two results of one model and study.
+    """
+    models = list(dict.fromkeys(each.measured.model for each in everything))
+    studies = of_studies([each.measured for each in everything])
+    results = {id(each.measured): each for each in everything}
+    sections: list[Section] = []
+    findings: list[str] = []
+    for name, of_models in studies.items():
+        places, step = trend_places([each.model for each in of_models], sizes)
+        compared = Comparison(of_models, places, seed)
+        prefix = f"{name}: " if len(studies) > 1 else ""
+        of_study = _Study(compared, step, [results[id(each)] for each in compared.measured.values()], prefix)
+        sections += of_study.sections()
+        findings += [prefix + each for each in of_study.findings()]
+    findings += [_fewest(each) for each in selected]
+    sections += [Section("How few units suffice?", list(_selections(selected, everything))),
+                 Section("How sure is it?", list(_how_sure(everything))),
+                 Section("What was left out?", list(_left_out(everything))),
+                 Section("How was it made, and how is it run again?", list(_provenance(everything)))]
+    return Page(
+        f"Causal mediation analysis of {', '.join(models)}",
+        f"Which parts of {'the model' if len(models) == 1 else 'these models'} carry a behaviour, and how "
+        f"sure is that? Studied: {'; '.join(studies)}. Effects are log odds ratios of the second candidate "
+        "over the first, relative to the null prompt: 0 is no effect, .69 doubles the odds, -.69 halves "
+        "them. [low, high] is the "
+        "95% bootstrap interval of a mean.",
+        findings, sections)
+
+
+class _Study:
+    """The sections of one study. `found`: what every model's files say, in the order of the comparison."""
+
+    def __init__(self, compared, step, found, prefix):
+        self.compared, self.step, self.found, self.prefix = compared, step, found, prefix
+        self.table = compared.table()
+        self.means = self.table[(self.table["what"] == "mean") & (self.table["scale"] == LOG)]
+        self.several = len(found) > 1
+
+    def findings(self) -> Iterator[str]:
+        """Answers, a sentence each."""
+        for each in self.found:
+            name = f"In {each.measured.model}, the" if self.several else "The"
+            row = self._mean(each, "total effect")
+            examples = count(len(each.measured.total), "example")
+            yield (f"{name} mean total effect is **{_interval(row)}**, over {examples}"
+                   f"{'' if row is None or np.isnan(row['low']) else f' in {row.clusters:,} clusters'}.")
+            share = self._share(each)
+            if share is not None:
+                yield (f"{'There, ' if self.several else ''}**{_interval(share, form='.0%')}** of it is "
+                       "gone when the attention weights of all heads are held (proportion mediated).")
+            for mediator, units in _by_mediator(each.units):
+                yield _strongest_in_words(mediator, units, self.several and each.measured.model)
+        yield from self._trend()
+
+    def sections(self) -> Iterator[Section]:
+        """All of this study."""
+        yield Section(f"{self.prefix}What was asked?", list(self._asked()))
+        yield Section(f"{self.prefix}How large is the effect?", list(self._totals()))
+        if self.several:
+            yield Section(f"{self.prefix}How do the models differ, and does it grow with size?",
+                          list(self._differences()))
+        for each in self.found:
+            for mediator, units in _by_mediator(each.units):
+                where = f" of {each.measured.model}" if self.several else ""
+                yield Section(f"{self.prefix}Which {_plural(mediator)}{where} carry it?",
+                              list(_mediator(each, mediator, units)))
+            picked = list(_one_example(each))
+            if picked:
+                yield Section(f"{self.prefix}What happens in one example"
+                              f"{f' in {each.measured.model}' if self.several else ''}?", picked)
+
+    def _mean(self, each, quantity, group=EVERY):
+        rows = self.means[(self.means["model"] == each.measured.model) & (self.means["quantity"] == quantity)
+                          & (self.means["group"] == group)]
+        return None if rows.empty else rows.iloc[0]
+
+    def _share(self, each):
+        rows = self.table[(self.table["what"] == "mean") & (self.table["scale"] == SHARE)
+                          & (self.table["group"] == EVERY) & (self.table["model"] == each.measured.model)
+                          & (self.table["quantity"] == "proportion mediated")]
+        return None if rows.empty or np.isnan(rows["value"].iloc[0]) else rows.iloc[0]
+
+    def _trend(self):
+        rows = self.table[(self.table["what"] == "trend") & (self.table["scale"] == LOG)]
+        for _, row in rows.iterrows():
+            sure = ("" if np.isnan(row["low"]) else
+                    f", larger at every step in {row['above_0']:.0%} of the draws")
+            yield (f"Along {row['model']} the {row['quantity']} changes by **{_interval(row)}** {self.step} "
+                   f"({count(row['examples'], 'example')} that all have{sure}).")
+
+    def _asked(self) -> Iterator[Part]:
+        first = self.found[0]
+        groups = [group for group in dict.fromkeys(self.compared.groups) if group]
+        what = {"pronouns": "Does the gender of a pronoun shift the choice between two continuations, one "
+                            "of which is about the person whom the stereotype expects? The null prompt has "
+                            "the female pronoun, the alternative prompt the male one.",
+                "professions": "Does a profession shift the choice between “he” and “she”? The null prompt "
+                               "has the profession, the alternatives have “man” and “woman” in its place. "
+                               "Effects are toward the gender that the stereotype does not expect."}
+        yield Text(what.get(first.source.kind, "How does the alternative prompt shift the choice between "
+                                               "the two candidates, relative to the null prompt?"))
+        yield Bullets([f"{each.measured.model}: {count(len(each.measured.total), 'example')}"
+                       + (f", {len(groups)} groups: {', '.join(groups)}" if len(groups) > 1 else "")
+                       for each in self.found])
+        shown = first.texts[:EXAMPLES_SHOWN]
+        pairs = any(alternative for _, alternative, *_ in shown)
+        columns = ["null prompt", *(["alternative prompt"] if pairs else []), "first candidate",
+                   "second candidate", "total effect"]
+        rows = [[text(null), *([text(alternative)] if pairs else []), text(one), text(other), number(effect)]
+                for (null, alternative, one, other), effect in zip(shown, first.measured.total)]
+        yield Table(f"The first {len(rows)} of {len(first.texts):,} examples", columns, rows)
+
+    def _totals(self) -> Iterator[Part]:
+        rows = self.means.assign(label=[
+            _label(row, self.several) for row in self.means.itertuples()])
+        data = pd.DataFrame({"label": rows["label"], "value": rows["value"], "low": rows["low"],
+                             "high": rows["high"]})
+        # without an interval the ends are the mean itself
+        data["low"], data["high"] = data["low"].fillna(data["value"]), data["high"].fillna(data["value"])
+        total = self._mean(self.found[0], "total effect")
+        sure = ("there is one cluster only, so no interval" if np.isnan(total["low"]) else
+                "its interval does not hold 0" if total["low"] * total["high"] > 0 else "its interval holds "
+                                                                                        "0")
+        yield Figure(
+            "How large are the total effect and its parts?",
+            f"{_label(total, self.several)}: {_interval(total)}; {sure}.",
+            "Dots with bars: mean effects and their 95% intervals.",
+            charts.intervals(charts.EFFECT), {"rows": charts.columns_of(data), "zero": charts.constant([0])})
+        other = self.table[(self.table["what"] == "mean") & (self.table["scale"] != LOG)]
+        table = pd.concat([self.means, other])
+        yield Table("Means with 95% intervals; odds ratio - 1 is the mean of 2020, which few examples can "
+                    "drive. total = direct + total indirect holds on the log scale",
+                    ["what", "scale", "model", "group", "mean [low, high]", "examples", "clusters"],
+                    [[text(row.quantity), text(row.scale), text(row.model), text(row.group),
+                      estimate(row.value, row.low, row.high), number(row.examples, ".0f"),
+                      number(row.clusters, ".0f")] for row in table.itertuples()])
+        for each in self.found:
+            measured = each.measured
+            data = pd.DataFrame({"group": [group or "all" for group in measured.groups],
+                                 "value": measured.total,
+                                 "example": [_short(texts, 110) for texts in each.texts]})
+            above = (measured.total > 0).mean()
+            yield Figure(
+                f"Is it the same in all examples{f' of {measured.model}' if self.several else ''}?",
+                f"{above:.0%} of {len(data):,} examples have an effect above 0; the median is "
+                f"{np.median(measured.total):.4g}, the strongest tenth begins at "
+                f"{np.quantile(measured.total, .9):.4g}.",
+                "A tick per example at its total effect, in a row per group.",
+                charts.examples_of_groups("total effect, log odds ratio"), {"rows": charts.columns_of(data)})
+
+    def _differences(self) -> Iterator[Part]:
+        rows = self.table[self.table["what"].isin(["difference", "trend", "overlap", "correlation of maps"])
+                          & (self.table["scale"] != ODDS)]
+        trend = list(self._trend())
+        yield Text(" ".join(trend) if trend else "There is no trend: name the sizes of the models with "
+                                                 "--sizes.")
+        yield Table("Differences are of the examples that both models have; overlaps are of their strongest "
+                    "units",
+                    ["what", "quantity", "model", "minus, or with", "value [low, high]", "by chance",
+                     "examples"],
+                    [[text(row.what), text(f"{row.quantity}, {row.scale}"), text(row.model), text(row.other),
+                      estimate(row.value, row.low, row.high), number(row.by_chance, ".2f"),
+                      number(row.examples, ".0f")] for row in rows.itertuples()])
+
+
+def _by_mediator(units):
+    """(mediator, its rows of all groups together) in the order of the table."""
+    if not units.empty:
+        yield from units[units["group"] == "all"].groupby("mediator", sort=False)
+
+
+def _plural(mediator):
+    return IN_WORDS.get(mediator, mediator.replace("_", " "))
+
+
+def _first_kind(units):
+    kinds = list(dict.fromkeys(units["effect"]))
+    return "indirect" if "indirect" in kinds else kinds[0]
+
+
+def _in_words(kind):
+    """total_indirect: total indirect."""
+    return kind.replace("_", " ")
+
+
+def _unit(row, tokens: Mapping[str, str] | None = None):
+    """layer-unit, and where."""
+    unit = str(row["layer"]) + ("" if pd.isna(row["unit"]) else f"-{int(row['unit'])}")
+    position = row["position"]
+    if not position or position in ("context", "slot"):
+        return unit
+    if position in ("all", "last"):
+        return f"{unit}, {position} position{'s' if position == 'all' else ''}"
+    token = (tokens or {}).get(position, "").strip()
+    return f"{unit}, position {position}" + (f" ({token})" if token else "")
+
+
+def _strongest_in_words(mediator, units, model):
+    kind = _first_kind(units)
+    of_kind = units[(units["effect"] == kind) & (units["layer"].astype(str) != "all")]
+    top = of_kind.loc[of_kind["rank"].idxmin()]
+    called = ""
+    if of_kind["p"].notna().any():
+        called = (f"; {(of_kind['p'] <= ALPHA).sum():,} of {len(of_kind):,} have an effect other than 0 at a "
+                  f"family-wise error of {ALPHA}")
+    stable = ("" if np.isnan(top["in_top"]) else
+              f", among the ten strongest in {top['in_top']:.0%} of the bootstrap draws")
+    share = "" if np.isnan(top["share"]) or kind == "ablation" else f", {_share_of(top)} of the total effect"
+    return (f"{'' if not model else f'{model}: '}Of the {_plural(mediator)}, **{_unit(top)}** has the "
+            f"strongest {kind} effect: **{_interval(top, 'mean')}**{share}{stable}{called}.")
+
+
+def _share_of(row):
+    return with_interval(row["share"], row["share_low"], row["share_high"], ".1%")
+
+
+def _mediator(each, mediator, units) -> Iterator[Part]:
+    """Map, layers and table of one mediator."""
+    kind, tokens = _first_kind(units), each.tokens.get(mediator, {})
+    yield from _map(each, mediator, units[units["effect"] == kind], kind, tokens)
+    of_kind = units[units["effect"] == kind]
+    shown = of_kind.nsmallest(SHOWN_UNITS, "rank", keep="first")
+    columns = {"unit": [Cell(_unit(row, tokens)) for _, row in shown.iterrows()],
+               f"{kind} effect [low, high]": _estimates(shown, "mean", ""),
+               "odds ratio - 1 [low, high]": _estimates(shown, "effect_mean", "effect_", ".3g"),
+               "share of the total [low, high]": _estimates(shown, "share", "share_", ".1%"),
+               "rank [low, high]": _estimates(shown, "rank", "rank_", ".0f")}
+    columns |= {name: [number(value, form) for value in shown[column]] for name, column, form in
+                (("in top 10", "in_top", ".0%"), ("p", "p", ".2g"), ("q", "q", ".2g"))}
+    keys = ["layer", "unit", "position"]
+    for other in ("direct", "total_indirect"):
+        rows = units[units["effect"] == other]
+        if len(rows):
+            means = shown[keys].merge(rows[[*keys, "mean"]], on=keys, how="left")["mean"]
+            columns[f"{_in_words(other)} effect"] = [number(mean) for mean in means]
+    known = {name: cells for name, cells in columns.items() if any(cell.text != "-" for cell in cells)}
+    every = len(of_kind)
+    what = f"All {every:,}" if every <= SHOWN_UNITS else f"The strongest {len(shown):,} of {every:,}"
+    tests = "".join(f"; {name}: {meaning}" for name, meaning in
+                    (("p", "family-wise"), ("q", "false discovery rate")) if name in known)
+    family = of_kind["family"].iloc[0]
+    yield Table(f"{what} {_plural(mediator)}{tests}{f'; family: {family}' if family else ''}", list(known),
+                list(zip(*known.values())))
+
+
+def _estimates(rows, mean, ends, form=".4g"):
+    return [estimate(float(value), low, high, form) for value, low, high in
+            zip(rows[mean], rows[f"{ends}low"], rows[f"{ends}high"])]
+
+
+def _map(each, mediator, of_kind, kind, tokens) -> Iterator[Part]:
+    """The figure of one kind of effect."""
+    cells = of_kind[of_kind["layer"].astype(str) != "all"]
+    layer_title = each.layers.get(mediator, "layer")
+    top = cells.loc[cells["rank"].idxmin()]
+    finding = f"The strongest is {_unit(top, tokens)}: {_interval(top, 'mean')}"
+    data = pd.DataFrame({
+        "cell": np.arange(len(cells)), "layer": cells["layer"].astype(int),
+        "value": cells["mean"].astype(float), "low": cells["low"].astype(float),
+        "high": cells["high"].astype(float), "rank": cells["rank"].astype(int),
+        "p": cells["p"].astype(float), "q": cells["q"].astype(float),
+        "unit": [_unit(row, tokens) for _, row in cells.iterrows()]}).reset_index(drop=True)
+    places = cells["position"].nunique() > 1
+    if cells["unit"].isna().all() and not places:
+        yield Figure(f"In which layer is the {kind} effect of {_plural(mediator)}?", f"{finding}.",
+                     "A bar per layer: mean effect, with its 95% interval.",
+                     charts.layer_bars(charts.EFFECT, layer_title, bool(data["low"].notna().any())),
+                     {"rows": charts.columns_of(data[["layer", "value", "low", "high"]])})
+        return
+    if places:
+        positions = list(dict.fromkeys(cells["position"]))
+        data["number"] = [f"{position} {tokens.get(position, '')}".strip() for position in cells["position"]]
+        if cells["unit"].notna().any():  # of each layer and position the strongest unit
+            strongest = data.groupby(["layer", "number"], sort=False)["rank"].idxmin()
+            data = data.loc[strongest].reset_index(drop=True)
+            finding += "; a cell shows the strongest unit of its layer and position"
+        x_title = "position and token" if len(positions) > 1 else "position"
+    else:
+        data["number"] = cells["unit"].astype(int).to_numpy()
+        x_title = mediator.removesuffix("s").replace("_", " ")
+    held = (np.nan_to_num(data["low"]) * np.nan_to_num(data["high"]) > 0).sum()
+    if data["low"].notna().any():
+        finding += f"; {held:,} of {len(data):,} intervals do not hold 0"
+    single = each.measured.maps.get(f"{mediator}, {kind}")
+    linked = (single is not None and len(single.values) > 1 and single.values.shape[1] == len(data)
+              and single.values.size <= LINKED and len(data) == len(cells))
+    sets = {"cells": charts.columns_of(data)}
+    if linked:
+        rows, units = single.values.shape
+        sets["effects"] = charts.columns_of(pd.DataFrame({
+            "cell": np.tile(np.arange(units), rows), "value": single.values.ravel(),
+            "example": np.repeat(np.arange(1, rows + 1), units)}))
+        finding += ". Click a cell: below the map are its effects in the single examples"
+    yield Figure(f"Where is the {kind} effect of {_plural(mediator)}?", f"{finding}.",
+                 f"Map of layers and {x_title}s, coloured by the mean effect.",
+                 charts.unit_map(data, "number", x_title, layer_title, linked), sets,
+                 canvas=len(data) > charts.LARGE)
+
+
+def _one_example(each) -> Iterator[Part]:
+    """Maps of one example, picked from a list."""
+    for name, single in each.measured.maps.items():
+        if len(single.values) < 2 or single.values.size > LINKED:
+            continue
+        mediator, kind = name.split(", ")
+        units = single.units
+        x = next((column for column in ("position", "unit")
+                  if column in units and units[column].nunique() > 1), None)
+        if x is None:
+            continue
+        order = np.argsort(-np.nan_to_num(each.measured.total), kind="stable")
+        data = pd.DataFrame({"layer": units["layer"].astype(int), "number": units[x].astype(str)
+                             if x == "position" else units[x].astype(int), "value": single.values[order[0]],
+                             "unit": [f"{layer}-{unit}" for layer, unit in zip(units["layer"], units[x])]})
+        if len(data) > charts.LARGE or len(data.drop_duplicates(["layer", "number"])) < len(data):
+            continue
+        values = np.round(np.nan_to_num(single.values[order]), 5)
+        data["value"] = np.abs(values).max()  # the scale is that of all examples
+        labels = [f"{each.measured.total[row]:.3g}: {_short(each.texts[row], 150)}" for row in order]
+        yield Figure(
+            f"Where is the {kind} effect of {_plural(mediator)} in this example?",
+            f"{len(labels):,} examples, the largest total effect first (its number stands before the text); "
+            "one colour scale for all of them.",
+            "Map of the effects in the example that is chosen.",
+            charts.unit_map(data, "number", x, "layer", False), {"cells": charts.columns_of(data)},
+            picker=Picker("cells", "value", labels, values.tolist()))
+
+
+def _fewest(selected):
+    """How many units reach the effect of all, in a sentence."""
+    greedy = next(name for name in ("lazy greedy", "greedy", "top-k") if name in selected.selections)
+    values = selected.selections[greedy]["val"]
+    what = f"{selected.name}: {greedy} selection of {selected.unit}s"
+    if np.isnan(selected.all_units):
+        return f"{what}: {len(values)} together have an effect of **{values[-1]:.3g}** (odds ratio - 1)."
+    reaching, (low, high) = smallest_reaching(values, selected.all_units), selected.interval
+    together = with_interval(selected.all_units, low, high, ".3g")
+    of_all = f"the effect of all {selected.unit}s together, {together}"
+    return (f"{what}: **{count(reaching, selected.unit)}** reach {of_all} (odds ratio - 1)." if reaching else
+            f"{what}: **{len(values)}** do not reach {of_all}; they have {values[-1]:.3g} (odds ratio - 1).")
+
+
+def _selections(selected, everything) -> Iterator[Part]:
+    """Effect against number of units."""
+    for each in selected:
+        rows = []
+        for name, content in each.selections.items():
+            if name != "random order":
+                numbers = len(content["val"])
+                rows.append(pd.DataFrame({
+                    "choice": name, "number": np.arange(1, numbers + 1),
+                    "value": np.asarray(content["val"], float),
+                    "low": content.get("low", np.full(numbers, np.nan)),
+                    "high": content.get("high", np.full(numbers, np.nan))}))
+        data = pd.concat(rows, ignore_index=True)
+        yield Figure(f"What is the effect of a few {each.unit}s together, {each.name}?", _fewest(each),
+                     "Lines: effect against the number of units replaced together; bands: 95% intervals.",
+                     charts.curves(f"{each.unit}s replaced together", "indirect effect, odds ratio - 1",
+                                   bool(data["low"].notna().any())),
+                     {"rows": charts.columns_of(data)})
+        for name, content in each.selections.items():
+            if name != "random order":
+                chosen = ", ".join(f"{layer}-{unit}" for layer, unit in content[each.unit])
+                yield Text(f"{name}, in the order chosen: {chosen}")
+    if not selected:
+        model = everything[0].measured.model
+        yield Text("Not known from these files: no selection was run. It is run, and this page made again "
+                   "with its folder, by:")
+        script = "neuron" if everything[0].source.kind == "professions" else "attention"
+        yield Code(f"python {script}_intervention_subset_selection.py -model {model} -out_dir selection\n"
+                   f"python make_report.py {everything[0].source.path} selection")
+
+
+def _how_sure(found) -> Iterator[Part]:
+    lines: list[str] = []
+    for each in found:
+        model = each.measured.model
+        for run in each.runs:
+            lines += [f"{model}, {sentence}" for sentence in _checked(run)]
+        for run in each.runs:
+            if "error_budget" in run:
+                lines.append(f"{model}: error budget of the run, in log-probabilities: "
+                             + ", ".join(f"{name} {value:.1e}" for name, value in run["error_budget"].items())
+                             + ".")
+            if "screening" in run:
+                screened = run["screening"]
+                lines.append(f"{model}: of {screened['drawn']:,} units drawn at random among those that "
+                             f"screening left out, {screened['missed']} belong to the exact top "
+                             f"{screened['top']}; recall is at "
+                             f"least {screened['recall_at_least']:.3f} with 95% confidence.")
+        families = [] if each.units.empty else [
+            family for family in dict.fromkeys(each.units.loc[each.units["group"] == "all", "family"])
+            if family]
+        if families:
+            lines.append(f"{model}: units were tested in families: {'; '.join(families)}.")
+    lines += ["Intervals are percentiles of 2,000 bootstrap draws of clusters: of professions and "
+              "templates, of the occupations that a context names, or of stimuli (or what their field "
+              "`cluster` names). They say what "
+              "other stimuli of this kind would give, not what another model would.",
+              "p asks whether a unit has any effect, by sign flips of cluster means; a small p does not say "
+              "that the effect is large: read the interval."]
+    yield Bullets(list(dict.fromkeys(lines)))
+
+
+def _checked(run):
+    """What was compared with full passes in one run, a sentence per mediator."""
+    swept = dict.fromkeys(entry.get("mediator", "neurons") for entry in run["files"].values()
+                          if "sweep_seconds" in entry)
+    for mediator in swept:
+        of_mediator = [one for one in run["files"].values() if one.get("mediator", "neurons") == mediator]
+        if run["settings"].get("full_passes"):
+            yield f"{mediator}: {FULL_PASSES[0].lower()}{FULL_PASSES[1:]}"
+        elif not any("largest_deviation_from_full_passes" in one for one in of_mediator):
+            yield f"{mediator}: no intervention can reach the output, there is nothing to check."
+        else:
+            deviation = max(one.get("largest_deviation_from_full_passes", 0) for one in of_mediator)
+            checked = sum(one.get(f"checked_{how}", 0) for one in of_mediator
+                          for how in ("at_random", "where_likely"))
+            what = "first-order estimates" if run["settings"].get("method") == "gradient" else "interventions"
+            yield (f"{mediator}: {checked:,} {what} were compared with full passes under plain hooks; the "
+                   f"largest difference was {deviation:.1e} in a log-probability.")
+
+
+def _left_out(found) -> Iterator[Part]:
+    lines = []
+    for each in found:
+        name = f"{each.measured.model}, {each.measured.study}"
+        lines += [f"{name}: {line}." for line in [*each.left_out, *each.missing]]
+    yield Bullets(lines or ["Nothing: every example counts, and every file is there."])
+
+
+def _provenance(found) -> Iterator[Part]:
+    rows, commands = [], []
+    for each in found:
+        for run in each.runs:
+            settings: dict[str, Any] = run["settings"]
+            machine = ", ".join(f"{name} {value}" for name, value in run.get("machine", {}).items())
+            row = [text(each.measured.model), text(settings.get("weights_sha256", "")[:12]),
+                         text(settings.get("method", "exact")), text(settings.get("dtype", "")),
+                         text(run.get("finished", "not finished")), text(machine)]
+            if row not in rows:
+                rows.append(row)
+            if "command" in run:
+                commands.append(run["command"])
+    if rows:
+        yield Table("Runs", ["model", "weights (SHA-256)", "method", "numbers", "finished", "machine"], rows)
+    if commands:
+        yield Text("Commands; what is finished is kept, and a run that was stopped goes on:")
+        yield Code("\n".join(dict.fromkeys(f"python {command}" if ".py" in command.split()[0] else command
+                                           for command in commands)))
+    yield Bullets([f"read from `{each.source.path}`" for each in found])
+
+
+def _interval(row, value="value", form=".3g"):
+    return "not known" if row is None else with_interval(row[value], row["low"], row["high"], form)
+
+
+def _label(row, several):
+    parts = [row.quantity, *([row.model] if several else []), *([row.group] if row.group != EVERY else [])]
+    return ", ".join(parts)
+
+
+def _short(texts, length):
+    """An example in a line."""
+    null, alternative, one, other = texts
+    whole = null + (f" → {alternative}" if alternative else "") + f": {one} / {other}"
+    return whole if len(whole) <= length else whole[:length - 1] + "…"

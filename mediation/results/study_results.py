@@ -1,0 +1,199 @@
+"""What a report reads of one model's results, whichever study they are of: what was measured, the summaries
+of its units, the texts of its examples, how it was made, what is missing."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from mediation.effects.estimands import RatedWord
+from mediation.effects.model_comparison import Measured
+from mediation.effects.unit_summaries import NUMBERS
+from mediation.errors import InputError
+from mediation.files.storage import RunFolder
+from mediation.results import mediation_tables
+from mediation.results.attention_results import STRINGS, read_results
+from mediation.results.attention_summaries import summarise_study
+from mediation.results.model_results import ATTENTION, PROFESSIONS, Source, examples_of, mediators_of
+from mediation.results.neuron_tables import find_tables, read_effects
+from mediation.results.tables import FORMATS
+
+MOST_ROWS = 500_000  # of a table whose single examples a report shows
+NO_MANIFEST = "no manifest: the file does not say with which weights, options and software it was made"
+NO_SUMMARY = "no summary of units: intervals, ranks and p values of {} are missing; {}"
+
+
+@dataclass(frozen=True)
+class StudyResults:
+    """One model's results.
+
+    Attributes:
+        units: rows of the summaries (columns of `effects.unit_summaries`, and mediator), of all comparisons;
+            where there is none, of the means alone.
+        texts: null prompt, alternative prompt and the two candidates of each of the measured examples.
+        tokens: {mediator: {position: the tokens there}}.
+        layers: {mediator: what its layers are called}.
+        runs: of the manifest, of this model.
+        left_out: sentences on comparisons that do not count, and on what was not run.
+        missing: sentences on what these files do not have.
+    """
+
+    source: Source
+    measured: Measured
+    units: pd.DataFrame
+    texts: list[tuple[str, str, str, str]]
+    tokens: Mapping[str, Mapping[str, str]]
+    layers: Mapping[str, str]
+    runs: list[dict[str, Any]]
+    left_out: list[str]
+    missing: list[str]
+
+
+def read(source: Source, rated: Mapping[str, RatedWord], units: pd.DataFrame | None = None) -> StudyResults:
+    """One model's results.
+
+    Args:
+        rated: professions; units: summaries of a question of one's own, whose mediators alone count; by
+            default all that are in files.
+
+    Raises:
+        InputError: what the readers of the formats refuse.
+    """
+    measured = source.measured(rated, MOST_ROWS)
+    if source.kind == ATTENTION:
+        return _of_attention(source, measured)
+    if source.kind == PROFESSIONS:
+        return _of_professions(source, measured)
+    return _of_own(source, measured, units)
+
+
+def _of_attention(source, measured):
+    content = read_results(source.path, examples_of(source.path))
+    study = summarise_study(content["results"])
+    units = pd.concat([of_kind.table for of_kind in study.units.values()], ignore_index=True)
+    texts = [tuple(entry[name] for name in STRINGS) for entry in content["results"]]
+    runs = [run for run in _runs(source.path.parent) if source.path.name in run["files"]]
+    left_out = []
+    loaded, kept = content.get("num_examples_loaded"), content["num_examples_analyzed"]
+    aligned = content.get("num_examples_aligned", loaded)
+    if loaded:
+        left_out.append(f"{loaded - aligned:,} of {loaded:,} examples: their two continuations are not "
+                        "equally long in this model's tokens")
+    if loaded and aligned > kept:
+        left_out.append(f"{aligned - kept:,} examples by the filter: the total effect is not positive, or "
+                        f"among the weakest {content.get('filter_quantile', .25):.0%}; run again with "
+                        "`--do-filter False` for all of them")
+    missing = [] if runs else [NO_MANIFEST]
+    if "method" not in content and not runs:
+        missing.append("no statement on how the effects were computed and checked: a file of 2020 has none")
+    return StudyResults(source, measured, units, texts, {}, {}, runs, left_out, missing)
+
+
+def _of_own(source, measured, units):
+    folder, model = source.path.parent, source.model
+    mediators = list(mediators_of(folder, model) if units is None else dict.fromkeys(units["mediator"]))
+    maps = {name: of_map for name, of_map in measured.maps.items() if name.split(", ")[0] in mediators}
+    measured = replace(measured, maps=maps)
+    totals = mediation_tables.read_table(source.path)
+    texts = list(zip(*(totals[name].astype(str) for name in
+                       ("base_string", "alt_string", "candidate1", "candidate2"))))
+    runs = [run for run in _runs(folder)
+            if any(Path(name).stem.endswith(f"_{model}") for name in run["files"])]
+    layers: dict[str, str] = {}
+    summaries, tokens, missing, left_out = [], {}, [], []
+    for mediator in mediators:
+        paths = [folder / f"{model}_{mediator}_summary.{format}" for format in FORMATS]
+        found = next((path for path in paths if path.exists()), None)
+        if units is not None:
+            summaries.append(units[units["mediator"] == mediator])
+        elif found is None:
+            missing.append(NO_SUMMARY.format(mediator, "run mediate.py again, it goes on where it was"))
+            continue
+        else:
+            summaries.append(_read_summary(mediation_tables.read_table(found), mediator))
+        means = folder / f"{mediator}_mean_{model}.csv"
+        if means.exists():
+            table = mediation_tables.read_table(means)
+            if "token" in table:
+                tokens[mediator] = dict(zip(table["position"].astype(str), table["token"].astype(str)))
+    for run in runs:
+        layers |= {entry["mediator"]: entry["layers"] for entry in run["files"].values() if "layers" in entry}
+        left_out += [f"{mediator}: {number:,} of {len(totals):,} comparisons left out: {reason}"
+                     for mediator, reasons in run.get("left_out", {}).items() if mediator in mediators
+                     for reason, number in reasons.items()]
+    found_units = pd.concat(summaries, ignore_index=True) if summaries else pd.DataFrame()
+    return StudyResults(source, measured, found_units, texts, tokens, layers, runs,
+                        list(dict.fromkeys(left_out)), missing or ([] if runs else [NO_MANIFEST]))
+
+
+def _of_professions(source, measured):
+    folder, model = source.path, source.model
+    runs = [run for run in _runs(folder) if run["settings"].get("model") == model]
+    path, means = folder / f"{model}_neurons_summary.csv", folder / f"{model}_neuron_effects.csv"
+    units, missing = pd.DataFrame(), [] if runs else [NO_MANIFEST]
+    compute = f"run `python compute_and_save_neuron_agg_effect.py {folder} {model}`"
+    if path.exists():
+        units = _read_summary(read_effects(path, NUMBERS), "neurons")
+    elif means.exists():
+        units = _of_means(read_effects(means))
+        missing.append(NO_SUMMARY.format("neurons", compute))
+    else:
+        missing.append(f"no effects of neurons: {compute}")
+    texts = [(example, "", "he", "she") for example in measured.examples]
+    return StudyResults(source, measured, units, texts, {}, {"neurons": "layer (0 = word embedding)"}, runs,
+                        _not_run(folder, model, runs), missing)
+
+
+def _not_run(folder, model, runs):
+    """Which of the whole neuron study was not run."""
+    tables = [kind for kind in find_tables(folder, model).values() if kind != "no_intervention"]
+    swept = [(entry["template"], len(run["settings"]["professions"])) for run in runs
+             for entry in run["files"].values() if "sweep_seconds" in entry]
+    if not swept:
+        return [] if tables else ["every neuron: only total effects were run"]
+    prompts = sum(words for _, words in swept)
+    return [f"neurons were run for {prompts:,} prompts and types of intervention, {len(swept)} tables of "
+            f"{max(words for _, words in swept)} professions; the whole study has 17 templates and four "
+            "types"]
+
+
+def _of_means(effects):
+    """Rows of a summary from the means alone: files of 2020 say no more."""
+    rows = []
+    for kind in ("indirect", "direct"):
+        odds = effects[f"odds_ratio_{kind}_mean"].to_numpy(float)
+        rows.append(pd.DataFrame({
+            "mediator": "neurons", "group": "all", "effect": kind,
+            "layer": effects["layer_direct_mean"].astype(int),
+            "unit": effects["neuron_direct_mean"].astype(int),
+            "position": "", "mean": np.log(odds), "effect_mean": odds - 1}))
+    units = pd.concat(rows, ignore_index=True)
+    unknown = ["low", "high", "effect_low", "effect_high", "share", "share_low", "share_high", "rank_low",
+               "rank_high", "in_top", "p", "q"]
+    units[unknown] = np.nan
+    units["rank"] = units.groupby("effect")["mean"].transform(lambda mean: (-mean.abs()).rank(method="min"))
+    return units.assign(family="")
+
+
+def _read_summary(table, mediator):
+    """A summary as read, with every column of its key as text or number."""
+    table = table.assign(mediator=mediator)
+    for name, empty in (("unit", pd.NA), ("position", "")):
+        if name not in table:
+            table[name] = empty
+    table["position"] = table["position"].fillna("").astype(str)
+    table["unit"] = pd.to_numeric(table["unit"], errors="coerce").astype("Int64")
+    for name in (name for name in NUMBERS if name != "family"):
+        table[name] = pd.to_numeric(table[name], errors="coerce")  # "" where there is none
+    return table
+
+
+def _runs(folder):
+    """Runs of a folder's manifest; none where it has none that can be read."""
+    try:
+        return RunFolder(folder).read()["runs"]
+    except InputError:
+        return []

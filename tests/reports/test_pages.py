@@ -1,0 +1,128 @@
+"""The page of a report: what it says, from every study's files, and what its file holds."""
+
+import json
+import re
+import shutil
+
+import numpy as np
+import pytest
+
+from mediation.reports import html, page
+from mediation.reports.page import Bullets, Cell, Code, Figure, Page, Section, Table, Text
+from mediation.reports.study_page import study_page
+from mediation.results import study_results
+from mediation.results.model_results import sources_in
+from mediation.stimuli import professions
+
+STRANGE = {"script": "</script><script>alert(1)</script>", "long": 200 * "ten chars ", "hebrew": "שלום עולם",
+           "emoji": "🙂🙃", "markdown": "a|b `c` **d**\n# e"}
+
+
+def small_page(content):
+    """One of every part, with a text in all places."""
+    chart = {"mark": "point", "data": {"name": "rows"}, "encoding": {"x": {"field": "x", "type": "nominal"}}}
+    return Page(content, content, [content], [Section(content, [
+        Text(content), Bullets([content]), Code(content), Table(content, [content], [[Cell(content)]]),
+        Figure(content, content, content, chart, {"rows": {"x": [content]}})])])
+
+
+@pytest.mark.parametrize("content", STRANGE.values(), ids=STRANGE)
+def test_texts_are_shown_as_texts(content):
+    """Whatever a stimulus holds, it ends no element and begins none."""
+    found = html.html(small_page(content))
+    plain = html.html(small_page("plain"))
+    assert found.count("<script") == plain.count("<script") and "alert(1)<" not in found
+    (data,) = re.findall(r'<script type="application/json" id="figures">(.*?)</script>', found, re.DOTALL)
+    assert json.loads(data)[0]["data"]["rows"]["x"] == [content]
+    text = page.markdown(small_page(content))
+    assert f"# {content}" in text and "| --- |" in text
+
+
+def test_nothing_is_loaded_from_elsewhere():
+    found = html.html(small_page("plain"))
+    markup = re.sub(r"<script.*?</script>", "", found, flags=re.DOTALL)
+    assert "default-src 'none'" in markup and not re.search(r'(src|href)="(?!#)', markup)
+
+
+def test_numbers_of_a_page_are_numbers_of_json():
+    """NaN is none: a browser would stop at it."""
+    figure = Figure("q", "f", "a", {}, {"rows": {"x": [float("nan")]}})
+    bad = Page("t", "l", [], [Section("s", [figure])])
+    with pytest.raises(ValueError, match="JSON"):
+        html.html(bad)
+
+
+def test_cells():
+    assert page.number(np.nan) == Cell("-") and page.number(.5) == Cell("0.5", .5)
+    assert page.estimate(1.0, .5, 2.0) == Cell("1 [0.5, 2]", 1.0)
+    assert page.estimate(1.0, np.nan, np.nan) == Cell("1", 1.0)
+    assert page.count(1, "example") == "1 example"
+    assert page.count(2000, "stimulus", "stimuli") == "2,000 stimuli"
+
+
+@pytest.fixture(scope="module")
+def published(shared, tmp_path_factory):
+    """The published dev files of two sizes of GPT-2, and of one with random weights."""
+    folder, theirs = tmp_path_factory.mktemp("published"), shared / "published" / "winobias_data"
+    for model in ("distilgpt2", "gpt2", "gpt2_random"):
+        shutil.copy(theirs / f"attention_intervention_{model}_filtered_dev.json", folder)
+    return folder
+
+
+def page_of(folder):
+    rated = professions.load()
+    return study_page([study_results.read(source, rated) for source in sources_in(folder)])
+
+
+def test_a_page_of_published_files(published):
+    """It answers which heads, how sure, whether it grows with size, and what is missing."""
+    text = page.markdown(page_of(published))
+    assert re.search(r"In gpt2, the mean total effect is \*\*0.209 \[0.17\d, 0.24\d\]\*\*, over 87 examples",
+                     text)
+    assert "gpt2: Of the attention heads (their weights), **5-8** has the strongest indirect effect" in text
+    assert re.search(r"Along distilgpt2.* the total effect changes by \*\*.*per doubling", text)
+    assert "no manifest" in text and "29 examples by the filter" in text
+    assert "python attention_intervention_subset_selection.py" in text
+
+
+def test_figures_show_the_numbers_of_the_tables(published):
+    for section in page_of(published).sections:
+        if "Which attention heads" not in section.heading:
+            continue
+        figure, table = (next(part for part in section.parts if isinstance(part, kind))
+                         for kind in (Figure, Table))
+        cells = figure.data["cells"]
+        shown = {row[0].text: row[1].value for row in table.rows}
+        assert len(shown) == len(cells["unit"])
+        for unit, value in zip(cells["unit"], cells["value"]):
+            assert shown[unit] == pytest.approx(value, rel=1e-4)
+        # the mean of the examples that a click shows
+        effects = np.array(figure.data["effects"]["value"]).reshape(-1, len(shown))
+        np.testing.assert_allclose(effects.mean(axis=0), cells["value"], rtol=1e-3, atol=1e-6)
+
+
+def test_the_question_of_every_figure_ends_in_a_question_mark(published):
+    figures = [part for section in page_of(published).sections for part in section.parts
+               if isinstance(part, Figure)]
+    assert figures
+    for figure in figures:
+        assert figure.question.endswith("?") and figure.finding.endswith(".") and figure.alt.endswith(".")
+
+
+def test_the_script_writes_a_page_of_several_folders(published, tmp_path, run_script):
+    code, printed, error = run_script("make_report.py", published, "-out_dir", tmp_path)
+    assert code == 0 and f"wrote {tmp_path / 'report.html'}" in printed, error
+    assert "alert" not in (tmp_path / "report.html").read_text()[:1000]
+    code, _, error = run_script("make_report.py", published, "gpt2", "-out_dir", tmp_path)
+    assert code == 0 and "Causal mediation analysis of gpt2\n" in (tmp_path / "report.md").read_text(), error
+
+
+@pytest.mark.parametrize("arguments, words", [
+    ([], ["PATH"]), (["missing"], ["missing is not there"]),
+    (["{folder}", "gpt3"], ["no results of 'gpt3'", "another model"]),
+])
+def test_what_has_no_page(published, tmp_path, run_script, arguments, words):
+    code, _, error = run_script("make_report.py", *(each.format(folder=published) for each in arguments),
+                                "-out_dir", tmp_path / "out")
+    assert code == 2 and all(word in error for word in words), error
+    assert not (tmp_path / "out").exists()
