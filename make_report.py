@@ -6,8 +6,8 @@
 
 PATH: a folder of the neuron study, of the attention study or of mediate.py, a JSON of the attention study
 (ours or of 2020), a folder of selections; models that were asked the same are compared. The last argument may
-be the name of the one model that is reported. Writes report.html, and report.md, its text; prints a finished
-neuron study, which is also in {M}_report.md.
+be the name of the one model that is reported. Writes report.html, and report.md, its text; prints what was
+found, and before it a finished neuron study, which is also in {M}_report.md.
 """
 
 import argparse
@@ -23,6 +23,7 @@ def main(options: argparse.Namespace) -> None:
     """Everything that lies in the folders, on one page."""
     from mediation.effects.model_comparison import MILLIONS
     from mediation.reports.html import write_page
+    from mediation.reports.page import plain
     from mediation.reports.study_page import study_page
     from mediation.results import study_results
     from mediation.results.model_results import PROFESSIONS, sources_in
@@ -48,7 +49,10 @@ def main(options: argparse.Namespace) -> None:
         if source.kind == PROFESSIONS:
             report_neuron_study(source.path, source.model, out_dir)
     page = study_page(found, selected, MILLIONS | dict(options.sizes), options.seed)
-    print("wrote", *write_page(page, out_dir / "report.html"))
+    written = write_page(page, out_dir / "report.html")
+    findings = (f"{place}. {plain(each)}" for place, each in enumerate(page.findings, 1))
+    print("What was found:", *findings, sep="\n")
+    print("wrote", *reversed(written))
 
 
 def _only_selections(path: Path) -> bool:

@@ -9,20 +9,21 @@ it was.
 import shlex
 import sys
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 
 from mediation.errors import InputError
-from mediation.files.storage import RunFolder, describe_machine, now, whole_file, write_csv
+from mediation.files.storage import RunFolder, describe_machine, now, write_csv
 from mediation.mediators.catalogue import Request, order_of, together
 from mediation.model.fast_rows import FastRows
 from mediation.model.language_model import LanguageModel
 from mediation.options import check_screen_share
 from mediation.reports import plots, report
-from mediation.reports.html import html
+from mediation.reports.html import write_page
+from mediation.reports.page import Page, markdown
 from mediation.reports.study_page import study_page
 from mediation.results import study_results
 from mediation.results.mediation_tables import read_table, screening_of, unit_column, write_effects
@@ -37,6 +38,8 @@ from mediation.studies.engine import StudyOptions
 from mediation.studies.error_budget import Check, budget, describe_check
 from mediation.studies.neurons import describe_interpolation
 from mediation.studies.results import Account
+
+SHOWN = 10  # rows of a table that are printed
 
 
 @dataclass(frozen=True)
@@ -256,17 +259,16 @@ def write_report(written: Written) -> tuple[str, Path]:
         write_units(path, found.units[found.units["mediator"] == mediator])
     figures = [path for mediator, of_mediator in of_mediators.items()
                for path in plots.mediator(figures_of(mediator, of_mediator, found), written.name, folder)]
-    text = report.mediation(written.name, written.options.stimuli, written.total_effects(), of_mediators,
-                            found, [*figures, *summaries.values()], written.without_means())
-    with whole_file(folder / f"report_{written.name}.md") as file:
-        file.write(text)
-    return text, write_page(written, folder / f"report_{written.name}.html", found.units)
+    page = page_of(written, found, [*figures, *summaries.values()])
+    _, path = write_page(page, folder / f"report_{written.name}.html")
+    return markdown(page, SHOWN), path
 
 
-def write_page(written: Written, path: Path, units: pd.DataFrame) -> Path:
-    """The page of summaries of units, for a browser; returns its path."""
+def page_of(written: Written, found: Summary, files: Sequence[Path] = ()) -> Page:
+    """The report on what was found; `files`: figures and tables to name."""
     source = Source(OWN, written.run_folder.folder / f"total_effects_{written.name}.csv", written.name)
-    page = study_page([study_results.read(source, {}, units)], seed=written.options.seed)
-    with whole_file(path) as file:
-        file.write(html(page))
-    return path
+    known = study_results.read(source, {}, found)
+    gone = [f"not reported: {name}: its table of means {file} is not there: run this mediator again"
+            for name, file in written.without_means().items()]
+    known = replace(known, missing=[*known.missing, *gone])
+    return study_page([known], seed=written.options.seed, files=files)

@@ -19,11 +19,13 @@ from typing import Any
 import pandas as pd
 import torch
 
-from mediation.analysis import AnalysisOptions, Written, figures_of, run, write_page
+from mediation.analysis import AnalysisOptions, Written, figures_of, page_of, run
 from mediation.errors import InputError
+from mediation.files.storage import whole_file
 from mediation.mediators.catalogue import Request
 from mediation.model.language_model import LanguageModel
 from mediation.reports import plots
+from mediation.reports.html import html as as_html
 from mediation.results.mediation_tables import read_pieces
 from mediation.results.summaries import Summary
 from mediation.results.tidy import tidy_table
@@ -203,7 +205,9 @@ class Mediation:
         path = Path(path)
         if path.exists():
             raise InputError(f"{path} is there already: move it away, or name another file")
-        return write_page(self.written, path, self._found.units)
+        with whole_file(path) as file:
+            file.write(as_html(page_of(self.written, self._found)))
+        return path
 
     def _opening(self):
         """What the numbers are, in a paragraph."""

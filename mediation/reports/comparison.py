@@ -4,7 +4,7 @@ import numpy as np
 import pandas as pd
 
 from mediation.effects.model_comparison import EVERY, LOG, ODDS, SHARE, Comparison
-from mediation.reports.report import with_interval
+from mediation.reports.page import with_interval
 
 LEGEND = """\
 Log odds ratios: 0 is no effect. In brackets: 95% intervals, bootstrap over clusters (2,000 draws, the same

@@ -38,13 +38,13 @@ def html(page: Page) -> str:
         script=Markup((HERE / "page.js").read_text(encoding="utf-8")))
 
 
-def write_page(page: Page, path: Path) -> list[Path]:
-    """The page as HTML at `path`, and as text beside it (.md); returns both paths."""
-    paths = [path, path.with_suffix(".md")]
-    for one, content in zip(paths, (html(page), markdown(page))):
+def write_page(page: Page, path: Path) -> tuple[Path, Path]:
+    """The page as text beside `path` (.md), and as HTML there; returns both paths."""
+    text = path.with_suffix(".md")
+    for one, content in ((text, markdown(page)), (path, html(page))):
         with whole_file(one) as file:
             file.write(content)
-    return paths
+    return text, path
 
 
 @cache

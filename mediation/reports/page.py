@@ -120,24 +120,29 @@ def estimate(value: float, low: float, high: float, form: str = ".4g") -> Cell:
     return Cell(with_interval(value, low, high, form), None if np.isnan(value) else float(value))
 
 
-def count(number: int, noun: str, plural: str | None = None) -> str:
+def count(number: int | np.integer, noun: str, plural: str | None = None) -> str:
     """1 prompt, 2 prompts."""
     return f"{number:,} {noun if number == 1 else plural or noun + 's'}"
 
 
-def markdown(page: Page) -> str:
-    """The page as text; a figure is its question and its finding."""
+def plain(text: str) -> str:
+    """A text without its marks, for the terminal."""
+    return text.replace("**", "").replace("`", "")
+
+
+def markdown(page: Page, rows: int | None = None) -> str:
+    """The page as text; a figure is its question and its finding, a table has its first `rows`."""
     lines = [f"# {page.title}", "", page.lead, ""]
     if page.findings:
         lines += ["## Findings", "", *(f"{place}. {each}" for place, each in enumerate(page.findings, 1)), ""]
     for section in page.sections:
         lines += [f"## {section.heading}", ""]
         for part in section.parts:
-            lines += [*_markdown_of(part), ""]
+            lines += [*_markdown_of(part, rows), ""]
     return "\n".join(lines)
 
 
-def _markdown_of(part):
+def _markdown_of(part, most):
     match part:
         case Text(text):
             return [text]
@@ -148,8 +153,10 @@ def _markdown_of(part):
         case Figure(question=question, finding=finding):
             return [f"**{question}** {finding}"]
         case Table(caption, columns, rows):
-            return [f"{caption}:", "", "| " + " | ".join(columns) + " |", "|" + len(columns) * " --- |",
-                    *("| " + " | ".join(_cell(cell.text) for cell in row) + " |" for row in rows)]
+            shown = rows[:most]
+            return [f"{caption}" + (f" (here the first {most})" if len(shown) < len(rows) else "") + ":", "",
+                    "| " + " | ".join(columns) + " |", "|" + len(columns) * " --- |",
+                    *("| " + " | ".join(_cell(cell.text) for cell in row) + " |" for row in shown)]
 
 
 def _cell(text):

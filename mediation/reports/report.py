@@ -12,10 +12,10 @@ import pandas as pd
 
 from mediation.effects.estimands import Correlation, Estimand
 from mediation.effects.screening import Screening
-from mediation.effects.stability import SPLITS
+from mediation.effects.stability import SPLITS, Halves
 from mediation.effects.summaries import over_orders, smallest_reaching
 from mediation.effects.unit_summaries import UnitSummary
-from mediation.results.summaries import Summary
+from mediation.reports.page import count, with_interval
 from mediation.stimuli.templates import TEMPLATES
 
 FULL_PASSES = "Every intervention was a full pass of its own: there is nothing to check."
@@ -24,7 +24,7 @@ FULL_PASSES = "Every intervention was a full pass of its own: there is nothing t
 def describe_prompts(model: str, table: pd.DataFrame, unrated: Sequence[str]) -> str:
     """One line on what a total effect is computed over, one more on words that had to be left out."""
     counts = len(table), table["word"].nunique(), table["template"].nunique()
-    lines = [f"{model}: " + ", ".join(map(_count, counts, ("prompt", "profession", "template")))]
+    lines = [f"{model}: " + ", ".join(map(count, counts, ("prompt", "profession", "template")))]
     if unrated:
         lines.append(f"left out, not rated: {', '.join(unrated)}")
     return "\n".join(lines)
@@ -161,8 +161,8 @@ def _strongest_neurons(study):
     templates = list(dict.fromkeys(entry["template"] for entry in study.swept))
     lines = [
         f"**Neurons** ({sum(entry['rows'] for entry in study.swept):,} {study.what}: "
-        f"{_count(len(words), 'profession')}: {_shortened(words)}; "
-        f"{_count(len(templates), 'template')}: {_shortened(templates)}). "
+        f"{count(len(words), 'profession')}: {_shortened(words)}; "
+        f"{count(len(templates), 'template')}: {_shortened(templates)}). "
         "Natural indirect effect = odds ratio - 1 toward the anti-stereotypical gender when one neuron takes "
         "the value it has for “man” or “woman”; mean and standard deviation over these prompts.",
         "",
@@ -221,13 +221,13 @@ def _left_out(study):
             f"    python run_profession_neuron_experiments.py -model {asked} -out_dir all", ""]
 
 
-def describe_units(found: UnitSummary, count: int) -> str:
+def describe_units(found: UnitSummary, top: int) -> str:
     """The strongest neurons of one map, see `strongest_units`; what was tested, and how stable the map is."""
     first = found.table.iloc[0]
     return "\n".join([
-        f"{first['effect']} effects, {first['group']} professions, {_count(first['comparisons'], 'prompt')}: "
-        "the strongest neurons by the size of the mean log odds ratio", strongest_units(found.table, count),
-        INTERVALS, found.tests.describe(), *_how_stable(found.halves[0])])
+        f"{first['effect']} effects, {first['group']} professions, {count(first['comparisons'], 'prompt')}: "
+        "the strongest neurons by the size of the mean log odds ratio", strongest_units(found.table, top),
+        INTERVALS, found.tests.describe(), *how_stable(found.halves[0])])
 
 
 INTERVALS = ("[low, high]: 95% bootstrap intervals over professions and templates; rank: by size of the "
@@ -293,95 +293,7 @@ class Mediator:
         return dict(zip(self.means["position"].astype(str), self.means["token"]))
 
 
-def mediation(
-    model: str, stimuli: str | Path, totals: pd.DataFrame, mediators: Mapping[str, Mediator],
-    found: Summary, files: Sequence[Path], without_means: Mapping[str, str],
-) -> str:
-    """The report of mediate.py, Markdown: total effects by group, the strongest units of every mediator, how
-    sure it is, where everything is.
-
-    Args:
-        stimuli: the file; totals: table of total effects; mediators: by name; found: their summary; files:
-            paths of figures and tables; without_means: {mediator: its table of means, which is gone}.
-    """
-    lines = [f"# Mediation analysis of {stimuli}, {model}", "",
-             f"{_count(totals['id'].nunique(), 'stimulus', 'stimuli')}, {_count(len(totals), 'comparison')} "
-             "of a null prompt with an alternative. Effects are log odds ratios of the second candidate over "
-             "the first, relative to the null prompt: 0 is no effect, .69 doubles the odds, -.69 halves "
-             "them. [low, high] is the 95% interval of a mean, from 2,000 bootstrap draws of the clusters, "
-             "that is of stimuli or of what their field `cluster` names.", "", "## Total effects", "",
-             "| group | comparisons | clusters | mean | median | odds ratio - 1, mean | share above 0 |",
-             "|" + 7 * " --- |"]
-    lines += [f"| {_cell(row['group'])} | {row['comparisons']} | {row['clusters']} | {_interval(row)} "
-              f"| {row['median']:.4g} | {_interval(row, 'effect_mean', 'effect_')} "
-              f"| {row['share_above_0']:.2f} |"
-              for _, row in found.totals.iterrows()]
-    lines += ["", "Means of odds ratios are driven by few strong comparisons: read the logarithms, and the "
-              "median."]
-    for name, mediator in mediators.items():
-        lines += _mediator(name, mediator, found)
-    lines += [f"\nnot reported: {name}: its table of means {file} is not there: run this mediator again"
-              for name, file in without_means.items()]
-    tests = {kind: of_kind for (group, kind), of_kind in found.tests.items() if group == "all"}
-    lines += ["", "## How sure", "", "p is family-wise: with .05, 95% of such studies call no unit wrongly "
-              "(sign flips of cluster means, step-down maximum statistic, which takes the means for "
-              "symmetric around 0 where there is no effect). q is a false discovery rate "
-              "(Benjamini-Hochberg).", "",
-              *(f"- {_in_words(kind)} effects: {of_kind.describe()}." for kind, of_kind in tests.items())]
-    lines += ["", "## How it was made", ""]
-    for name, mediator in mediators.items():
-        settings, machine = mediator.run["settings"], mediator.run["machine"]
-        lines += [f"{name}: method {settings['method']}, precision {settings['precision']}, "
-                  f"{settings['dtype']}, seed {settings['seed']}; "
-                  f"multi-token words: {settings['multi_token'] or 'left out'}; "
-                  f"{', '.join(f'{part} {version}' for part, version in machine.items())}. "
-                  f"Command: `{mediator.run['command']}`", ""]
-    names = [*(path.name for path in files), *(mediator.file for mediator in mediators.values())]
-    lines += ["Figures and tables: " + ", ".join(names), ""]
-    return "\n".join(lines)
-
-
-def _mediator(name, mediator, found):
-    """Lines of a report on one mediator."""
-    units = found.units[(found.units["mediator"] == name) & (found.units["group"] == "all")]
-    first = units["effect"].iloc[0]
-    whole = units[units["effect"] == first]
-    few = whole["unit"].isna().all() and whole["position"].nunique() == 1
-    shown = whole if few else whole.sort_values("rank", kind="stable")[:10]
-    others = [kind for kind in ("direct",) if (units["effect"] == kind).any()]
-    has_share = whole["share"].notna().any()
-    resolved = [column for column in ("p", "q") if whole[column].notna().any()]
-    headings = ["layer" if whole["unit"].isna().all() else "layer-unit", f"{first} effect [low, high]",
-                *(["share of the total effect"] if has_share else []), "rank [low, high]",
-                *(f"{kind} effect" for kind in others), *resolved]
-    lines = ["", f"## {_heading(name)}", "",
-             f"{_count(int(whole['comparisons'].max()), 'comparison')}. "
-             + ("By layer:" if few else f"The strongest by the size of the mean {first} effect:"), "",
-             "| " + " | ".join(headings) + " |", "|" + len(headings) * " --- |"]
-    key = ["layer", "unit", "position"]
-    of_others = [units[units["effect"] == kind].set_index(key)["mean"] for kind in others]
-    tokens = mediator.tokens
-    for _, row in shown.iterrows():
-        unit = f"{row['layer']}{'' if pd.isna(row['unit']) else '-' + str(int(row['unit']))}"
-        cells = [unit + _place(row["position"], tokens), _interval(row),
-                 *([_interval(row, "share", "share_")] if has_share else []),
-                 _rank(row), *(f"{of_kind[tuple(row[key])]:.4g}" for of_kind in of_others),
-                 *("-" if pd.isna(row[column]) else f"{row[column]:.2g}" for column in resolved)]
-        lines.append("| " + " | ".join(cells) + " |")
-    lines += [f"\n{line}" for line in _how_stable(found.halves["all", first, name])]
-    if whole["comparisons"].nunique() > 1:
-        lines += ["", "Prompts have different numbers of tokens: a mean at a position is over the "
-                  "comparisons that have it."]
-    lines += [f"\nleft out: {_count(number, 'comparison')}: {reason}"
-              for reason, number in mediator.run["left_out"].get(name, {}).items()]
-    lines += ["", "Every layer and the whole model were run." if (whole["layer"] == "all").any()
-              else how_checked(mediator)]
-    if mediator.screening:
-        lines.append(describe_screening(mediator.screening, [mediator.entry["screen"]]))
-    return lines
-
-
-def _how_stable(halves):
+def how_stable(halves: Halves) -> list[str]:
     """What halves of the clusters say of one mediator; nothing where there are too few."""
     if np.isnan(halves.correlation):
         return []
@@ -390,11 +302,6 @@ def _how_stable(halves):
             f"{100 * halves.overlap:.0f}% of "
             f"their {halves.top} strongest; chosen on one half, these have a mean of {halves.selected:.4g} "
             f"there and of {halves.held_out:.4g} in the other."]
-
-
-def with_interval(value: float, low: float, high: float, form: str = ".4g") -> str:
-    """value [low, high]; the value alone where the interval is not known."""
-    return f"{value:{form}}" + ("" if np.isnan(low) else f" [{low:{form}}, {high:{form}}]")
 
 
 def _interval(row, mean="mean", ends=""):
@@ -410,44 +317,6 @@ def _rank(row):
 def _in_words(kind):
     """total_indirect: total indirect."""
     return kind.replace("_", " ")
-
-
-def how_checked(mediator: Mediator) -> str:
-    """A sentence on what was compared with full passes."""
-    settings, entry = mediator.run["settings"], mediator.entry
-    if settings.get("full_passes"):
-        return FULL_PASSES
-    if "largest_deviation_from_full_passes" not in entry:
-        return "No intervention can reach the output: there is nothing to check."
-    deviation = entry["largest_deviation_from_full_passes"]
-    if settings["method"] == "gradient":
-        return ("First-order estimates: those of a random sample differ from full passes by at most "
-                f"{deviation:.1e} in a log-probability.")
-    return (f"Checked against full passes: a random sample differs by at most {deviation:.1e} in a "
-            "log-probability.")
-
-
-def _place(position, tokens):
-    """Where a unit was changed: ", position 4 ( France)", or the name of the place."""
-    if not position:
-        return ""
-    token = _cell(tokens.get(position, "")).replace("`", "'")
-    where = f", position {position}" if position.isdigit() else f", {position}"
-    return where + (f" (`{token}`)" if token.strip() else "")
-
-
-def _cell(text):
-    """A text in a cell of a Markdown table."""
-    return str(text).replace("|", "\\|")
-
-
-def _heading(name):
-    """A name as a heading: an abbreviation has no vowel, mlps are MLPs."""
-    words = name.split("_")
-    if not set(words[0]) & set("aeiouy"):
-        words[0] = words[0].removesuffix("s").upper() + "s" * words[0].endswith("s")
-        return " ".join(words)
-    return " ".join(words).capitalize()
 
 
 def selection(found: Mapping[str, dict[str, Any]], k: int, label: str, all_units: float,
@@ -488,8 +357,8 @@ def selection(found: Mapping[str, dict[str, Any]], k: int, label: str, all_units
         if name != "random order":
             values = content["val"][:k]
             number = smallest_reaching(values, all_units)
-            reached = (f"{_count(number, label)} reach it" if number
-                       else f"{_count(len(values), label)} do not reach it, {values[-1]:.6f}")
+            reached = (f"{count(number, label)} reach it" if number
+                       else f"{count(len(values), label)} do not reach it, {values[-1]:.6f}")
             lines.append(f"{name}: {reached}")
         if "certified" in content:
             lines.append(f"lazy greedy: {content['evaluations']} evaluations of sets, "
@@ -497,10 +366,6 @@ def selection(found: Mapping[str, dict[str, Any]], k: int, label: str, all_units
                          f"{content['grown']} gains grew; "
                          f"{'certified' if content['certified'] else 'not certified'} equal to plain greedy")
     return "\n".join(lines)
-
-
-def _count(number, noun, plural=None):
-    return f"{number} {noun if number == 1 else plural or noun + 's'}"
 
 
 def _strongest(table, mean, deviation, count, shift=0):

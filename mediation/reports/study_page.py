@@ -3,6 +3,7 @@ was made. Numbers come from tables and JSONs alone, so that files of 2020 have a
 """
 
 from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -38,27 +39,27 @@ from mediation.reports.page import (
     text,
     with_interval,
 )
-from mediation.reports.report import FULL_PASSES
+from mediation.reports.report import FULL_PASSES, describe_screening, how_stable
+from mediation.results.mediation_tables import screening_of
 from mediation.results.selections import Selected
 from mediation.results.study_results import StudyResults
 
 LINKED = 200_000  # effects in single examples that a page takes
 SHOWN_UNITS = 300  # rows of a table of units
 EXAMPLES_SHOWN = 12
-IN_WORDS = {"heads": "attention heads (their weights)", "layers": "attention layers (weights of all their "
-                                                                  "heads)",
-            "neurons": "neurons", "mlps": "MLPs", "residuals": "residual streams",
-            "attentions": "attention outputs", "head_outputs": "head outputs", "queries": "queries",
-            "keys": "keys", "values": "values"}
+IN_WORDS = {  # mediators that are not called as their names are spelled
+    "heads": "attention heads (their weights)", "layers": "attention layers (weights of all their heads)",
+    "mlps": "MLPs", "residuals": "residual streams", "attentions": "attention outputs"}
+QUALIFIED = ("_each", "_all", "_slot", "_last", "_zero_ablation", "_mean_ablation", "_resample_ablation")
 
 
 def study_page(everything: Sequence[StudyResults], selected: Sequence[Selected] = (),
-               sizes: Mapping[str, float] = MILLIONS, seed: int = 0) -> Page:
+               sizes: Mapping[str, float] = MILLIONS, seed: int = 0, files: Sequence[Path] = ()) -> Page:
     """One page of all results.
 
     Args:
         selected: selections of units; sizes: parameters of models, in millions, for the trend; seed: of the
-            draws.
+            draws; files: figures and tables to name.
 
     Raises:
         InputError: two results of one model and study.
@@ -79,7 +80,7 @@ def study_page(everything: Sequence[StudyResults], selected: Sequence[Selected] 
     sections += [Section("How few units suffice?", list(_selections(selected, everything))),
                  Section("How sure is it?", list(_how_sure(everything))),
                  Section("What was left out?", list(_left_out(everything))),
-                 Section("How was it made, and how is it run again?", list(_provenance(everything)))]
+                 Section("How was it made, and how is it run again?", list(_provenance(everything, files)))]
     return Page(
         f"Causal mediation analysis of {', '.join(models)}",
         f"Which parts of {'the model' if len(models) == 1 else 'these models'} carry a behaviour, and how "
@@ -233,7 +234,13 @@ def _by_mediator(units):
 
 
 def _plural(mediator):
-    return IN_WORDS.get(mediator, mediator.replace("_", " "))
+    """mlps_zero_ablation: MLPs (zero ablation); head_outputs: head outputs."""
+    said: list[str] = []
+    name = mediator
+    while ending := next((each for each in QUALIFIED if name.endswith(each)), ""):
+        name = name.removesuffix(ending)
+        said.insert(0, ending[1:].replace("_", " "))
+    return IN_WORDS.get(name, name.replace("_", " ")) + (f" ({', '.join(said)})" if said else "")
 
 
 def _first_kind(units):
@@ -440,7 +447,6 @@ def _how_sure(found) -> Iterator[Part]:
         model = each.measured.model
         for run in each.runs:
             lines += [f"{model}, {sentence}" for sentence in _checked(run)]
-        for run in each.runs:
             if "error_budget" in run:
                 lines.append(f"{model}: error budget of the run, in log-probabilities: "
                              + ", ".join(f"{name} {value:.1e}" for name, value in run["error_budget"].items())
@@ -451,17 +457,22 @@ def _how_sure(found) -> Iterator[Part]:
                              f"screening left out, {screened['missed']} belong to the exact top "
                              f"{screened['top']}; recall is at "
                              f"least {screened['recall_at_least']:.3f} with 95% confidence.")
-        families = [] if each.units.empty else [
-            family for family in dict.fromkeys(each.units.loc[each.units["group"] == "all", "family"])
-            if family]
-        if families:
-            lines.append(f"{model}: units were tested in families: {'; '.join(families)}.")
+        for kind, of_kind in each.tests.items():
+            lines.append(f"{model}, {_in_words(kind)} effects: {of_kind.describe()}.")
+        if not each.tests and not each.units.empty:
+            of_all = each.units.loc[each.units["group"] == "all", "family"]
+            families = "; ".join(family for family in dict.fromkeys(of_all) if family)
+            lines += [f"{model}: units were tested in families: {families}."] if families else []
+        for mediator, halves in each.halves.items():
+            lines += [f"{model}, {mediator}: {sentence}" for sentence in how_stable(halves)]
     lines += ["Intervals are percentiles of 2,000 bootstrap draws of clusters: of professions and "
               "templates, of the occupations that a context names, or of stimuli (or what their field "
-              "`cluster` names). They say what "
-              "other stimuli of this kind would give, not what another model would.",
-              "p asks whether a unit has any effect, by sign flips of cluster means; a small p does not say "
-              "that the effect is large: read the interval."]
+              "`cluster` names). They say what other stimuli of this kind would give, not what another "
+              "model would.",
+              "p is family-wise: with .05, 95% of such studies call no unit wrongly (sign flips of cluster "
+              "means, step-down maximum statistic, which takes them for symmetric around 0 where there is no "
+              "effect); q is a false discovery rate (Benjamini-Hochberg). They ask whether a unit has any "
+              "effect; a small p does not say that the effect is large: read the interval."]
     yield Bullets(list(dict.fromkeys(lines)))
 
 
@@ -482,6 +493,10 @@ def _checked(run):
             what = "first-order estimates" if run["settings"].get("method") == "gradient" else "interventions"
             yield (f"{mediator}: {checked:,} {what} were compared with full passes under plain hooks; the "
                    f"largest difference was {deviation:.1e} in a log-probability.")
+        for one in of_mediator:
+            screening = screening_of(one, run["settings"].get("screen_top")) if "mediator" in one else None
+            if screening:
+                yield describe_screening(screening, [one["screen"]]).replace("\n", ". ") + "."
 
 
 def _left_out(found) -> Iterator[Part]:
@@ -492,26 +507,30 @@ def _left_out(found) -> Iterator[Part]:
     yield Bullets(lines or ["Nothing: every example counts, and every file is there."])
 
 
-def _provenance(found) -> Iterator[Part]:
+def _provenance(found, files) -> Iterator[Part]:
     rows, commands = [], []
     for each in found:
         for run in each.runs:
             settings: dict[str, Any] = run["settings"]
             machine = ", ".join(f"{name} {value}" for name, value in run.get("machine", {}).items())
             row = [text(each.measured.model), text(settings.get("weights_sha256", "")[:12]),
-                         text(settings.get("method", "exact")), text(settings.get("dtype", "")),
+                         text(settings.get("method", "exact")), text(settings.get("precision", "exact")),
+                   text(settings.get("dtype", "")), text(settings.get("seed", "")),
+                   text(settings.get("multi_token") or "left out"),
                          text(run.get("finished", "not finished")), text(machine)]
             if row not in rows:
                 rows.append(row)
             if "command" in run:
                 commands.append(run["command"])
     if rows:
-        yield Table("Runs", ["model", "weights (SHA-256)", "method", "numbers", "finished", "machine"], rows)
+        yield Table("Runs", ["model", "weights (SHA-256)", "method", "precision", "numbers", "seed",
+                             "words of several tokens", "finished", "machine"], rows)
     if commands:
         yield Text("Commands; what is finished is kept, and a run that was stopped goes on:")
         yield Code("\n".join(dict.fromkeys(f"python {command}" if ".py" in command.split()[0] else command
                                            for command in commands)))
-    yield Bullets([f"read from `{each.source.path}`" for each in found])
+    yield Bullets([*(f"read from `{each.source.path}`" for each in found),
+                   *([f"figures and tables: {', '.join(path.name for path in files)}"] if files else [])])
 
 
 def _interval(row, value="value", form=".3g"):

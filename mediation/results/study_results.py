@@ -2,7 +2,7 @@
 of its units, the texts of its examples, how it was made, what is missing."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -11,14 +11,17 @@ import pandas as pd
 
 from mediation.effects.estimands import RatedWord
 from mediation.effects.model_comparison import Measured
+from mediation.effects.sign_flips import SignFlips
+from mediation.effects.stability import Halves
 from mediation.effects.unit_summaries import NUMBERS
 from mediation.errors import InputError
 from mediation.files.storage import RunFolder
 from mediation.results import mediation_tables
 from mediation.results.attention_results import STRINGS, read_results
-from mediation.results.attention_summaries import summarise_study
+from mediation.results.attention_summaries import MEDIATORS, summarise_study
 from mediation.results.model_results import ATTENTION, PROFESSIONS, Source, examples_of, mediators_of
 from mediation.results.neuron_tables import find_tables, read_effects
+from mediation.results.summaries import ALL, Summary
 from mediation.results.tables import FORMATS
 
 MOST_ROWS = 500_000  # of a table whose single examples a report shows
@@ -37,6 +40,8 @@ class StudyResults:
         tokens: {mediator: {position: the tokens there}}.
         layers: {mediator: what its layers are called}.
         runs: of the manifest, of this model.
+        tests: {kind of effect: of all comparisons}, where they were made just now; halves: {mediator: of its
+            first kind of effect}, too.
         left_out: sentences on comparisons that do not count, and on what was not run.
         missing: sentences on what these files do not have.
     """
@@ -50,14 +55,16 @@ class StudyResults:
     runs: list[dict[str, Any]]
     left_out: list[str]
     missing: list[str]
+    tests: Mapping[str, SignFlips] = field(default_factory=dict)
+    halves: Mapping[str, Halves] = field(default_factory=dict)
 
 
-def read(source: Source, rated: Mapping[str, RatedWord], units: pd.DataFrame | None = None) -> StudyResults:
+def read(source: Source, rated: Mapping[str, RatedWord], found: Summary | None = None) -> StudyResults:
     """One model's results.
 
     Args:
-        rated: professions; units: summaries of a question of one's own, whose mediators alone count; by
-            default all that are in files.
+        rated: professions; found: what is known of a question of one's own, whose mediators alone count; by
+            default what its files of summaries say.
 
     Raises:
         InputError: what the readers of the formats refuse.
@@ -67,7 +74,7 @@ def read(source: Source, rated: Mapping[str, RatedWord], units: pd.DataFrame | N
         return _of_attention(source, measured)
     if source.kind == PROFESSIONS:
         return _of_professions(source, measured)
-    return _of_own(source, measured, units)
+    return _of_own(source, measured, found)
 
 
 def _of_attention(source, measured):
@@ -89,12 +96,16 @@ def _of_attention(source, measured):
     missing = [] if runs else [NO_MANIFEST]
     if "method" not in content and not runs:
         missing.append("no statement on how the effects were computed and checked: a file of 2020 has none")
-    return StudyResults(source, measured, units, texts, {}, {}, runs, left_out, missing)
+    tests = {kind: of_kind.tests for kind, of_kind in study.units.items()}
+    halves = dict(zip(MEDIATORS, study.units["indirect"].halves))
+    return StudyResults(source, measured, units, texts, {}, {}, runs, left_out, missing, tests, halves)
 
 
-def _of_own(source, measured, units):
+def _of_own(source, measured, found):
     folder, model = source.path.parent, source.model
-    mediators = list(mediators_of(folder, model) if units is None else dict.fromkeys(units["mediator"]))
+    units = None if found is None else found.units
+    mediators = list(mediators_of(folder, model) if units is None or units.empty
+                     else dict.fromkeys(units["mediator"]))
     maps = {name: of_map for name, of_map in measured.maps.items() if name.split(", ")[0] in mediators}
     measured = replace(measured, maps=maps)
     totals = mediation_tables.read_table(source.path)
@@ -106,14 +117,14 @@ def _of_own(source, measured, units):
     summaries, tokens, missing, left_out = [], {}, [], []
     for mediator in mediators:
         paths = [folder / f"{model}_{mediator}_summary.{format}" for format in FORMATS]
-        found = next((path for path in paths if path.exists()), None)
+        written = next((path for path in paths if path.exists()), None)
         if units is not None:
             summaries.append(units[units["mediator"] == mediator])
-        elif found is None:
+        elif written is None:
             missing.append(NO_SUMMARY.format(mediator, "run mediate.py again, it goes on where it was"))
             continue
         else:
-            summaries.append(_read_summary(mediation_tables.read_table(found), mediator))
+            summaries.append(_read_summary(mediation_tables.read_table(written), mediator))
         means = folder / f"{mediator}_mean_{model}.csv"
         if means.exists():
             table = mediation_tables.read_table(means)
@@ -124,9 +135,17 @@ def _of_own(source, measured, units):
         left_out += [f"{mediator}: {number:,} of {len(totals):,} comparisons left out: {reason}"
                      for mediator, reasons in run.get("left_out", {}).items() if mediator in mediators
                      for reason, number in reasons.items()]
-    found_units = pd.concat(summaries, ignore_index=True) if summaries else pd.DataFrame()
-    return StudyResults(source, measured, found_units, texts, tokens, layers, runs,
-                        list(dict.fromkeys(left_out)), missing or ([] if runs else [NO_MANIFEST]))
+    every = pd.concat(summaries, ignore_index=True) if summaries else pd.DataFrame()
+    known = StudyResults(source, measured, every, texts, tokens, layers, runs, list(dict.fromkeys(left_out)),
+                         missing or ([] if runs else [NO_MANIFEST]))
+    if found is None:
+        return known
+    tests = {kind: of_kind for (group, kind), of_kind in found.tests.items() if group == ALL}
+    halves: dict[str, Halves] = {}
+    for (group, _, mediator), of_mediator in found.halves.items():
+        if group == ALL:
+            halves.setdefault(mediator, of_mediator)
+    return replace(known, tests=tests, halves=halves)
 
 
 def _of_professions(source, measured):

@@ -57,7 +57,7 @@ def test_a_summary_says_what_the_tables_say(stimuli, analyse, tmp_path):
         if group == "all":
             interval = Resampling({"stimuli": list(wide.index)}).of_means(wide.to_numpy())
             np.testing.assert_allclose(of_kind[["low", "high"]].T, interval, rtol=1e-6, atol=1e-9)
-    assert "[low, high] is the 95% interval" in printed and "## How sure" in printed
+    assert "[low, high] is the 95% bootstrap interval" in printed and "## How sure" in printed
 
 
 def test_the_parts_of_the_total_effect_add_up(stimuli, analyse, tmp_path):

@@ -47,7 +47,7 @@ def test_a_report_is_on_the_tables_that_are_there(toy_checkpoint, tmp_path, run_
     (tmp_path / taken_away).unlink()
     code, printed, error = run_script(f"{command} --mediators layers")
     assert code == 0, error
-    assert "## Layers" in printed and "## MLPs" not in printed
+    assert "Which attention layers" in printed and "Which MLPs" not in printed
 
 
 def test_a_toy_study_from_file_to_report(toy_checkpoint, tmp_path, run_script):
@@ -57,8 +57,8 @@ def test_a_toy_study_from_file_to_report(toy_checkpoint, tmp_path, run_script):
     assert code == 0, error
     assert ("neurons: 1 of 5 comparisons left out: word or candidate of several tokens; "
             "--multi_token last takes it (4)") in printed
-    assert "heads: 1 of 5 comparisons left out" in printed and "## Total effects" in printed
-    assert "| long | 3 |" in printed
+    assert "heads: 1 of 5 comparisons left out" in printed and "## How large is the effect?" in printed
+    assert re.search(r"\| total effect \| log odds ratio \| toy-llama \| long \| .* \| 3 \| 3 \|", printed)
     totals, neurons, mlps = (read_own_table(folder, f"{name}_toy-llama.csv")
                              for name in ("total_effects", "neurons", "mlps"))
     heads, layers = (read_own_table(folder, f"{name}_toy-llama.csv") for name in ("heads", "layers"))
@@ -82,7 +82,9 @@ def test_a_toy_study_from_file_to_report(toy_checkpoint, tmp_path, run_script):
     for name in ("neurons_indirect", "mlps_indirect", "mlps_direct", "heads_indirect", "heads_direct",
                  "layers_direct", "neurons_by_group", "mlps_by_group"):
         assert (folder / f"{name}_toy-llama.pdf").stat().st_size > 1000
-    assert (folder / "report_toy-llama.md").read_text() in printed + "\n"
+    written = (folder / "report_toy-llama.md").read_text()
+    assert written.partition("## What was asked?")[0] in printed
+    assert "<h2" in (folder / "report_toy-llama.html").read_text()
     runs = RunFolder(folder).read()["runs"]
     assert len(runs) == 8 and all(run["finished"] for run in runs) and runs[-1]["left_out"]["neurons"]
     assert not (folder / "unfinished").exists()
@@ -105,8 +107,10 @@ def test_mediators_come_one_after_the_other_into_one_report(toy_checkpoint, tmp_
         code, printed, error = run_script(f"{command} {mediators}")
         assert code == 0, error
     headings = [line for line in printed.splitlines() if line.startswith("## ")]
-    assert headings == ["## Total effects", "## MLPs", "## Heads", "## Layers", "## Neurons",
-                        "## How sure", "## How it was made"]
+    asked = [heading.split()[2] for heading in headings if heading.startswith("## Which")]
+    assert asked == ["MLPs", "attention", "attention", "neurons"]
+    assert headings[-3:] == ["## How sure is it?", "## What was left out?",
+                             "## How was it made, and how is it run again?"]
     assert "method screen: " in printed
     code, _, error = run_script(f"{command} heads --method screen")
     assert code == 2
@@ -123,10 +127,10 @@ def test_a_table_of_means_that_is_gone_is_named_and_stops_no_report(toy_checkpoi
     assert code == 0, error
     named = ("not reported: mlps: its table of means mlps_mean_toy-llama.csv is not there: run this mediator "
              "again")
-    assert printed.count(named) == 1 and "## Heads" in printed and "## MLPs zero ablation" in printed
-    assert "## MLPs\n" not in printed
+    assert printed.count(named) == 1 and "Which attention heads" in printed
+    assert "Which MLPs (zero ablation) carry it?" in printed and "Which MLPs carry" not in printed
     code, printed, error = run_script(f"{command} --mediators mlps")
-    assert code == 0 and "not reported" not in printed and "## MLPs\n" in printed, error
+    assert code == 0 and "not reported" not in printed and "Which MLPs carry" in printed, error
 
 
 def test_what_fits_nothing_is_left_out(toy_checkpoint, tmp_path, run_script):
@@ -135,8 +139,8 @@ def test_what_fits_nothing_is_left_out(toy_checkpoint, tmp_path, run_script):
                           Stimulus("2", "The {} said that", ("xqz", "zqx"), ("she", "he"))])
     code, printed, error = run_script(f"mediate.py {path} -model {toy_checkpoint('gpt2')} "
                                       f"-out_dir {tmp_path / 'out'}")
-    assert code == 0 and "neurons: 2 of 2 comparisons left out" in printed and "## Heads" in printed, error
-    assert "## Neurons" not in printed, error
+    assert code == 0 and "neurons: 2 of 2 comparisons left out" in printed, error
+    assert "Which attention heads" in printed and "Which neurons" not in printed, error
 
 
 def test_methods_and_formats(toy_checkpoint, tmp_path, run_script):
@@ -151,7 +155,7 @@ def test_methods_and_formats(toy_checkpoint, tmp_path, run_script):
         assert code == 0, error
         file = tmp_path / name / f"neurons_toy-gpt2.{'parquet' if name == 'parquet' else 'csv'}"
         tables[name] = (pd.read_parquet if name == "parquet" else pd.read_csv)(file)
-        assert "multi-token words: last" in printed
+        assert "| last |" in printed
         claims = "recall of a prompt's exact top 5" in printed or "too few draws" in printed
         assert claims == (name == "screen")
     assert len(tables["exact"]) == 5 * 4 * 16  # the words of several tokens are in

@@ -50,7 +50,7 @@ def test_every_position_from_file_to_figure(command, tmp_path, run_script):
     assert len(values) == 2 * 3 * 2 * length  # two groups of heads share keys and values
     for name in ("residuals_indirect", "residuals_direct", "values_each_indirect"):
         assert (folder / f"{name}_toy-llama.pdf").stat().st_size > 1000
-    assert "| 0, position 1" in printed and "## Values each" in printed
+    assert "| 0, position 1" in printed and "Which values (each) carry it?" in printed
     before = contents(folder)
     code, printed, error = run_script(f"{command} --mediators residuals,values --positions each")
     assert code == 0 and printed.count("kept:") == 2
@@ -69,7 +69,7 @@ def test_positions_and_values_stand_beside_each_other_in_one_folder(command, tmp
     table = read_own_table(folder, "mlps_zero_ablation_toy-llama.csv")
     assert "ablation_effect" in table and "indirect_effect" not in table
     assert set(table["alternative"]) == {"zero"} and list(table["id"].unique()) == ["1", "2", "3"]
-    assert "## MLPs zero ablation" in printed and "| ablation effect [low, high] |" in printed
+    assert "Which MLPs (zero ablation) carry it?" in printed and "| ablation effect [low, high] |" in printed
     drawn = read_own_table(folder, "mlps_resample_ablation_toy-llama.csv").drop_duplicates("id")
     assert all(row.id != row.alternative for row in drawn.itertuples())
     runs = RunFolder(folder).read()["runs"]

@@ -120,7 +120,7 @@ def test_analyses_write_and_print(run_script, results):
     assert code == 0 and (results / "neuron_layer_effect_toy-gpt2.pdf").exists()
     code, output, _ = run_script("make_report.py", results, "toy-gpt2")
     assert code == 0 and "2 of 17 templates" in output and "**Files.**" in output
-    text = output.partition("wrote")[0]
+    text = output.partition("What was found:")[0]
     for line in text.split("**Files.**")[1].split("- ")[1:]:
         pattern = line.split(" (tables")[0].strip()
         assert list(Path("/").glob(pattern.lstrip("/"))), pattern
