@@ -1,4 +1,4 @@
-# make demo   sets up .venv and runs the neuron study on SmolLM2-135M; results and report in demo/
+# make demo   sets up .venv and runs a part of both studies on SmolLM2-135M; results and report.html in demo/
 # make test   sets up .venv-test and runs the tests
 # make test-avx2  the same as on a processor that does not multiply bfloat16
 # make soak   runs under SIGKILL at random moments, compared with undisturbed ones
@@ -7,6 +7,7 @@
 
 PYTHON ?= python3
 DEMO ?= demo
+EXAMPLES ?= 40
 SWEPT = -model smollm2-135m -out_dir $(DEMO)
 RESULTS = "$$(ls -d $(DEMO)/results/*_neuron_intervention | tail -n 1)"
 PIP = bin/python -m pip --disable-pip-version-check install
@@ -14,14 +15,19 @@ PIP = bin/python -m pip --disable-pip-version-check install
 .PHONY: demo test test-avx2 bench fuzz soak
 
 demo: .venv/ready
-	.venv/bin/python -m mediation.assets smollm2-135m
+	.venv/bin/python -m mediation.assets smollm2-135m winobias
+	@echo "1 of 4: total effects of 153 professions in 17 templates (about one minute)"
 	.venv/bin/python run_profession_neuron_experiments.py $(SWEPT) --total_effects_only
-	.venv/bin/python run_profession_neuron_experiments.py $(SWEPT) -template_indices 1 --professions nurse secretary carpenter farmer
 	.venv/bin/python compute_neuron_total_effect.py $(RESULTS) smollm2-135m
 	.venv/bin/python compute_neuron_split_total_effect.py $(RESULTS) smollm2-135m
+	@echo "2 of 4: effects of 17,856 neurons in one template, estimated to first order (about two minutes)"
+	.venv/bin/python run_profession_neuron_experiments.py $(SWEPT) -template_indices 1 --method gradient --intervention_types man_indirect woman_indirect
 	.venv/bin/python compute_and_save_neuron_agg_effect.py $(RESULTS) smollm2-135m
 	.venv/bin/python compute_neuron_effect_per_layer.py $(RESULTS)
-	.venv/bin/python make_report.py $(RESULTS) smollm2-135m
+	@echo "3 of 4: effects of 270 attention heads in examples of WinoBias, exact (about three minutes)"
+	.venv/bin/python attention_intervention_winobias.py $(SWEPT) --do-filter True --split dev --max_examples $(EXAMPLES)
+	@echo "4 of 4: the report"
+	.venv/bin/python make_report.py $(RESULTS) $(DEMO)/winobias_data smollm2-135m -out_dir $(DEMO)
 
 test: .venv-test/ready
 	.venv-test/bin/ruff check .
