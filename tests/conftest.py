@@ -49,6 +49,7 @@ from tests.helpers import (
     WINOBIAS_ROWS,
     InDouble,
     tables,
+    undrawn_figures,
 )
 from tests.preloaded import Server, new_process
 
@@ -85,6 +86,13 @@ def quick_figures():
     """Letters are drawn in the figures' PDFs, not embedded as fonts to be edited: a fifth of the time."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(plots.STYLE, "pdf.fonttype", 3)
+        yield
+
+
+@pytest.fixture
+def undrawn():
+    """See `undrawn_figures`: for tests that do not look at figures."""
+    with undrawn_figures():
         yield
 
 

@@ -4,6 +4,7 @@ Fixtures are in conftest.py. It installs the check of signatures before anything
 so this file is imported from there first.
 """
 
+import contextlib
 import json
 import os
 import re
@@ -11,7 +12,9 @@ import shutil
 from pathlib import Path
 
 import pandas as pd
+import pytest
 import torch
+from matplotlib.figure import Figure
 from safetensors.torch import load_file, save_file
 from torch.overrides import TorchFunctionMode
 from tqdm import tqdm
@@ -168,6 +171,16 @@ def malformed(random):
 
 
 # runs and what they write
+
+@contextlib.contextmanager
+def undrawn_figures():
+    """Figures are put together and written as a few bytes: drawing is most of a toy's report."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Figure, "savefig", lambda _, file, **__: file.write(b"a figure"))
+        patch.setattr(Figure, "draw_without_rendering", lambda _: None)  # seaborn asks for it
+        yield
+
+
 
 COMMAND = ("run_profession_neuron_experiments.py -template_indices 1 13 "
            "--professions nurse captain teacher doctor --intervention_types man_direct man_indirect")

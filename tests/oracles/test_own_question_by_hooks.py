@@ -32,47 +32,36 @@ def by_hooks(model, base, alternative, candidates, run_base_prompt, modules, cha
 
 
 MIXED = [
-    ("The {} said that", ["nurse", "man"], ["she", "he"]),
     ("The {} said that", ["electrician", "woman"], ["he", "she"]),
     ("The {} yelled because", ["registered nurse", "man"], ["she", "he"]),
-    ("{} went home because", ["Mary", "John"], ["she", "he"]),
     ("{} went home, and then", ["Mary", "Christopher"], ["she", "he"]),
-    ("In the garden, the {} near the trees", ["author", "authors"], ["is", "are"]),
     ("The {}", ["author", "authors"], ["was born", "were born"]),
-    ("The {} that the guards like", ["pilot", "pilots"], ["has", "have"]),
-    ("Paris is the capital of", ["", ""], ["France", "Italy"]),
+    ("Paris is the {} of", ["capital", "heart"], ["France", "Italy"]),
     ("The capital of {} is", ["France", "Italy"], ["Paris", "Rome"]),
-    ("The capital of {} is the city of", ["Germany", "Spain"], ["Berlin", "Madrid"]),
-    ("She put the {} on the table because it", ["trophy", "book"], ["was", "is"]),
-    ("My {} told me that", ["grandmother", "grandfather"], ["she", "he"]),
     ("My {} told me", ["mother-in-law", "father"], ["that she", "that he"]),
-    ("The {} is", ["ice", "fire"], ["cold", "hot"]),
-    ("Yesterday the {} was very", ["weather", "food"], ["cold", "delicious"]),
     ("A {} has", ["bicycle", "car"], ["two wheels", "four wheels"]),
     ("The {} barked", ["dog", "neighbour's dogs"], ["loudly", "at me"]),
     ("“{}” he said, and", ["Yes", "No"], ["smiled", "left"]),
-    ("The queen gave the {} to the king because", ["crown", "ring"], ["he", "she"]),
 ]
 
 
-def test_twenty_mixed_lines_on_the_real_model(smollm2, tmp_path, run_script):
+@pytest.mark.usefixtures("undrawn")
+def test_mixed_lines_on_the_real_model(smollm2, tmp_path, run_script):
     """A user's file of mixed lengths and words: five effects by hand, with nothing of the project's own."""
     stimuli = [Stimulus(f"q{number}", base, tuple(words), tuple(candidates), "mine")
-               for number, (base, words, candidates) in enumerate(MIXED) if "{}" in base]
-    stimuli.append(Stimulus("q8", "Paris is the {} of", ("capital", "heart"), ("France", "Italy"), "mine"))
-    assert len(stimuli) == 20
+               for number, (base, words, candidates) in enumerate(MIXED)]
     path, folder = write_stimuli(tmp_path, stimuli), tmp_path / "out"
     command = f"mediate.py {path} -model smollm2-135m -out_dir {folder}"
     code, _, error = run_script(f"{command} --multi_token last --mediators mlps")
     assert code == 0, error
-    # all heads of twenty would take minutes
-    path = stimulus_files.write(tmp_path / "one.jsonl", [stimuli[8]])
+    # all heads of ten would take long
+    path = stimulus_files.write(tmp_path / "one.jsonl", [stimuli[5]])
     command = f"mediate.py {path} -model smollm2-135m -out_dir {folder}/one"
     code, _, error = run_script(f"{command} --mediators layers,heads")
-    assert code == 0 and stimuli[8].id == "q9", error
+    assert code == 0, error
     totals, mlps, heads = (read_own_table(folder, f"{name}_smollm2-135m.csv")
                            for name in ("total_effects", "mlps", "one/heads"))
-    assert len(totals) == 20 and len(mlps) == 20 * 31
+    assert len(totals) == 10 and len(mlps) == 10 * 31
 
     tokenizer = AutoTokenizer.from_pretrained(smollm2)
     model = AutoModelForCausalLM.from_pretrained(smollm2, dtype=torch.float32,
@@ -82,7 +71,7 @@ def test_twenty_mixed_lines_on_the_real_model(smollm2, tmp_path, run_script):
         return tokenizer(text, add_special_tokens=False)["input_ids"]
 
     def prompts_of(number):
-        stimulus = next(each for each in stimuli if each.id == f"q{number}")
+        stimulus = stimuli[number]
         before = stimulus.base.split("{}")[0]
         filled = [ids(stimulus.base.replace("{}", word)) for word in stimulus.substitutes]
         # these words end where a token ends
@@ -90,13 +79,13 @@ def test_twenty_mixed_lines_on_the_real_model(smollm2, tmp_path, run_script):
         return filled, last, [ids(" " + candidate) for candidate in stimulus.candidates]
 
     with torch.no_grad():
-        (base, alternative), _, candidates = prompts_of(6)  # candidates of two tokens
+        (base, alternative), _, candidates = prompts_of(3)  # candidates of two tokens
         y = [by_hooks(model, prompt, None, candidates, True, {}, None) for prompt in (base, alternative)]
-        assert totals.set_index("id").loc["q6",
+        assert totals.set_index("id").loc["q3",
                                           "total_effect"] == pytest.approx(np.expm1(y[1] - y[0]), rel=1e-4)
 
         # words of several tokens
-        for number, layer, kind in ((2, 0, "indirect"), (1, 5, "direct"), (13, 11, "indirect")):
+        for number, layer, kind in ((1, 0, "indirect"), (0, 5, "direct"), (6, 11, "indirect")):
             (base, alternative), places, candidates = prompts_of(number)
             modules = [model.model.embed_tokens, *(block.mlp for block in model.model.layers)]
             outputs = []
@@ -118,7 +107,7 @@ def test_twenty_mixed_lines_on_the_real_model(smollm2, tmp_path, run_script):
             assert row[f"{kind}_effect"] == pytest.approx(np.expm1(odds - y), rel=1e-3, abs=1e-4)
 
         # attention weights of one head: the output projection is given the difference
-        (base, alternative), _, candidates = prompts_of(9)
+        (base, alternative), _, candidates = prompts_of(5)
         layer, head, size = 14, 3, model.config.hidden_size // model.config.num_attention_heads
         weights = [model(torch.tensor([prompt]), output_attentions=True).attentions[layer][0, head]
                    for prompt in (base, alternative)]
@@ -138,5 +127,5 @@ def test_twenty_mixed_lines_on_the_real_model(smollm2, tmp_path, run_script):
         for handle in handles:
             handle.remove()
         y = by_hooks(model, base, None, candidates, True, {}, None)
-        row = heads[(heads["id"] == "q9") & (heads["layer"] == layer) & (heads["head"] == head)].iloc[0]
+        row = heads[(heads["id"] == "q5") & (heads["layer"] == layer) & (heads["head"] == head)].iloc[0]
         assert row["indirect_effect"] == pytest.approx(np.expm1(odds - y), rel=1e-3, abs=1e-5)

@@ -5,6 +5,7 @@ import os
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 
 from attention_utils import get_odds_ratio
 from experiment import Intervention, Model
@@ -12,9 +13,12 @@ from mediation.effects.estimands import strong_examples
 from mediation.effects.odds import effect, log_odds
 from mediation.errors import InputError
 from mediation.files import assets
+from mediation.mediators.head_sweeps import head_edits, heads_in_sets
+from mediation.mediators.heads import heads_layers_model
+from mediation.mediators.neuron_sweeps import runs_and_edits
+from mediation.mediators.sweeps import by_full_passes, heads_by_full_passes
 from mediation.stimuli import winobias
-from mediation.studies.attention import EFFECTS, build_interventions, result_entry
-from mediation.studies.checks import check_heads
+from mediation.studies.attention import build_interventions
 
 
 @pytest.fixture(scope="module")
@@ -42,13 +46,18 @@ def test_base_odds_and_the_effect_of_embedding_neuron_31(model, nurse):
 
 
 @pytest.mark.parametrize("kind, layer", [("man_indirect", -1), ("woman_direct", 9), ("man_direct", 28)])
-def test_descent_equals_full_passes(model, nurse, monkeypatch, kind, layer):
+def test_descent_equals_full_passes(model, nurse, kind, layer):
+    """The 32 neurons of a layer with the largest effects, and every eighteenth."""
     arguments = {"layers_to_adj": layer, "intervention_loc": "layer"}
-    swept = model.neuron_intervention_single_experiment(nurse, kind, **arguments)[6:]
-    monkeypatch.setattr(model, "full_passes", True)
-    reference = model.neuron_intervention_single_experiment(nurse, kind, **arguments, bsize=64)[6:]
-    for a, b in zip(swept, reference):
-        np.testing.assert_allclose(a, b, rtol=1e-4)
+    swept = np.concatenate(model.neuron_intervention_single_experiment(nurse, kind, **arguments)[6:])
+    odds = log_odds(*swept)
+    strongest = np.abs(odds - np.median(odds)).argsort()[-32:]
+    checked = np.concatenate([strongest, np.arange(0, model.num_neurons, 18)])
+    _, run_on, edits = runs_and_edits(model, nurse, kind, **arguments)
+    with torch.no_grad():
+        reference = by_full_passes(model.model, model.parts, nurse.base_strings_tok[run_on],
+                                   edits[torch.from_numpy(checked)], nurse.candidates_tok)
+    np.testing.assert_allclose(swept[:, checked], reference.T.exp(), rtol=1e-4)
 
 
 def test_total_effects_over_all_templates_and_professions(smollm2, run_script, tmp_path):
@@ -80,17 +89,23 @@ def test_filter_of_winobias(model, winobias_dev):
     assert (len(indices), aligned) == (87, 116) and threshold == pytest.approx(1.061123, abs=5e-6)
 
 
-@pytest.mark.parametrize("number, total, indirect, direct",
-                         [(22, 0.087088, 0.010081, 0.070794), (129, 0.256000, 0.288198, 0.037242)])
-def test_single_examples_of_winobias(model, winobias_dev, number, total, indirect, direct):
-    """Effects of the contract, and heads by descent against full passes."""
+@pytest.mark.parametrize("number, total, indirect, direct, kind, layer",
+                         [(22, 0.087088, 0.010081, 0.070794, "indirect", 5),
+                          (129, 0.256000, 0.288198, 0.037242, "direct", 14)])
+def test_single_examples_of_winobias(model, winobias_dev, number, total, indirect, direct, kind, layer):
+    """Effects of the contract, and a layer's heads by descent against full passes."""
     example = winobias_dev[number]
-    swept = {kind: model.attention_intervention_experiment(example, kind) for kind in EFFECTS}
-    entry = result_entry(example, model.continuation_probabilities(example), swept)
-    effects = [entry["total_effect"], entry["indirect_effect_model"], entry["direct_effect_model"]]
-    np.testing.assert_allclose(effects, [total, indirect, direct], atol=1e-5)
-    kind = {22: "indirect", 129: "direct"}[number]
-    assert check_heads(model, example, kind, swept[kind][:2], sample=12).deviation < 1e-4
+    base, alternative = (log_odds(c2, c1) for c1, c2 in model.continuation_probabilities(example))
+    everything = heads_layers_model(model.num_layers, model.num_heads)
+    chosen = torch.cat([everything[layer * model.num_heads:][: model.num_heads], everything[-1:]])
+    swept = {name: heads_in_sets(model, example, name, chosen).numpy() for name in ("indirect", "direct")}
+    odds = [alternative, *(of_sets[-1, 1] - of_sets[-1, 0] for of_sets in swept.values())]
+    np.testing.assert_allclose(effect(odds, base), [total, indirect, direct], atol=1e-5)
+    context, edits = head_edits(model, example, kind, chosen)
+    with torch.no_grad():
+        reference = heads_by_full_passes(model.model, model.parts, context, example.candidates_tok, edits)
+    np.testing.assert_allclose(swept[kind], reference, rtol=0, atol=1e-4)
+    assert np.ptp(reference[:-1].numpy(), axis=0).max() > 1e-3, "these heads do nothing"
 
 
 def test_gemma_gives_the_base_probabilities_of_the_contract():

@@ -61,8 +61,14 @@ def test_files_of_2020_are_read(golden, run_script, tmp_path):
     assert code == 2 and "greedy_gpt2-toy_wb.pickle is no selection of heads" in errors
 
 
+@pytest.fixture(scope="module")
+def selected(tmp_path_factory):
+    """A folder for all layers: the effects of single neurons are computed once."""
+    return tmp_path_factory.mktemp("selected")
+
+
 @pytest.mark.parametrize("layer", [None, 0, 1, 4])
-def test_neurons_of_the_oracle(golden, golden_model, run_script, tmp_path, layer):
+def test_neurons_of_the_oracle(golden, golden_model, run_script, selected, layer):
     inputs = json.loads((golden / "neuron_selection" / "inputs.json").read_text())
     words = [word for word, *_ in inputs["female_list"] + inputs["male_list"]]
     end = "gpt2-toy" if layer is None else f"gpt2-toy_{layer}"
@@ -72,12 +78,12 @@ def test_neurons_of_the_oracle(golden, golden_model, run_script, tmp_path, layer
     for algo, values in (("topk", top), ("greedy", greedy["val"] if greedy else None)):
         if values is not None:
             options = ["--algo", algo, "--k", len(values), *(["--layer", layer] if layer is not None else [])]
-            code, _, errors = run_script(NEURON_SELECTION, "-model", golden_model, "--out_dir", tmp_path,
+            code, _, errors = run_script(NEURON_SELECTION, "-model", golden_model, "--out_dir", selected,
                                          "-template_indices", 1, 13, "--professions", *words,
                                          # in float32 a value of 3.79 is 1.2e-5 off
                                          "--dtype", "float64", *options)
             assert code == 0, errors
-    ours_by_name = pickles(tmp_path)
+    ours_by_name = pickles(selected)
     np.testing.assert_allclose(ours_by_name[f"topk_{end}.pickle"], top, atol=1e-5)
     alone, expected = ours_by_name["marg_contrib.pickle"], oracle["marg_contrib_gpt2-toy.pickle"]
     np.testing.assert_allclose(alone["val"], expected["val"], atol=1e-5)

@@ -12,6 +12,7 @@ from mediation.effects.odds import log_odds
 FLOAT64 = 1e-6  # absolute, in a log effect
 
 
+@pytest.mark.usefixtures("undrawn")
 @pytest.mark.parametrize("program", ["tracr-hist", "tracr-pattern"])
 def test_compiled_programs_have_the_mediators_they_were_compiled_with(shared, run_script, tmp_path, program):
     folder = shared / "golden" / "tracr" / program
@@ -55,6 +56,7 @@ AT_EACH = ("mlps", "head_outputs", "queries", "keys", "values", "attentions", "r
 
 
 @pytest.mark.parametrize("options", ["", "--full_passes"])
+@pytest.mark.usefixtures("undrawn")
 @pytest.mark.parametrize("program", ["tracr-hist", "tracr-pattern"])
 def test_every_mediator_at_every_position(shared, run_script, tmp_path, program, options):
     folder = shared / "golden" / "tracr" / program

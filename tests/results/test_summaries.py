@@ -28,7 +28,7 @@ def stimuli(tmp_path):
 
 
 @pytest.fixture
-def analyse(toy_checkpoint, tmp_path, run_script):
+def analyse(toy_checkpoint, tmp_path, run_script, undrawn):
     """Runs mediate.py on the file; returns (what it printed, table of a mediator's summary)."""
     checkpoint = toy_checkpoint("llama")
 

@@ -6,7 +6,7 @@ import pandas as pd
 import pytest
 
 from mediation.stimuli.stimulus_files import Stimulus
-from tests.helpers import PROJECT, assert_refused, write_stimuli
+from tests.helpers import PROJECT, assert_refused, undrawn_figures, write_stimuli
 
 PUBLISHED = PROJECT / "experiment_data" / "published" / "attention_intervention_gpt2_filtered_dev.json"
 
@@ -100,8 +100,9 @@ def test_stimuli_of_ones_own_with_their_mediators(compare, run_script, toy_check
         for number, (word, verb) in enumerate((word, verb) for word in ("nurse", "captain", "teacher")
                                               for verb in ("said", "wanted"))])
     for kind in ("gpt2", "llama"):
-        code, _, errors = run_script("mediate.py", stimuli, "-model", toy_checkpoint(kind), "-out_dir",
-                                     tmp_path / "mine", "--mediators", "mlps,layers,neurons")
+        with undrawn_figures():
+            code, _, errors = run_script("mediate.py", stimuli, "-model", toy_checkpoint(kind), "-out_dir",
+                                         tmp_path / "mine", "--mediators", "mlps,layers,neurons")
         assert code == 0, errors
     output, table = compare(tmp_path / "mine" / "total_effects_toy-gpt2.csv", tmp_path / "mine" /
                             "total_effects_toy-llama.csv")

@@ -12,7 +12,7 @@ from mediation.files.storage import RunFolder
 from mediation.stimuli.stimulus_files import Stimulus
 from mediation.studies import estimated_trees, own_question, trees
 from mediation.studies.comparisons import build_comparisons
-from tests.helpers import read_own_table, write_stimuli
+from tests.helpers import read_own_table, undrawn_figures, write_stimuli
 
 TOY = [Stimulus("1", "The {} said that", ("nurse", "man", "woman"), ("she", "he"), "short"),
        Stimulus("2", "The {} went home because", ("teacher", "man"), ("he", "she"), "long"),
@@ -39,6 +39,7 @@ def test_total_effects_run_every_prompt_once_and_those_of_one_length_together(to
                                     row.candidate1_alt_prob, row.candidate2_alt_prob], expected, rtol=1e-5)
 
 
+@pytest.mark.usefixtures("undrawn")
 @pytest.mark.parametrize("taken_away", ["mlps_toy-llama.csv", "mlps_mean_toy-llama.csv"])
 def test_a_report_is_on_the_tables_that_are_there(toy_checkpoint, tmp_path, run_script, taken_away):
     path = write_stimuli(tmp_path, TOY)
@@ -90,7 +91,8 @@ def test_a_toy_study_from_file_to_report(toy_checkpoint, tmp_path, run_script):
     assert not (folder / "unfinished").exists()
     # nothing is computed again, nothing is mixed
     before = {file: file.stat().st_mtime_ns for file in folder.glob("*_toy-llama.csv")}
-    code, printed, error = run_script(command)
+    with undrawn_figures():
+        code, printed, error = run_script(command)
     assert code == 0 and printed.count("kept:") == 8
     assert before == {file: file.stat().st_mtime_ns for file in folder.glob("*_toy-llama.csv")}
     write_stimuli(tmp_path, TOY[:2])
@@ -103,9 +105,12 @@ def test_mediators_come_one_after_the_other_into_one_report(toy_checkpoint, tmp_
     path = write_stimuli(tmp_path,
                          [*TOY, Stimulus("5", "The {} ran because", ("nurse", "man"), ("he", "she"), "$x_")])
     command = f"mediate.py {path} -model {toy_checkpoint('gpt2')} -out_dir {tmp_path / 'out'} --mediators"
-    for mediators in ("heads", "heads,layers", "neurons --method screen --screen_share 0.55", "mlps"):
-        code, printed, error = run_script(f"{command} {mediators}")
+    for mediators in ("heads", "heads,layers", "neurons --method screen --screen_share 0.55"):
+        with undrawn_figures():
+            code, printed, error = run_script(f"{command} {mediators}")
         assert code == 0, error
+    code, printed, error = run_script(f"{command} mlps")  # these figures name a group with signs of formulas
+    assert code == 0, error
     headings = [line for line in printed.splitlines() if line.startswith("## ")]
     asked = [heading.split()[2] for heading in headings if heading.startswith("## Which")]
     assert asked == ["MLPs", "attention", "attention", "neurons"]
@@ -117,6 +122,7 @@ def test_mediators_come_one_after_the_other_into_one_report(toy_checkpoint, tmp_
     assert "heads_toy-gpt2.csv was made with other settings (method 'exact' -> 'screen')" in error
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_a_table_of_means_that_is_gone_is_named_and_stops_no_report(toy_checkpoint, tmp_path, run_script):
     path, folder = write_stimuli(tmp_path, TOY[:1]), tmp_path / "out"
     command = f"mediate.py {path} -model {toy_checkpoint('llama')} -out_dir {folder}"
@@ -133,6 +139,7 @@ def test_a_table_of_means_that_is_gone_is_named_and_stops_no_report(toy_checkpoi
     assert code == 0 and "not reported" not in printed and "Which MLPs carry" in printed, error
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_what_fits_nothing_is_left_out(toy_checkpoint, tmp_path, run_script):
     path = write_stimuli(tmp_path,
                          [Stimulus("1", "The {} said that", ("electrician", "electricians"), ("she", "he")),
@@ -143,6 +150,7 @@ def test_what_fits_nothing_is_left_out(toy_checkpoint, tmp_path, run_script):
     assert "Which attention heads" in printed and "Which neurons" not in printed, error
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_methods_and_formats(toy_checkpoint, tmp_path, run_script):
     path = write_stimuli(tmp_path, TOY)
     tables = {}
@@ -170,6 +178,7 @@ def test_methods_and_formats(toy_checkpoint, tmp_path, run_script):
         assert np.corrcoef(estimated, tables["exact"][f"{kind}_effect"])[0, 1] > 0.5
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_an_interrupted_run_goes_on(toy_checkpoint, tmp_path, run_script, monkeypatch):
     path = write_stimuli(tmp_path, TOY)
     command = (f"mediate.py {path} -model {toy_checkpoint('gpt2')} -out_dir {tmp_path / 'out'} "
@@ -219,6 +228,7 @@ def test_bad_input_ends_in_one_line(toy_checkpoint, tmp_path, run_script, rows, 
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_masked_models_have_attention_only(toy_checkpoint, toy_tokenizer, tmp_path, run_script):
     folder = toy_checkpoint("roberta")
     names = toy_tokenizer.convert_ids_to_tokens([11, 12, 13])
@@ -233,6 +243,7 @@ def test_masked_models_have_attention_only(toy_checkpoint, toy_tokenizer, tmp_pa
     assert code == 0 and (tmp_path / "out" / "heads_toy-roberta_3.csv").exists(), error
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_exported_professions_give_the_same_numbers(toy_checkpoint, tmp_path, run_script):
     folder = toy_checkpoint("gpt2")
     assert run_script(f"run_profession_neuron_experiments.py -model {folder} -out_dir {tmp_path / 'old'} "
@@ -257,6 +268,7 @@ def test_exported_professions_give_the_same_numbers(toy_checkpoint, tmp_path, ru
     assert run_script(f"export_stimuli.py professions -out {tmp_path / 'p.jsonl'}")[0] == 2
 
 
+@pytest.mark.usefixtures("undrawn")
 @pytest.mark.parametrize("study", ["winobias", "winogender"])
 def test_exported_pronouns_give_the_same_numbers(toy_checkpoint, data, tmp_path, run_script, study):
     folder = toy_checkpoint("llama")
@@ -288,6 +300,7 @@ FOUR = [Stimulus(f"{template}-{word}", template, (word, "man"), ("she", "he"))
 SCREEN = "--method screen --screen_share 0.625 --screen_sample 3 --screen_top 8"
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_a_unit_drawn_for_a_tree_is_one_draw(toy_checkpoint, tmp_path, run_script):
     """Two templates of a word are one tree, whose units are drawn once: the profession study does so, too."""
     path, model = write_stimuli(tmp_path, FOUR), toy_checkpoint("llama")
@@ -307,6 +320,7 @@ def test_a_unit_drawn_for_a_tree_is_one_draw(toy_checkpoint, tmp_path, run_scrip
     assert RunFolder(folder).read()["runs"][0]["screening"]["drawn"] == entry["screen"]["drawn"]
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_trees_that_share_a_null_prompt_draw_their_own_units(toy_checkpoint, tmp_path, run_script,
                                                              monkeypatch):
     stimulus = Stimulus("1", "The {} said that", ("nurse", "man", "woman", "king"), ("she", "he"))
@@ -321,6 +335,7 @@ def test_trees_that_share_a_null_prompt_draw_their_own_units(toy_checkpoint, tmp
     assert len(draws) == 6 and len({str(seed) for seed in draws}) == 6
 
 
+@pytest.mark.usefixtures("undrawn")
 @pytest.mark.parametrize("method", ["", "--method gradient", SCREEN])
 def test_what_cannot_reach_the_output_has_exactly_no_effect(toy_checkpoint, tmp_path, run_script, method):
     """The last layer's neurons before the last token, in the null prompt's run; the slot is one place."""
@@ -355,6 +370,7 @@ def test_an_error_in_one_place_is_found(toy_checkpoint, tmp_path, run_script, mo
     assert "the sweep and full passes differ by 1.0e-02 in a log-probability, more than the accepted" in error
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_the_manifest_has_the_error_budget_and_what_the_check_supports(toy_checkpoint, tmp_path, run_script):
     path = write_stimuli(tmp_path, FOUR)
     assert run_script(f"mediate.py {path} -model {toy_checkpoint('llama')} -out_dir {tmp_path / 'out'} "

@@ -117,6 +117,7 @@ def test_estimated_probabilities_are_probabilities(run_script, toy_checkpoint, t
     assert largest == pytest.approx(1)
 
 
+@pytest.mark.usefixtures("undrawn")
 @pytest.mark.parametrize("method, words", [("gradient", "method gradient, first-order estimates"),
                                            ("screen", "method screen, the strongest neurons run")])
 def test_analyses_say_which_method_made_the_numbers(run_script, made, tmp_path, method, words):

@@ -38,6 +38,7 @@ def checkpoint(toy_tokenizer, tmp_path_factory):
     return make
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_a_model_that_cannot_be_resumed_runs_full_passes(checkpoint, tmp_path, run_script):
     path = write_stimuli(tmp_path, MINE)
     command = f"mediate.py {path} -model {checkpoint('bloom')} -out_dir {tmp_path / 'out'} --multi_token last"
@@ -186,6 +187,7 @@ def kept_from_resuming(monkeypatch):
     return lambda: monkeypatch.setattr(language_model, "known_architecture", known)
 
 
+@pytest.mark.usefixtures("undrawn")
 @pytest.mark.parametrize("command", COMMANDS, ids=lambda command: command.split("{mine}")[-1][:80])
 def test_runs_by_full_passes_write_what_resumed_ones_do(
         command, toy_checkpoint, data, tmp_path, run_script, kept_from_resuming, monkeypatch):

@@ -13,7 +13,14 @@ from mediation.errors import InputError
 from mediation.files.storage import RunFolder
 from mediation.stimuli.stimulus_files import Stimulus
 from mediation.studies import sites
-from tests.helpers import assert_refused, contents, interrupt_at, read_own_table, write_stimuli
+from tests.helpers import (
+    assert_refused,
+    contents,
+    interrupt_at,
+    read_own_table,
+    undrawn_figures,
+    write_stimuli,
+)
 
 MINE = [Stimulus("1", "The {} went home because", ("nurse", "man"), ("he", "she"), "a"),
         Stimulus("2", "The {} went home because", ("captain", "woman"), ("he", "she"), "b"),
@@ -52,7 +59,8 @@ def test_every_position_from_file_to_figure(command, tmp_path, run_script):
         assert (folder / f"{name}_toy-llama.pdf").stat().st_size > 1000
     assert "| 0, position 1" in printed and "Which values (each) carry it?" in printed
     before = contents(folder)
-    code, printed, error = run_script(f"{command} --mediators residuals,values --positions each")
+    with undrawn_figures():
+        code, printed, error = run_script(f"{command} --mediators residuals,values --positions each")
     assert code == 0 and printed.count("kept:") == 2
     assert {name: content for name, content in before.items() if name.suffix == ".csv"} == {
         name: content for name, content in contents(folder).items() if name.suffix == ".csv"}
@@ -60,9 +68,13 @@ def test_every_position_from_file_to_figure(command, tmp_path, run_script):
 
 def test_positions_and_values_stand_beside_each_other_in_one_folder(command, tmp_path, run_script):
     folder = tmp_path / "out"
-    for options in ("", "--positions last", "--values zero", "--values mean", "--values resample --seed 3"):
-        code, printed, error = run_script(f"{command} --mediators mlps --multi_token last {options}")
+    command = f"{command} --mediators mlps --multi_token last"
+    for options in ("", "--positions last", "--values zero", "--values mean"):
+        with undrawn_figures():
+            code, printed, error = run_script(f"{command} {options}")
         assert code == 0, error
+    code, printed, error = run_script(f"{command} --values resample --seed 3")  # draws all
+    assert code == 0, error
     names = {path.name for path in folder.glob("mlps*_toy-llama.csv")}
     kinds = ("", "_last", "_zero_ablation", "_mean_ablation", "_resample_ablation")
     assert names == {f"mlps{kind}{mean}_toy-llama.csv" for kind in kinds for mean in ("", f"_{MEAN}")}
@@ -92,6 +104,7 @@ def test_estimates_of_sites(command, tmp_path, run_script, method):
         assert "method screen: " in printed
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_an_interrupted_map_goes_on(command, tmp_path, run_script, monkeypatch):
     whole, options = tmp_path / "whole", "--mediators residuals,head_outputs"
     code, _, error = run_script(f"{command} {options}".replace(str(tmp_path / "out"), str(whole)))
@@ -142,6 +155,7 @@ RECORDS = [{"id": stimulus.id, "base": stimulus.base, "substitutes": list(stimul
             "candidates": list(stimulus.candidates), "group": stimulus.group} for stimulus in MINE]
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_python_gives_what_the_script_writes(command, toy_model, tmp_path, run_script):
     code, _, error = run_script(f"{command} --mediators residuals,head_outputs")
     assert code == 0, error

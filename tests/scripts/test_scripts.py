@@ -162,6 +162,7 @@ def test_figures_of_several_models_and_random_ones(run_script, results):
     assert models == ["toy-gpt2", "toy-gpt2_random"]
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_summaries_say_how_sure_the_neurons_and_layers_are(run_script, results):
     """Beside the columns of 2020, of the same effects; the report tells them."""
     code, output, error = run_script("compute_and_save_neuron_agg_effect.py", results, "toy-gpt2")
@@ -215,6 +216,7 @@ def exchange(path):
     table.rename(columns=names)[table.columns].to_csv(path)
 
 
+@pytest.mark.usefixtures("undrawn")
 @pytest.mark.parametrize("pattern", ["*.csv", "*said_that_man_*.csv"], ids=["all tables", "some of them"])
 def test_analyses_read_which_candidate_is_which(run_script, results, tmp_path, pattern):
     """The same numbers for `--candidates she he`, and where tables of both orders are united."""
@@ -280,7 +282,7 @@ def test_what_cannot_be_run(run_script, toy_checkpoint, tmp_path, options, words
 def test_a_model_that_is_none(run_script, tmp_path, monkeypatch):
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     (tmp_path / "empty").mkdir()
-    for model in ("no-such-model", tmp_path / "empty"):
+    for model in ("no-such-model", "nobody/no-such-model", tmp_path / "empty"):
         assert_refused(run_script(RUN, "-model", model, "-out_dir", tmp_path / "out"), "cannot load model",
                        "smollm2-135m")
     assert not (tmp_path / "out").exists()

@@ -24,13 +24,12 @@ import pandas as pd
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from matplotlib.figure import Figure
 
 from mediation.model import checkpoints
 from mediation.stimuli import stimulus_files
 from mediation.stimuli.stimulus_files import Stimulus
 from mediation.studies import interpolated_trees
-from tests.helpers import PROJECT, damaged_checkpoint
+from tests.helpers import PROJECT, damaged_checkpoint, undrawn_figures
 
 TURNS = int(os.environ.get("MEDIATION_TURNS", "0"))
 NEURONS = {  # option: its values, the usual one first
@@ -189,10 +188,9 @@ def workplace(toy_checkpoint, tmp_path_factory):
             loaded[arguments] = load(*arguments)
         return loaded[arguments]
 
-    with pytest.MonkeyPatch.context() as patch:
+    with pytest.MonkeyPatch.context() as patch, undrawn_figures():
         patch.setattr(checkpoints, "load_model", load_once)
         patch.setattr(os, "fsync", lambda _: None)  # nobody pulls the plug
-        patch.setattr(Figure, "savefig", lambda _, file, **__: file.write(b"a figure"))  # drawing takes long
         patch.setattr(interpolated_trees, "INTERPOLATED_FROM", 3)  # so that few words are interpolated
         yield Workplace(root, names)
 
@@ -321,13 +319,13 @@ def drawn(examples):
                     print_blob=False, suppress_health_check=list(HealthCheck))
 
 
-@drawn(14)
+@drawn(10)
 @given(steps=sequences(STUDY))
 def test_a_sequence_of_runs_of_the_neuron_study(workplace, steps):
     check(workplace, steps)
 
 
-@drawn(8)
+@drawn(6)
 @given(steps=sequences(MEDIATE))
 def test_a_sequence_of_runs_on_stimuli_of_ones_own(workplace, steps):
     check(workplace, steps)

@@ -9,7 +9,7 @@ import pytest
 
 from mediation.errors import InputError
 from mediation.notebook import mediate
-from tests.helpers import PROJECT
+from tests.helpers import PROJECT, undrawn_figures
 
 NOTEBOOK = json.loads((PROJECT / "docs" / "tutorial.ipynb").read_text(encoding="utf-8"))
 CELLS = [cell for cell in NOTEBOOK["cells"] if cell["cell_type"] == "code"]
@@ -17,9 +17,13 @@ MACHINE = re.compile(r"/(?:home|root|tmp|work|Users)/")
 
 
 def run_cells():
-    """The names that the notebook's cells define when they are run in order, on two comparisons."""
+    """The names that the notebook's cells define when they are run in order, on two comparisons.
+
+    Of the figures one is drawn later, on the same results.
+    """
     defined = {"__name__": "tutorial"}
-    with pytest.MonkeyPatch.context() as patch, pd.option_context("display.float_format", None):
+    with (pytest.MonkeyPatch.context() as patch, pd.option_context("display.float_format", None),
+          undrawn_figures()):
         patch.setattr(sys, "path", list(sys.path))
         for cell in CELLS:
             exec(compile("".join(cell["source"]), "<a cell of tutorial.ipynb>", "exec"), defined)
@@ -58,6 +62,7 @@ def test_what_the_notebook_says_holds_when_it_is_run(smollm2, subtests):
         assert f"{total['mean']:.4g} [{total['low']:.4g}, {total['high']:.4g}] (log odds ratio)" in repr(maps)
         assert "residuals, indirect: strongest layer" in repr(maps) and " at position 4: " in repr(maps)
         picture = maps.picture("residuals")
+        assert picture.startswith("<?xml")
         assert repr(picture) == f"<Picture, {len(picture)} characters of SVG>"
         assert picture == maps.picture("residuals"), "the same numbers are the same figure"
         with pytest.raises(InputError, match="dtype 'half' is unknown"):
