@@ -32,7 +32,7 @@ demo: .venv/ready
 test: .venv-test/ready
 	.venv-test/bin/ruff check .
 	.venv-test/bin/mypy
-	OMP_NUM_THREADS=1 .venv-test/bin/python -m pytest -n 2 --dist worksteal
+	PYTHONDONTWRITEBYTECODE= OMP_NUM_THREADS=1 .venv-test/bin/python -m pytest -n 2 --dist worksteal
 
 test-avx2: export ONEDNN_MAX_CPU_ISA = AVX2
 test-avx2: export ATEN_CPU_CAPABILITY = avx2
