@@ -7,7 +7,8 @@ with the largest mean indirect effect and the examples with the largest model-le
 model on both contexts of each, and draws
 OUT_DIR/results/attention_intervention/qualitative/winobias_{M}_{filter}_{split}_{rank}.pdf: the attention
 that falls on each token of the context, with the female pronoun (x) and with the male one (x'). Above each
-head stand its mean indirect effect over all examples and the 95% interval of that mean.
+head stand its mean indirect effect over all examples and the 95% interval of that mean. The numbers go to
+winobias_{M}_{filter}_{split}_attention.json beside them, from which make_report.py draws them.
 """
 
 import argparse
@@ -17,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from mediation.errors import InputError
-from mediation.files.storage import check_writable
+from mediation.files.storage import check_writable, write_json
 from mediation.options import (
     Parser,
     add_masking_approach,
@@ -35,7 +36,7 @@ def main(options: argparse.Namespace) -> None:
     """Strongest heads, strongest examples, their attention."""
     from mediation.effects.summaries import means_of_units
     from mediation.reports import plots
-    from mediation.results.attention_results import head_effects, read_results
+    from mediation.results.attention_results import ATTENTION_FOLDER, head_effects, read_results
     from mediation.results.attention_summaries import resampling_of
     from mediation.studies.attention import masking_suffix
     from utils import load_model
@@ -59,7 +60,7 @@ def main(options: argparse.Namespace) -> None:
     order = np.argsort(-means, axis=None)[: options.heads]
     strongest_heads = [divmod(int(unit), model.num_heads) for unit in order]
     strongest = sorted(results, key=lambda entry: -entry["indirect_effect_model"])[: options.examples]
-    folder = out_dir / "results" / "attention_intervention" / "qualitative"
+    folder, looked = out_dir / ATTENTION_FOLDER, []
     for rank, entry in enumerate(strongest, start=1):
         tokens, attention = attention_from_pronoun(model, entry)
         title = (f"{entry['base_string1']} ... c1: {entry['candidate1']} c2: {entry['candidate2']} "
@@ -68,6 +69,10 @@ def main(options: argparse.Namespace) -> None:
                  f"{high[layer, head]:.3f}]": attention[:, layer, head] for layer, head in strongest_heads}
         figure = folder / f"winobias_{label}_{rank}.pdf"
         print("wrote", plots.attention_on_context(tokens, shown, title, figure))
+        looked.append({"title": title, "tokens": tokens, "heads": {
+            f"{layer}-{head}": np.round(attention[:, layer, head], 5).tolist()
+            for layer, head in strongest_heads}})
+    print("wrote", write_json(folder / f"winobias_{label}_attention.json", looked))
 
 
 def attention_from_pronoun(model: "Model", entry: dict[str, Any]) -> tuple[list[str], np.ndarray]:

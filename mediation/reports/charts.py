@@ -20,12 +20,12 @@ UNIT_TIPS = ("unit", "value", "low", "high", "rank", "p", "q")
 
 
 def columns_of(table: pd.DataFrame) -> dict[str, list[Any]]:
-    """A table as columns for a chart: numbers to five digits, None where there is none."""
+    """A table as columns for a chart: numbers to five digits, None where there is none that is finite."""
     found = {}
     for name in table:
         values = table[name].tolist()
         if table[name].dtype.kind == "f":
-            values = [None if np.isnan(value) else float(f"{value:.{DIGITS}g}") for value in values]
+            values = [float(f"{value:.{DIGITS}g}") if np.isfinite(value) else None for value in values]
         found[str(name)] = values
     return found
 
@@ -100,6 +100,20 @@ def layer_bars(y: str, x: str, known: bool) -> dict[str, Any]:
     return _finished(alt.layer(bars, *([ends] if known else [])).properties(width=alt.Step(14), height=180))
 
 
+def attention_bars() -> dict[str, Any]:
+    """A panel per head of the data set "rows": head, place, token, prompt, weight; a bar per token and
+    prompt."""
+    bars = alt.Chart(alt.NamedData("rows")).mark_bar().encode(
+        y=alt.Y("place:O", title=None, sort=None, axis=alt.Axis(labelLimit=140)),
+        yOffset=alt.YOffset("prompt:N"),
+        x=alt.X("weight:Q", title="attention", scale=alt.Scale(domain=[0, 1])),
+        color=alt.Color("prompt:N", title=None, legend=alt.Legend(orient="top"),
+                        scale=alt.Scale(range=["#e66101", "#5e3c99"])),
+        tooltip=_tips(("head", "token", "prompt", "weight")))
+    panels = bars.properties(width=170, height=alt.Step(7)).facet(column=alt.Column("head:N", title=None))
+    return _finished(panels)
+
+
 def curves(x: str, y: str, known: bool) -> dict[str, Any]:
     """A line per choice of the data set "rows": choice, number, value, low, high; with intervals where they
     are known."""
@@ -114,7 +128,7 @@ def curves(x: str, y: str, known: bool) -> dict[str, Any]:
 
 
 def _tips(names):
-    quantities = ("value", "low", "high", "p", "q")
+    quantities = ("value", "low", "high", "p", "q", "weight")
     return [alt.Tooltip(f"{name}:Q", format=".4") if name in quantities else alt.Tooltip(f"{name}:N")
             for name in names]
 

@@ -128,6 +128,10 @@ class _Study:
                 where = f" of {each.measured.model}" if self.several else ""
                 yield Section(f"{self.prefix}Which {_plural(mediator)}{where} carry it?",
                               list(_mediator(each, mediator, units)))
+            if each.attention:
+                where = f" of {each.measured.model}" if self.several else ""
+                yield Section(f"{self.prefix}Where do the strongest heads{where} look?",
+                              list(_attention(each.attention)))
             picked = list(_one_example(each))
             if picked:
                 yield Section(f"{self.prefix}What happens in one example"
@@ -367,6 +371,29 @@ def _map(each, mediator, of_kind, kind, tokens) -> Iterator[Part]:
                  canvas=len(data) > charts.LARGE)
 
 
+def _attention(looked) -> Iterator[Part]:
+    """Attention from the pronoun, in single examples."""
+    for each in looked:
+        tokens = each["tokens"]
+        rows = [{"head": head, "place": f"{place} {tokens[place]}", "token": tokens[place], "prompt": prompt,
+                 "weight": weight}
+                for head, both in each["heads"].items()
+                for prompt, weights in zip(("female pronoun", "male pronoun"), both)
+                for place, weight in enumerate(weights)]
+        said = []
+        for head, both in each["heads"].items():
+            # the first token takes attention that heads have no other use for
+            female, male = (tokens[1 + int(np.argmax(weights[1:]))] if len(tokens) > 1 else tokens[0]
+                            for weights in both)
+            said.append(f"{head} looks most at “{female}” with the female pronoun"
+                        + (", and with the male one" if male == female else
+                           f", at “{male}” with the male one"))
+        yield Figure(f"Where do they look from the pronoun in: {each['title']}?",
+                     f"The first token aside, {'; '.join(said)}.",
+                     "Bars: attention of each head to each token, in both contexts.",
+                     charts.attention_bars(), {"rows": charts.columns_of(pd.DataFrame(rows))})
+
+
 def _one_example(each) -> Iterator[Part]:
     """Maps of one example, picked from a list."""
     for name, single in each.measured.maps.items():
@@ -384,7 +411,7 @@ def _one_example(each) -> Iterator[Part]:
                              "unit": [f"{layer}-{unit}" for layer, unit in zip(units["layer"], units[x])]})
         if len(data) > charts.LARGE or len(data.drop_duplicates(["layer", "number"])) < len(data):
             continue
-        values = np.round(np.nan_to_num(single.values[order]), 5)
+        values = np.round(np.nan_to_num(single.values[order], posinf=0, neginf=0), 5)
         data["value"] = np.abs(values).max()  # the scale is that of all examples
         labels = [f"{each.measured.total[row]:.3g}: {_short(each.texts[row], 150)}" for row in order]
         yield Figure(

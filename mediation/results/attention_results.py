@@ -20,6 +20,7 @@ if TYPE_CHECKING:  # an Intervention holds tensors; reading a file needs none
     import mediation.stimuli.interventions
 
 EFFECTS = ("indirect", "direct")
+ATTENTION_FOLDER = Path("results", "attention_intervention", "qualitative")  # within -out_dir
 MEANS = {"mean_total_effect": "total_effect", "mean_model_indirect_effect": "indirect_effect_model",
          "mean_model_direct_effect": "direct_effect_model"}
 SCALARS = ("candidate1_base_prob", "candidate2_base_prob", "odds_base", "candidate1_alt_prob",

@@ -1,7 +1,7 @@
 """What a report reads of one model's results, whichever study they are of: what was measured, the summaries
 of its units, the texts of its examples, how it was made, what is missing."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,13 @@ from mediation.effects.unit_summaries import NUMBERS
 from mediation.errors import InputError
 from mediation.files.storage import RunFolder
 from mediation.results import mediation_tables
-from mediation.results.attention_results import STRINGS, read_results
+from mediation.results.attention_results import (
+    ATTENTION_FOLDER,
+    STRINGS,
+    label_of,
+    read_json,
+    read_results,
+)
 from mediation.results.attention_summaries import MEDIATORS, summarise_study
 from mediation.results.model_results import ATTENTION, PROFESSIONS, Source, examples_of, mediators_of
 from mediation.results.neuron_tables import find_tables, read_effects
@@ -42,6 +48,8 @@ class StudyResults:
         runs: of the manifest, of this model.
         tests: {kind of effect: of all comparisons}, where they were made just now; halves: {mediator: of its
             first kind of effect}, too.
+        attention: where the strongest heads look in single examples, as attention_figures3.py wrote it:
+            title, tokens [T], heads {name: weights [2, T] in both contexts}.
         left_out: sentences on comparisons that do not count, and on what was not run.
         missing: sentences on what these files do not have.
     """
@@ -57,6 +65,7 @@ class StudyResults:
     missing: list[str]
     tests: Mapping[str, SignFlips] = field(default_factory=dict)
     halves: Mapping[str, Halves] = field(default_factory=dict)
+    attention: Sequence[Mapping[str, Any]] = ()
 
 
 def read(source: Source, rated: Mapping[str, RatedWord], found: Summary | None = None) -> StudyResults:
@@ -98,14 +107,33 @@ def _of_attention(source, measured):
         missing.append("no statement on how the effects were computed and checked: a file of 2020 has none")
     tests = {kind: of_kind.tests for kind, of_kind in study.units.items()}
     halves = dict(zip(MEDIATORS, study.units["indirect"].halves))
-    return StudyResults(source, measured, units, texts, {}, {}, runs, left_out, missing, tests, halves)
+    return StudyResults(source, measured, units, texts, {}, {}, runs, left_out, missing, tests, halves,
+                        _attention(source.path))
+
+
+def _attention(path):
+    """Beside the data's folder, where attention_figures3.py was run; else nothing."""
+    file = path.parent.parent / ATTENTION_FOLDER / f"winobias_{label_of(path)}_attention.json"
+    if not file.exists():
+        return ()
+    looked = read_json(file)
+    try:
+        for each in looked:
+            shapes = {np.shape(weights) for weights in each["heads"].values()}
+            if shapes != {(2, len(each["tokens"]))} or not isinstance(each["title"], str):
+                raise ValueError("other shapes")
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise InputError(f"{file} has no attention of heads: write it again with attention_figures3.py, or "
+                         "move it away") from error
+    return looked
 
 
 def _of_own(source, measured, found):
     folder, model = source.path.parent, source.model
     units = None if found is None else found.units
-    mediators = list(mediators_of(folder, model) if units is None or units.empty
-                     else dict.fromkeys(units["mediator"]))
+    mediators = list(mediators_of(folder, model))
+    if units is not None:  # without rows it has no columns either
+        mediators = [] if units.empty else list(dict.fromkeys(units["mediator"]))
     maps = {name: of_map for name, of_map in measured.maps.items() if name.split(", ")[0] in mediators}
     measured = replace(measured, maps=maps)
     totals = mediation_tables.read_table(source.path)

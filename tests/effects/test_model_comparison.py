@@ -152,6 +152,6 @@ def test_maps_of_means_alone_have_no_interval():
 def test_one_model_without_groups_and_a_model_twice_are_refused():
     one = measured("small", [1.0, 2.0])
     with pytest.raises(InputError, match="only small and no groups"):
-        of_studies([one])
+        check_comparable(of_studies([one]))
     with pytest.raises(InputError, match="two results of small"):
         of_studies([one, one])

@@ -159,6 +159,16 @@ def test_figures(study, run_script, toy_checkpoint, tmp_path):
     code, output, _ = run_script("attention_figures3.py --do-filter False --examples 2", "-model",
                                  toy_checkpoint("gpt2"), "-out_dir", tmp_path / "out")
     assert code == 0 and (figures / "qualitative" / "winobias_toy-gpt2_unfiltered_dev_2.pdf").exists()
+    file = figures / "qualitative" / "winobias_toy-gpt2_unfiltered_dev_attention.json"
+    for each in json.loads(file.read_text()):
+        for weights in each["heads"].values():
+            np.testing.assert_allclose(np.sum(weights, axis=1), 1, atol=1e-3)
+    own = tmp_path / "out" / "winobias_data" / "attention_intervention_toy-gpt2_unfiltered_dev.json"
+    code, _, error = run_script("make_report.py", own, "-out_dir", tmp_path)
+    assert code == 0 and (tmp_path / "report.md").read_text().count("Where do they look") == 2, error
+    file.write_text('[{"heads": {"1-2": [[1], [2]]}}]')
+    code, _, error = run_script("make_report.py", own, "-out_dir", tmp_path)
+    assert code == 2 and "has no attention of heads" in error
 
 
 @pytest.mark.parametrize("script", ["attention_figures1.py", "attention_figures2.py", "attention_figures3.py",
