@@ -7,7 +7,8 @@
 
 PYTHON ?= python3
 DEMO ?= demo
-EXAMPLES ?= 40
+PROFESSIONS ?= 25
+EXAMPLES ?= 20
 SWEPT = -model smollm2-135m -out_dir $(DEMO)
 RESULTS = "$$(ls -d $(DEMO)/results/*_neuron_intervention | tail -n 1)"
 PIP = bin/python -m pip --disable-pip-version-check install
@@ -20,12 +21,13 @@ demo: .venv/ready
 	.venv/bin/python run_profession_neuron_experiments.py $(SWEPT) --total_effects_only
 	.venv/bin/python compute_neuron_total_effect.py $(RESULTS) smollm2-135m
 	.venv/bin/python compute_neuron_split_total_effect.py $(RESULTS) smollm2-135m
-	@echo "2 of 4: effects of 17,856 neurons in one template, estimated to first order (about two minutes)"
-	.venv/bin/python run_profession_neuron_experiments.py $(SWEPT) -template_indices 1 --method gradient --intervention_types man_indirect woman_indirect
+	@echo "2 of 4: effects of 17,856 neurons for $(PROFESSIONS) professions, estimated to first order (about two minutes)"
+	.venv/bin/python run_profession_neuron_experiments.py $(SWEPT) -template_indices 1 --max_examples $(PROFESSIONS) --method gradient
 	.venv/bin/python compute_and_save_neuron_agg_effect.py $(RESULTS) smollm2-135m
 	.venv/bin/python compute_neuron_effect_per_layer.py $(RESULTS)
-	@echo "3 of 4: effects of 270 attention heads in examples of WinoBias, exact (about three minutes)"
+	@echo "3 of 4: effects of 270 attention heads in $(EXAMPLES) examples of WinoBias, those that pass the filter (about two minutes)"
 	.venv/bin/python attention_intervention_winobias.py $(SWEPT) --do-filter True --split dev --max_examples $(EXAMPLES)
+	.venv/bin/python attention_figures3.py $(SWEPT) --do-filter True --split dev --examples 3
 	@echo "4 of 4: the report"
 	.venv/bin/python make_report.py $(RESULTS) $(DEMO)/winobias_data smollm2-135m -out_dir $(DEMO)
 

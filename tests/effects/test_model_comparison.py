@@ -11,6 +11,7 @@ from mediation.effects.model_comparison import (
     Comparison,
     Measured,
     UnitMap,
+    check_comparable,
     of_studies,
     trend_places,
 )
