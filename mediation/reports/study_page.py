@@ -113,7 +113,8 @@ class _Study:
                 yield (f"{'There, ' if self.several else ''}**{_interval(share, form='.0%')}** of it is "
                        "gone when the attention weights of all heads are held (proportion mediated).")
             for mediator, units in _by_mediator(each.units):
-                yield _strongest_in_words(mediator, units, self.several and each.measured.model)
+                yield (_strongest_in_words(mediator, units, self.several and each.measured.model)
+                       + _estimated(each, mediator))
         yield from self._trend()
 
     def sections(self) -> Iterator[Section]:
@@ -164,7 +165,9 @@ class _Study:
                             "the female pronoun, the alternative prompt the male one.",
                 "professions": "Does a profession shift the choice between “he” and “she”? The null prompt "
                                "has the profession, the alternatives have “man” and “woman” in its place. "
-                               "Effects are toward the gender that the stereotype does not expect."}
+                               "Effects are toward the gender that the stereotype does not expect; words "
+                               "without a stereotype and definitional ones do not count, and prompts whose "
+                               "candidates are improbable do."}
         yield Text(what.get(first.source.kind, "How does the alternative prompt shift the choice between "
                                                "the two candidates, relative to the null prompt?"))
         yield Bullets([f"{each.measured.model}: {count(len(each.measured.total), 'example')}"
@@ -282,6 +285,16 @@ def _strongest_in_words(mediator, units, model):
     share = "" if np.isnan(top["share"]) or kind == "ablation" else f", {_share_of(top)} of the total effect"
     return (f"{'' if not model else f'{model}: '}Of the {_plural(mediator)}, **{_unit(top)}** has the "
             f"strongest {kind} effect: **{_interval(top, 'mean')}**{share}{stable}{called}.")
+
+
+def _estimated(each, mediator):
+    """Says so where not every effect of a mediator was run: by the manifest, files of 2020 have none."""
+    methods = {run["settings"].get("method") for run in each.runs for entry in run["files"].values()
+               if entry.get("mediator", mediator) == mediator and "sweep_seconds" in entry}
+    if mediator == "layers" or not methods & {"gradient", "screen"}:
+        return ""
+    return (" These are first-order estimates." if "gradient" in methods else
+            " The strongest were run, the others are first-order estimates.")
 
 
 def _share_of(row):
