@@ -186,7 +186,8 @@ def _of_professions(source, measured):
         units = _read_summary(read_effects(path, NUMBERS), "neurons")
     elif means.exists():
         units = _of_means(read_effects(means))
-        missing.append(NO_SUMMARY.format("neurons", compute))
+        missing += [NO_SUMMARY.format("neurons", compute),
+                    "effects of neurons are logarithms of mean odds ratios, which few prompts can drive"]
     else:
         missing.append(f"no effects of neurons: {compute}")
     texts = [(example, "", "he", "she") for example in measured.examples]
