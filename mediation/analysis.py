@@ -26,7 +26,7 @@ from mediation.reports.html import write_page
 from mediation.reports.page import Page, markdown
 from mediation.reports.study_page import study_page
 from mediation.results import study_results
-from mediation.results.mediation_tables import read_table, screening_of, unit_column, write_effects
+from mediation.results.mediation_tables import read_table, unit_column, write_effects
 from mediation.results.model_results import OWN, Source
 from mediation.results.summaries import Summary, summary, with_log_odds, write_units
 from mediation.results.tables import check_one_format
@@ -79,8 +79,7 @@ class Written:
 
     def mediators(self) -> dict[str, report.Mediator]:
         """Every mediator of these stimuli that the folder has, in the catalogue's order."""
-        return {mediator: report.Mediator(read_table(means), file, entry, run,
-                                          screening_of(entry, run["settings"].get("screen_top")))
+        return {mediator: report.Mediator(read_table(means), file, entry, run)
                 for mediator, (means, file, entry, run) in self._finished().items() if means.exists()}
 
     def without_means(self) -> dict[str, str]:

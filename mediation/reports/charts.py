@@ -4,7 +4,6 @@ Colours of effects run from purple (below 0) over white to orange, which colour-
 scale per chart, centred at 0.
 """
 
-from collections.abc import Sequence
 from typing import Any
 
 import altair as alt
@@ -30,9 +29,9 @@ def columns_of(table: pd.DataFrame) -> dict[str, list[Any]]:
     return found
 
 
-def intervals(x: str, groups: bool = False) -> dict[str, Any]:
-    """A dot and its 95% interval per row of the data set "rows": label, value, low, high, and, where
-    `groups`, a panel per `group`."""
+def intervals(x: str) -> dict[str, Any]:
+    """A dot and its 95% interval per row of the data set "rows": label, value, low, high; a line at the x of
+    the data set "zero"."""
     y = alt.Y("label:N", sort=None, title=None, axis=alt.Axis(labelLimit=190))
     base = alt.Chart(alt.NamedData("rows")).encode(y=y, tooltip=_tips(("label", "value", "low", "high")))
     bars = base.mark_rule(strokeWidth=2, color=BAR).encode(x=alt.X("low:Q", title=x), x2="high:Q")
@@ -67,8 +66,8 @@ def unit_map(units: pd.DataFrame, x: str, x_title: str, y_title: str, linked: bo
                  "height": alt.Step(12 if tall > 16 else 20)}
     if wide > 200:
         named = base.mark_text(fontSize=11, fontWeight="bold", align="left", dx=3).encode(
-            x=across, y=alt.Y("layer:O", sort="descending"), text="unit:N").transform_filter("datum.rank <= "
-                                                                                             "10")
+            x=across, y=alt.Y("layer:O", sort="descending"),
+            text="unit:N").transform_filter("datum.rank <= 10")
         return _finished(alt.layer(cells, named).properties(**size))
     if not linked:
         return _finished(cells.properties(**size))
@@ -135,8 +134,3 @@ def _tips(names):
 
 def _finished(chart) -> dict[str, Any]:
     return chart.to_dict(validate=True)
-
-
-def constant(values: Sequence[float]) -> dict[str, list[Any]]:
-    """The data set of a line at fixed places."""
-    return {"x": list(values)}

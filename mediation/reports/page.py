@@ -84,7 +84,7 @@ Part = Text | Bullets | Code | Table | Figure
 
 @dataclass(frozen=True)
 class Section:
-    """`folded`: long, shown when asked for."""
+    """A heading, and what stands under it."""
 
     heading: str
     parts: Sequence[Part]

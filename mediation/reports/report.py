@@ -179,7 +179,7 @@ def _strongest_neurons(study):
         lines += ["", f"**How sure the neurons are.** {INTERVALS}; families: "
                   f"{'; '.join(dict.fromkeys(whole['family']))}."]
         for kind in [kind for kind in ("indirect", "gender_contrast") if (whole["effect"] == kind).any()]:
-            lines += ["", f"{_in_words(kind)}:", "", "```",
+            lines += ["", f"{in_words(kind)}:", "", "```",
                       strongest_units(whole[whole["effect"] == kind], 10), "```"]
     return [*lines, ""]
 
@@ -259,25 +259,27 @@ def how_sure(runs: Sequence[Mapping[str, Any]], swept: Sequence[Mapping[str, Any
              "passes "
              "under plain hooks: log-probabilities differ "
              f"{'from the estimates ' if estimated else ''}by at most {deviation:.1e}."]
-    for found in (run["screening"] for run in runs if "screening" in run):
-        lines.append(f"Screening: of {found['drawn']} neurons drawn at random among those left out, "
-                     f"{found['missed']} belong to the exact top {found['top']} of a prompt; the recall of "
-                     f"that "
-                     f"top, mean over prompts, is at least {found['recall_at_least']:.3f} with 95% confidence"
-                     + (" (0: too few draws for a statement)." if found["recall_at_least"] == 0 else "."))
+    lines += [recall(run["screening"]) for run in runs if "screening" in run]
     return " ".join(lines)
+
+
+def recall(screening: Mapping[str, Any]) -> str:
+    """A sentence on what a screened run missed; `screening`: of its entry in the manifest."""
+    return (f"Screening: of {screening['drawn']} neurons drawn at random among those left out, "
+            f"{screening['missed']} belong to the exact top {screening['top']} of a prompt; the recall of "
+            f"that top, mean over prompts, is at least {screening['recall_at_least']:.3f} with 95% confidence"
+            + (" (0: too few draws for a statement)." if screening["recall_at_least"] == 0 else "."))
 
 
 @dataclass(frozen=True)
 class Mediator:
     """What is known of one mediator: table of means, name of the whole table, its entry in the manifest and
-    its run's, its screening."""
+    its run's."""
 
     means: pd.DataFrame
     file: str
     entry: dict[str, Any]
     run: dict[str, Any]
-    screening: Screening | None = None
 
     @property
     def place(self) -> str:
@@ -314,7 +316,7 @@ def _rank(row):
     return with_interval(float(row["rank"]), row["rank_low"], row["rank_high"], ".0f")
 
 
-def _in_words(kind):
+def in_words(kind: str) -> str:
     """total_indirect: total indirect."""
     return kind.replace("_", " ")
 

@@ -39,7 +39,7 @@ from mediation.reports.page import (
     text,
     with_interval,
 )
-from mediation.reports.report import FULL_PASSES, describe_screening, how_stable
+from mediation.reports.report import FULL_PASSES, describe_screening, how_stable, in_words, recall
 from mediation.results.mediation_tables import screening_of
 from mediation.results.selections import Selected
 from mediation.results.study_results import StudyResults
@@ -86,8 +86,7 @@ def study_page(everything: Sequence[StudyResults], selected: Sequence[Selected] 
         f"Which parts of {'the model' if len(models) == 1 else 'these models'} carry a behaviour, and how "
         f"sure is that? Studied: {'; '.join(studies)}. Effects are log odds ratios of the second candidate "
         "over the first, relative to the null prompt: 0 is no effect, .69 doubles the odds, -.69 halves "
-        "them. [low, high] is the "
-        "95% bootstrap interval of a mean.",
+        "them. [low, high] is the 95% bootstrap interval of a mean.",
         findings, sections)
 
 
@@ -113,7 +112,7 @@ class _Study:
                 yield (f"{'There, ' if self.several else ''}**{_interval(share, form='.0%')}** of it is "
                        "gone when the attention weights of all heads are held (proportion mediated).")
             for mediator, units in _by_mediator(each.units):
-                yield (_strongest_in_words(mediator, units, self.several and each.measured.model)
+                yield (_strongestin_words(mediator, units, self.several and each.measured.model)
                        + _estimated(each, mediator))
         yield from self._trend()
 
@@ -190,13 +189,13 @@ class _Study:
         data["low"], data["high"] = data["low"].fillna(data["value"]), data["high"].fillna(data["value"])
         total = self._mean(self.found[0], "total effect")
         sure = ("there is one cluster only, so no interval" if np.isnan(total["low"]) else
-                "its interval does not hold 0" if total["low"] * total["high"] > 0 else "its interval holds "
-                                                                                        "0")
+                "its interval does not hold 0" if total["low"] * total["high"] > 0 else
+                "its interval holds 0")
         yield Figure(
             "How large are the total effect and its parts?",
             f"{_label(total, self.several)}: {_interval(total)}; {sure}.",
             "Dots with bars: mean effects and their 95% intervals.",
-            charts.intervals(charts.EFFECT), {"rows": charts.columns_of(data), "zero": charts.constant([0])})
+            charts.intervals(charts.EFFECT), {"rows": charts.columns_of(data), "zero": {"x": [0]}})
         other = self.table[(self.table["what"] == "mean") & (self.table["scale"] != LOG)]
         table = pd.concat([self.means, other])
         yield Table("Means with 95% intervals; odds ratio - 1 is the mean of 2020, which few examples can "
@@ -255,11 +254,6 @@ def _first_kind(units):
     return "indirect" if "indirect" in kinds else kinds[0]
 
 
-def _in_words(kind):
-    """total_indirect: total indirect."""
-    return kind.replace("_", " ")
-
-
 def _unit(row, tokens: Mapping[str, str] | None = None):
     """layer-unit, and where."""
     unit = str(row["layer"]) + ("" if pd.isna(row["unit"]) else f"-{int(row['unit'])}")
@@ -272,7 +266,7 @@ def _unit(row, tokens: Mapping[str, str] | None = None):
     return f"{unit}, position {position}" + (f" ({token})" if token else "")
 
 
-def _strongest_in_words(mediator, units, model):
+def _strongestin_words(mediator, units, model):
     kind = _first_kind(units)
     of_kind = units[(units["effect"] == kind) & (units["layer"].astype(str) != "all")]
     top = of_kind.loc[of_kind["rank"].idxmin()]
@@ -319,7 +313,7 @@ def _mediator(each, mediator, units) -> Iterator[Part]:
         rows = units[units["effect"] == other]
         if len(rows):
             means = shown[keys].merge(rows[[*keys, "mean"]], on=keys, how="left")["mean"]
-            columns[f"{_in_words(other)} effect"] = [number(mean) for mean in means]
+            columns[f"{in_words(other)} effect"] = [number(mean) for mean in means]
     known = {name: cells for name, cells in columns.items() if any(cell.text != "-" for cell in cells)}
     every = len(of_kind)
     what = f"All {every:,}" if every <= SHOWN_UNITS else f"The strongest {len(shown):,} of {every:,}"
@@ -492,13 +486,9 @@ def _how_sure(found) -> Iterator[Part]:
                              + ", ".join(f"{name} {value:.1e}" for name, value in run["error_budget"].items())
                              + ".")
             if "screening" in run:
-                screened = run["screening"]
-                lines.append(f"{model}: of {screened['drawn']:,} units drawn at random among those that "
-                             f"screening left out, {screened['missed']} belong to the exact top "
-                             f"{screened['top']}; recall is at "
-                             f"least {screened['recall_at_least']:.3f} with 95% confidence.")
+                lines.append(f"{model}: {recall(run['screening'])}")
         for kind, of_kind in each.tests.items():
-            lines.append(f"{model}, {_in_words(kind)} effects: {of_kind.describe()}.")
+            lines.append(f"{model}, {in_words(kind)} effects: {of_kind.describe()}.")
         if not each.tests and not each.units.empty:
             of_all = each.units.loc[each.units["group"] == "all", "family"]
             families = "; ".join(family for family in dict.fromkeys(of_all) if family)
@@ -554,10 +544,10 @@ def _provenance(found, files) -> Iterator[Part]:
             settings: dict[str, Any] = run["settings"]
             machine = ", ".join(f"{name} {value}" for name, value in run.get("machine", {}).items())
             row = [text(each.measured.model), text(settings.get("weights_sha256", "")[:12]),
-                         text(settings.get("method", "exact")), text(settings.get("precision", "exact")),
+                   text(settings.get("method", "exact")), text(settings.get("precision", "exact")),
                    text(settings.get("dtype", "")), text(settings.get("seed", "")),
                    text(settings.get("multi_token") or "left out"),
-                         text(run.get("finished", "not finished")), text(machine)]
+                   text(run.get("finished", "not finished")), text(machine)]
             if row not in rows:
                 rows.append(row)
             if "command" in run:

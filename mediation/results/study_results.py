@@ -15,7 +15,6 @@ from mediation.effects.sign_flips import SignFlips
 from mediation.effects.stability import Halves
 from mediation.effects.unit_summaries import NUMBERS
 from mediation.errors import InputError
-from mediation.files.storage import RunFolder
 from mediation.results import mediation_tables
 from mediation.results.attention_results import (
     ATTENTION_FOLDER,
@@ -26,7 +25,7 @@ from mediation.results.attention_results import (
 )
 from mediation.results.attention_summaries import MEDIATORS, summarise_study
 from mediation.results.model_results import ATTENTION, PROFESSIONS, Source, examples_of, mediators_of
-from mediation.results.neuron_tables import find_tables, read_effects
+from mediation.results.neuron_tables import find_tables, read_effects, runs_in
 from mediation.results.summaries import ALL, Summary
 from mediation.results.tables import FORMATS
 
@@ -91,7 +90,7 @@ def _of_attention(source, measured):
     study = summarise_study(content["results"])
     units = pd.concat([of_kind.table for of_kind in study.units.values()], ignore_index=True)
     texts = [tuple(entry[name] for name in STRINGS) for entry in content["results"]]
-    runs = [run for run in _runs(source.path.parent) if source.path.name in run["files"]]
+    runs = [run for run in runs_in(source.path.parent) if source.path.name in run["files"]]
     left_out = []
     loaded, kept = content.get("num_examples_loaded"), content["num_examples_analyzed"]
     aligned = content.get("num_examples_aligned", loaded)
@@ -139,7 +138,7 @@ def _of_own(source, measured, found):
     totals = mediation_tables.read_table(source.path)
     texts = list(zip(*(totals[name].astype(str) for name in
                        ("base_string", "alt_string", "candidate1", "candidate2"))))
-    runs = [run for run in _runs(folder)
+    runs = [run for run in runs_in(folder)
             if any(Path(name).stem.endswith(f"_{model}") for name in run["files"])]
     layers: dict[str, str] = {}
     summaries, tokens, missing, left_out = [], {}, [], []
@@ -178,7 +177,7 @@ def _of_own(source, measured, found):
 
 def _of_professions(source, measured):
     folder, model = source.path, source.model
-    runs = [run for run in _runs(folder) if run["settings"].get("model") == model]
+    runs = [run for run in runs_in(folder) if run["settings"].get("model") == model]
     path, means = folder / f"{model}_neurons_summary.csv", folder / f"{model}_neuron_effects.csv"
     units, missing = pd.DataFrame(), [] if runs else [NO_MANIFEST]
     compute = f"run `python compute_and_save_neuron_agg_effect.py {folder} {model}`"
@@ -237,11 +236,3 @@ def _read_summary(table, mediator):
     for name in (name for name in NUMBERS if name != "family"):
         table[name] = pd.to_numeric(table[name], errors="coerce")  # "" where there is none
     return table
-
-
-def _runs(folder):
-    """Runs of a folder's manifest; none where it has none that can be read."""
-    try:
-        return RunFolder(folder).read()["runs"]
-    except InputError:
-        return []
