@@ -142,15 +142,12 @@ def selected(
     model: "Model", interventions: dict[Key, "Intervention"], content: dict[str, Any],
 ) -> list[Key]:
     """Keys of the examples that this software would analyse with the file's settings."""
-    from tqdm import tqdm
-
-    from attention_utils import get_odds_ratio
     from mediation.effects.estimands import strong_examples
+    from mediation.studies.attention import odds_ratios
 
     if not content["do_filter"]:
         return list(interventions)
-    ratios = [get_odds_ratio(intervention, model)
-              for intervention in tqdm(interventions.values(), desc="filter", unit=" examples")]
+    ratios = odds_ratios(interventions.values(), model)
     strong, aligned, threshold = strong_examples(ratios, content["filter_quantile"])
     print(f"aligned examples {aligned} (file: {content['num_examples_aligned']}), threshold {threshold:.6f} "
           f"(file: {content['threshold']:.6f}), analysed {len(strong)} "

@@ -145,9 +145,13 @@ def pack(
 
     Predictions come prompt by prompt, candidate by candidate.
     """
-    pairs = [(list(prompt), list(candidate)) for prompt in prompts for candidate in candidates]
+    return pack_pairs([(prompt, candidate) for prompt in prompts for candidate in candidates], device)
+
+
+def pack_pairs(pairs: Sequence[Prediction], device: torch.device | str) -> Tree:
+    """Tree of pairs of a prompt and a candidate behind it; predictions in their order."""
     # a candidate's last token predicts nothing that is asked for, and is left out
-    tree, paths = _grow([prompt + candidate[:-1] for prompt, candidate in pairs], device)
+    tree, paths = _grow([[*prompt, *candidate[:-1]] for prompt, candidate in pairs], device)
     tokens, position_ids, visible = tree
     predictions = tuple((path[len(prompt) - 1:], candidate)
                         for path, (prompt, candidate) in zip(paths, pairs))

@@ -19,7 +19,7 @@ from mediation.errors import InputError
 from mediation.model import checkpoints, masked
 from mediation.model.architectures import is_masked, masked_parts, parts_of
 from mediation.model.fast_rows import FastRows
-from mediation.model.forward import BaseRun, Tree, last_logits, pack, run_base
+from mediation.model.forward import BaseRun, Tree, last_logits, pack, pack_pairs, run_base
 from mediation.model.probes import known_architecture
 from mediation.model.products import check_bfloat16
 from mediation.model.readout import ReadOut, widen
@@ -27,6 +27,7 @@ from mediation.model.readout import ReadOut, widen
 PROMPTS_AT_ONCE = 64
 TOKENS_AT_ONCE = 2048  # of these prompts: their attention weights have to fit into memory
 TOKENS_TOGETHER = 1024  # of prompts that are run as one tree, in which every token looks at every other
+TOKENS_UNLIKE = 256  # of such prompts where they need not begin alike: more make no run faster
 
 
 def families(interventions: Sequence) -> list[list[int]]:
@@ -43,6 +44,21 @@ def families(interventions: Sequence) -> list[list[int]]:
         members.append(index)
         open_ones[one.beginning] = members, tokens + size
     return found
+
+
+def _by_size(interventions: Iterable) -> Iterator[list]:
+    """Stimuli in their order, as many at once as have TOKENS_UNLIKE tokens together (or one)."""
+    members: list = []
+    tokens = 0
+    for one in interventions:
+        size = sum(len(prompt.tokens) + sum(map(len, one.candidates_tok)) for prompt in one.prompts)
+        if members and tokens + size > TOKENS_UNLIKE:
+            yield members
+            members, tokens = [], 0
+        members.append(one)
+        tokens += size
+    if members:
+        yield members
 
 
 class LanguageModel:
@@ -248,6 +264,20 @@ class LanguageModel:
                 run = self.base_run(tokens, candidates)
                 probabilities.append(self.read_out(run, tokens, candidates).exp().tolist())
         return probabilities
+
+    @torch.no_grad()
+    def continuations_together(self, interventions: Iterable) -> Iterator[list[list[float]]]:
+        """`continuation_probabilities` of many stimuli in turn, up to rounding: some are run as one tree."""
+        if self.masking or not self.parts.architecture.resumes:
+            yield from map(self.continuation_probabilities, interventions)
+            return
+        for members in _by_size(interventions):
+            tree = pack_pairs([(prompt.tokens, candidate) for one in members
+                               for prompt in one.prompts for candidate in one.candidates_tok], self.device)
+            residual = run_base(self.model, self.parts, tree.tokens, tree).residuals[-1]
+            of_pairs = iter(ReadOut(self.parts, tree.predictions)(residual.unsqueeze(0))[0].exp().tolist())
+            for one in members:
+                yield [[next(of_pairs) for _ in one.candidates_tok] for _ in one.prompts]
 
     @torch.no_grad()
     def get_probabilities_for_examples(self, context: Int[Tensor, "*B T"],

@@ -3,7 +3,7 @@ JSON has them."""
 
 import shlex
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import asdict
 from functools import partial
 from hashlib import sha256
@@ -33,7 +33,17 @@ from mediation.studies.results import Account
 
 def get_odds_ratio(intervention: Intervention, model: LanguageModel) -> float:
     """y(x') / y(x), y = p(c2) / p(c1): above 1 where the model follows the stereotype."""
-    x, alternative = model.continuation_probabilities(intervention)
+    return _odds_ratio(*model.continuation_probabilities(intervention))
+
+
+def odds_ratios(interventions: Collection[Intervention], model: LanguageModel) -> list[float]:
+    """`get_odds_ratio` of many, several in one run, with a progress bar."""
+    of_each = tqdm(model.continuations_together(interventions), desc="filter", total=len(interventions),
+                   unit=" examples")
+    return [_odds_ratio(*of_prompts) for of_prompts in of_each]
+
+
+def _odds_ratio(x, alternative):
     return float(np.exp(log_odds(alternative[1], alternative[0]) - log_odds(x[1], x[0])))
 
 
@@ -122,8 +132,7 @@ def select_examples(model: LanguageModel, interventions: Sequence[Intervention],
     counts: dict[str, Any] = {"num_examples_loaded": len(interventions)}
     if not options.do_filter:
         return range(len(interventions)), counts
-    ratios = [get_odds_ratio(intervention, model)
-              for intervention in tqdm(interventions, desc="filter", unit=" examples")]
+    ratios = odds_ratios(interventions, model)
     selected, aligned, threshold = strong_examples(ratios, options.filter_quantile)
     print(f"{aligned} of {len(interventions)} examples have an odds ratio above 1, {len(selected)} above the "
           f"threshold {threshold:.6f}")

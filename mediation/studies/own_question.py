@@ -7,6 +7,7 @@ the null prompt) / odds of the null prompt (Vig et al. 2020, section 3).
 from collections.abc import Callable, Iterator, Sequence
 from hashlib import sha256
 from itertools import chain, compress
+from operator import not_
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
@@ -211,14 +212,14 @@ def named_places(model: LanguageModel, comparison: Comparison,
 def base_probabilities(model: LanguageModel, comparisons: Sequence[Comparison]) -> list[list[float]]:
     """Of both candidates without intervention, after the null prompt and after the alternative.
 
-    Different prompts are run together where a causal model predicts candidates of one token.
+    Different prompts are run together.
     """
     stimuli = [comparison.intervention for comparison in comparisons]
     together = [not model.masking and all(len(ids) == 1 for ids in stimulus.candidates_tok)
                 for stimulus in stimuli]
     of_these = iter(model.base_probabilities(compress(stimuli, together)))
-    return [next(of_these) if shared else list(chain(*model.continuation_probabilities(stimulus)))
-            for stimulus, shared in zip(stimuli, together)]
+    others = model.continuations_together(compress(stimuli, map(not_, together)))
+    return [next(of_these) if shared else list(chain(*next(others))) for shared in together]
 
 
 def write_total_effects(path: Path, model: LanguageModel, comparisons: Sequence[Comparison]) -> int:

@@ -31,6 +31,19 @@ def test_packed_candidates_do_not_see_each_other(toy_model, stimulus, architectu
         assert probabilities == pytest.approx(alone, rel=1e-6)
 
 
+def test_stimuli_that_are_run_together_have_the_probabilities_of_each_alone(toy_model, architecture,
+                                                                            stimulus):
+    model = toy_model(architecture, torch.float64)
+    one, other = profession_stimulus(model), stimulus(model)
+    many = [one, other, one, *[other] * 12]  # more than are run at once
+    together = list(model.continuations_together(many))
+    assert len(together) == len(many)
+    exact = 1e-12 if architecture == "gpt2" else 1e-5  # norms or softmax of the others are in float32
+    for stimulus, probabilities in zip(many, together):
+        for ours, alone in zip(probabilities, model.continuation_probabilities(stimulus)):
+            assert ours == pytest.approx(alone, rel=exact)
+
+
 def test_resumed_blocks_equal_the_base_run(toy_model, architecture):
     model = toy_model(architecture, torch.float64)
     tokens = profession_stimulus(model).base_strings_tok[0]

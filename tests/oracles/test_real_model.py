@@ -7,7 +7,6 @@ import pandas as pd
 import pytest
 import torch
 
-from attention_utils import get_odds_ratio
 from experiment import Intervention, Model
 from mediation.effects.estimands import strong_examples
 from mediation.effects.odds import effect, log_odds
@@ -18,7 +17,7 @@ from mediation.mediators.heads import heads_layers_model
 from mediation.mediators.neuron_sweeps import runs_and_edits
 from mediation.mediators.sweeps import by_full_passes, heads_by_full_passes
 from mediation.stimuli import winobias
-from mediation.studies.attention import build_interventions
+from mediation.studies.attention import build_interventions, odds_ratios
 
 
 @pytest.fixture(scope="module")
@@ -84,8 +83,7 @@ def winobias_dev(model):
 
 
 def test_filter_of_winobias(model, winobias_dev):
-    indices, aligned, threshold = strong_examples([get_odds_ratio(intervention, model)
-                                                   for intervention in winobias_dev], 0.25)
+    indices, aligned, threshold = strong_examples(odds_ratios(winobias_dev, model), 0.25)
     assert (len(indices), aligned) == (87, 116) and threshold == pytest.approx(1.061123, abs=5e-6)
 
 
@@ -121,7 +119,7 @@ def test_gemma_gives_the_base_probabilities_of_the_contract():
         pytest.skip(str(error))
     interventions = build_interventions(model, examples)
     assert interventions[0].base_strings_tok[0][0] == model.tokenizer.bos_token_id
-    ratios = [get_odds_ratio(intervention, model) for intervention in interventions]
+    ratios = odds_ratios(interventions, model)
     indices, aligned, threshold = strong_examples(ratios, 0.25)
     assert (len(indices), aligned) == (57, 76) and threshold == pytest.approx(1.045438, abs=1e-4)
     assert np.mean([ratios[index] - 1 for index in indices]) == pytest.approx(0.298722, abs=1e-4)
