@@ -130,8 +130,14 @@ def _float32_logits(head: nn.Linear, hidden: Float[Tensor, "... D"]) -> Float[Te
 
 def log_sum_exp(head: nn.Linear, rows: Float[Tensor, "B D"]) -> Float64[Tensor, "B"]:
     """Log of the sum of exp(logits) over the whole vocabulary."""
-    chunks = [_wide(head(chunk)).logsumexp(dim=1).double() for chunk in rows.split(ROWS_AT_ONCE)]
-    return torch.cat(chunks)
+    return torch.cat([_log_sum_exp_of(_wide(head(chunk))).double() for chunk in rows.split(ROWS_AT_ONCE)])
+
+
+def _log_sum_exp_of(logits):
+    """`torch.logsumexp` over the last dimension, to the digit, in the place of the logits: their copy would
+    take longer than the rest."""
+    largest = logits.detach().amax(dim=1, keepdim=True)  # whatever it is, the sum is the same
+    return logits.sub_(largest).exp_().sum(dim=1).log() + largest[:, 0]
 
 
 def _wide(logits):
