@@ -12,13 +12,18 @@ from mediation.mediators.neurons import INTERVENTION_TYPES, NeuronEdits, single_
 from mediation.mediators.sweeps import by_full_passes, heads_by_full_passes
 from mediation.model.attention import attention_weights
 from mediation.studies.engine import StudyOptions
-from tests.helpers import multi_token_stimulus, profession_stimuli, results_of
+from tests.helpers import CAUSAL, multi_token_stimulus, profession_stimuli, results_of
 
 STEP, TOLERANCE = 1e-5, 1e-6  # small enough that OPT's ReLU has no kink on the way
 
 
-# the others are the same for stimuli with one alternative
-@pytest.mark.parametrize("kind", list(INTERVENTION_TYPES)[:6])
+KINDS = list(INTERVENTION_TYPES)[:6]  # the others are the same for stimuli with one alternative
+
+
+# each kind on models that differ in where an MLP stands and what it has; on the others one of each form
+@pytest.mark.parametrize("architecture, kind", [
+    (architecture, kind) for architecture in CAUSAL
+    for kind in (KINDS if architecture in ("gpt2", "opt", "gemma3_text") else KINDS[:3:2])])
 def test_neurons_equal_central_differences_of_full_passes(toy_model, architecture, in_double, kind, tmp_path):
     model, width, tolerance = toy_model(architecture, torch.float64), STEP, TOLERANCE
     every = [stimulus for words in profession_stimuli(model).values() for stimulus in words.values()]

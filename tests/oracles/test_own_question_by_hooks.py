@@ -6,8 +6,10 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from mediation.stimuli import stimulus_files
+from mediation.mediators.head_sweeps import heads_in_sets
+from mediation.model.language_model import LanguageModel
 from mediation.stimuli.stimulus_files import Stimulus
+from mediation.studies.comparisons import build_comparisons
 from tests.helpers import read_own_table, write_stimuli
 
 
@@ -54,13 +56,7 @@ def test_mixed_lines_on_the_real_model(smollm2, tmp_path, run_script):
     command = f"mediate.py {path} -model smollm2-135m -out_dir {folder}"
     code, _, error = run_script(f"{command} --multi_token last --mediators mlps")
     assert code == 0, error
-    # all heads of ten would take long
-    path = stimulus_files.write(tmp_path / "one.jsonl", [stimuli[5]])
-    command = f"mediate.py {path} -model smollm2-135m -out_dir {folder}/one"
-    code, _, error = run_script(f"{command} --mediators layers,heads")
-    assert code == 0, error
-    totals, mlps, heads = (read_own_table(folder, f"{name}_smollm2-135m.csv")
-                           for name in ("total_effects", "mlps", "one/heads"))
+    totals, mlps = (read_own_table(folder, f"{name}_smollm2-135m.csv") for name in ("total_effects", "mlps"))
     assert len(totals) == 10 and len(mlps) == 10 * 31
 
     tokenizer = AutoTokenizer.from_pretrained(smollm2)
@@ -127,5 +123,9 @@ def test_mixed_lines_on_the_real_model(smollm2, tmp_path, run_script):
         for handle in handles:
             handle.remove()
         y = by_hooks(model, base, None, candidates, True, {}, None)
-        row = heads[(heads["id"] == "q5") & (heads["layer"] == layer) & (heads["head"] == head)].iloc[0]
-        assert row["indirect_effect"] == pytest.approx(np.expm1(odds - y), rel=1e-3, abs=1e-5)
+        ours = LanguageModel(str(smollm2))
+        (comparison,) = build_comparisons(ours, "mine", [stimuli[5]], "last")
+        chosen = torch.zeros(1, ours.num_layers, ours.num_heads, dtype=torch.bool)
+        chosen[0, layer, head] = True
+        (swept,) = heads_in_sets(ours, comparison.intervention, "indirect", chosen)
+        assert float(swept[1] - swept[0] - y) == pytest.approx(odds - y, rel=1e-3, abs=1e-5)

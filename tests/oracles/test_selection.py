@@ -67,7 +67,7 @@ def selected(tmp_path_factory):
     return tmp_path_factory.mktemp("selected")
 
 
-@pytest.mark.parametrize("layer", [None, 0, 1, 4])
+@pytest.mark.parametrize("layer", [None, 0, 4])
 def test_neurons_of_the_oracle(golden, golden_model, run_script, selected, layer):
     inputs = json.loads((golden / "neuron_selection" / "inputs.json").read_text())
     words = [word for word, *_ in inputs["female_list"] + inputs["male_list"]]

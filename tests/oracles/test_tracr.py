@@ -55,9 +55,9 @@ def test_compiled_programs_have_the_mediators_they_were_compiled_with(shared, ru
 AT_EACH = ("mlps", "head_outputs", "queries", "keys", "values", "attentions", "residuals")
 
 
-@pytest.mark.parametrize("options", ["", "--full_passes"])
 @pytest.mark.usefixtures("undrawn")
-@pytest.mark.parametrize("program", ["tracr-hist", "tracr-pattern"])
+@pytest.mark.parametrize("program, options", [("tracr-hist", ""), ("tracr-pattern", ""),
+                                              ("tracr-pattern", "--full_passes")])
 def test_every_mediator_at_every_position(shared, run_script, tmp_path, program, options):
     folder = shared / "golden" / "tracr" / program
     expected = json.loads((folder / "expected.json").read_text())
