@@ -46,15 +46,13 @@ def main(options: argparse.Namespace) -> int:
         STRINGS,
         data_set_of,
         example_key,
-        read_json,
         read_results,
     )
     from utils import load_model
 
     path = find_file(options)
-    examples = data_set_of(read_json(path))
-    content = read_results(path, examples)
-    examples = examples[: content.get("num_examples_loaded")]
+    content = read_results(path)
+    examples = data_set_of(content)[: content.get("num_examples_loaded")]
     theirs = {example_key(*(entry[name] for name in STRINGS)): entry for entry in content["results"]}
     keys = [key_of(example) for example in examples]
     common = [key for key in theirs if key in keys]

@@ -91,7 +91,7 @@ def test_nothing_imports_in_a_circle():
 READERS = ["attention_figures1", "attention_figures2", "check_replication", "compare_models",
            "compute_and_save_neuron_agg_effect", "compute_neuron_effect_per_layer",
            "compute_neuron_split_total_effect", "compute_neuron_total_effect", "convert_tables",
-           "make_report"]
+           "make_report", "remove_sentences"]
 SWEEPERS = ["run_profession_neuron_experiments", "mediate", "attention_intervention_winobias",
             "attention_intervention_winogender", "attention_intervention_subset_selection",
             "neuron_intervention_subset_selection", "attention_figures3", "export_stimuli",

@@ -83,25 +83,25 @@ def example_key(base_string1: str, base_string2: str, candidate1: str, candidate
     return base_string1, base_string2, *candidates
 
 
-def data_set_of(content: Any) -> list[PronounStimulus]:
+def data_set_of(content: Mapping[str, Any]) -> list[PronounStimulus]:
     """All examples of a result file's data set: Winogender's names its statistic, WinoBias's its split."""
-    if isinstance(content, dict) and "stat" in content:
+    if "stat" in content:
         return winogender.load(content["stat"])
-    return winobias.load(content.get("split", "dev") if isinstance(content, dict) else "dev")
+    return winobias.load(content.get("split", "dev"))
 
 
-def read_results(path: str | Path, examples: Sequence[PronounStimulus] | None = None) -> dict[str, Any]:
+def read_results(path: str | Path) -> dict[str, Any]:
     """A JSON of the attention study, ours or the published ones.
 
-    Args:
-        examples: entries that name their `example` by its number have their strings from there.
+    Entries that name their `example` by its number alone have their strings from the data set.
 
     Keys: `model_version`, `do_filter`, `split` or `stat`, counts, means, and `results`, a list of entries
     with strings, probabilities, odds and effects; [L][H] for heads, [L] for layers. `*_odds_head` may be
     absent.
 
     Raises:
-        InputError: a file that is not JSON, or not of this form; file and place are named.
+        InputError: a file that is not JSON, or not of this form; file and place are named; or a data set
+            that cannot be fetched.
     """
     content = read_json(path)
     remedy = "this is no result of the attention study, write it again"
@@ -112,13 +112,9 @@ def read_results(path: str | Path, examples: Sequence[PronounStimulus] | None = 
         if key not in content:
             raise InputError(f"{path}: key {key!r} is missing: {remedy}")
     shape = None
+    _fill_in_strings(path, content, remedy)
     for number, entry in enumerate(content["results"]):
         where = f"{path}: results[{number}]"
-        if examples and isinstance(entry, dict) and isinstance(entry.get("example"), int) \
-                and entry["example"] < len(examples):
-            example = examples[entry["example"]]
-            contexts = [example.base_string.replace("{}", word) for word in example.substitutes]
-            entry |= dict(zip(STRINGS, (*contexts, *example.candidates)))
         arrays = (f"{kind}_effect_{level}" for kind in EFFECTS for level in ("head", "layer"))
         for key in (*STRINGS, *SCALARS, *arrays):
             if not isinstance(entry, dict) or key not in entry:
@@ -131,6 +127,21 @@ def read_results(path: str | Path, examples: Sequence[PronounStimulus] | None = 
         for kind in EFFECTS:
             shape = _check_effects(where, entry, kind, shape, remedy)
     return content
+
+
+def _fill_in_strings(path, content, remedy):
+    """Strings of entries that have their example's number alone, such as files that may be passed on."""
+    numbered = [entry for entry in content["results"]
+                if isinstance(entry, dict) and "example" in entry and STRINGS[0] not in entry]
+    examples = data_set_of(content) if numbered else []
+    for entry in numbered:
+        number = entry["example"]
+        if not isinstance(number, int) or not 0 <= number < len(examples):
+            raise InputError(f"{path}: example {number!r} is none of the data set's {len(examples)}: "
+                             f"{remedy}")
+        example = examples[number]
+        contexts = [example.base_string.replace("{}", word) for word in example.substitutes]
+        entry |= dict(zip(STRINGS, (*contexts, *example.candidates)))
 
 
 def _check_effects(where, entry, kind, shape, remedy):
@@ -193,9 +204,9 @@ def label_of(path: str | Path, statistic: str | None = None) -> str:
     return label
 
 
-def read_pieces(path: str | Path, examples: Sequence[PronounStimulus] | None = None) -> Iterator[Piece]:
+def read_pieces(path: str | Path) -> Iterator[Piece]:
     """Pieces of the tidy table from a JSON of the attention study, see `read_results`, example by example."""
-    content = read_results(path, examples)
+    content = read_results(path)
     yield from pieces_of(content["results"], content.get("method", "exact"))
 
 

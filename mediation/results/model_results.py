@@ -15,15 +15,12 @@ from mediation.files.storage import RunFolder
 from mediation.results import mediation_tables
 from mediation.results.attention_results import (
     STRINGS,
-    data_set_of,
     example_key,
     pieces_of,
-    read_json,
     read_results,
 )
 from mediation.results.neuron_tables import models_in, read_effects, read_probabilities
 from mediation.results.tidy import Piece
-from mediation.stimuli.prompts import PronounStimulus
 
 ATTENTION_FILE = re.compile(r"attention_intervention_(?:(?:bergsma|bls)_)?(.+)_(?:un)?filtered(?:_dev|_test)?"
                             r"(?:_([1-6]))?")
@@ -96,7 +93,7 @@ def _own_question(path):
 
 def of_attention(path: Path) -> Measured:
     """Of a JSON of the attention study. Its model is that of its name, where `_random` stands, too."""
-    content = read_results(path, examples_of(path))
+    content = read_results(path)
     results = content["results"]
     model = _attention(path).model or content["model_version"]
     data = f"Winogender {content['stat']}" if "stat" in content else f"WinoBias {content.get('split', 'dev')}"
@@ -111,16 +108,6 @@ def of_attention(path: Path) -> Measured:
                     {"clusters": clusters}, [""] * len(results),
                     np.log1p([float(entry["total_effect"]) for entry in results]),
                     np.log1p(whole["indirect"]), np.log1p(whole["direct"]), _maps(pieces))
-
-
-def examples_of(path: Path) -> list[PronounStimulus] | None:
-    """The data set, where a file names its examples by their numbers alone."""
-    content = read_json(path)
-    entries = content.get("results") if isinstance(content, dict) else None
-    first = entries[0] if isinstance(entries, list) and entries else None
-    if not isinstance(first, dict) or "example" not in first or STRINGS[0] in first:
-        return None
-    return data_set_of(content)
 
 
 def of_professions(folder: Path, model: str, rated: Mapping[str, RatedWord]) -> Measured:

@@ -24,7 +24,7 @@ from mediation.results.attention_results import (
     read_results,
 )
 from mediation.results.attention_summaries import MEDIATORS, summarise_study
-from mediation.results.model_results import ATTENTION, PROFESSIONS, Source, examples_of, mediators_of
+from mediation.results.model_results import ATTENTION, PROFESSIONS, Source, mediators_of
 from mediation.results.neuron_tables import find_tables, read_effects, runs_in
 from mediation.results.summaries import ALL, Summary
 from mediation.results.tables import FORMATS
@@ -86,7 +86,7 @@ def read(source: Source, rated: Mapping[str, RatedWord], found: Summary | None =
 
 
 def _of_attention(source, measured):
-    content = read_results(source.path, examples_of(source.path))
+    content = read_results(source.path)
     study = summarise_study(content["results"])
     units = pd.concat([of_kind.table for of_kind in study.units.values()], ignore_index=True)
     texts = [tuple(entry[name] for name in STRINGS) for entry in content["results"]]

@@ -10,7 +10,7 @@ import pytest
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from mediation.errors import InputError
-from mediation.results.attention_results import read_results
+from mediation.results.attention_results import STRINGS, example_key, read_results
 from mediation.studies.heads import Heads
 from tests.helpers import PROJECT, WINOBIAS_ROWS
 
@@ -45,6 +45,45 @@ def test_a_study_writes_its_json(study, tmp_path):
     before = path.read_bytes()
     code, output, _ = study("winobias", "--do-filter", "False", "--split", "test")
     assert code == 0 and f"kept: {path} is finished" in output and path.read_bytes() == before
+
+
+def test_results_without_sentences_are_the_same_results(study, run_script, tmp_path):
+    options = ["--split", "test", "--randomize", "--seed", 1]  # two of its three examples are aligned
+    for filtering in ("True", "False"):
+        assert study("winobias", "--do-filter", filtering, *options)[0] == 0
+    run, shared = tmp_path / "out" / "winobias_data", tmp_path / "shared"
+    unfiltered, filtered = (f"attention_intervention_toy-gpt2_random_{kind}_test.json"
+                            for kind in ("unfiltered", "filtered"))
+    command = f"remove_sentences.py {run / unfiltered} -out_dir {shared} --filtered"
+    code, output, error = run_script(command)
+    assert code == 0 and "test.json: 3 examples" in output, error
+    for name in (unfiltered, filtered):
+        text = (shared / name).read_text()
+        assert STRINGS[0] in (run / name).read_text() and all(f'"{each}"' not in text for each in STRINGS)
+        ours, known = read_results(shared / name), read_results(run / name)
+        assert ours.keys() == known.keys() and len(ours["results"]) == len(known["results"])
+        for entry, expected in zip(ours["results"], known["results"]):
+            assert example_key(*map(entry.get, STRINGS)) == example_key(*map(expected.get, STRINGS))
+            for key in ("total_effect", "indirect_effect_head", "direct_effect_layer"):
+                np.testing.assert_allclose(entry[key], expected[key], rtol=1e-5)
+        for key in known.keys() - {"results"}:
+            assert ours[key] == (pytest.approx(known[key], rel=1e-5) if isinstance(known[key], float)
+                                 else known[key])
+    before = {path: path.read_bytes() for path in shared.iterdir()}
+    for again, reason in ((command, "is already there"),
+                          (f"remove_sentences.py {run / filtered} -out_dir {shared} --filtered",
+                           "is filtered already")):
+        code, _, error = run_script(again)
+        assert code == 2 and reason in error
+    (run / "manifest.json").unlink()  # as where a file was brought along
+    code, _, error = study("winobias", "--do-filter", "False", *options)
+    assert code == 2 and "is already there and no manifest tells how it was made" in error
+    content = json.loads((shared / unfiltered).read_text())
+    content["results"][0]["example"] = 99
+    (shared / "odd.json").write_text(json.dumps(content))
+    with pytest.raises(InputError, match="example 99 is none of the data set's 3"):
+        read_results(shared / "odd.json")
+    assert {path: path.read_bytes() for path in before} == before
 
 
 def test_filtering_that_leaves_nothing(study, tmp_path):
