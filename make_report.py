@@ -7,14 +7,14 @@
 PATH: a folder of the neuron study, of the attention study or of mediate.py, a JSON of the attention study
 (ours or of 2020), a folder of selections; models that were asked the same are compared. The last argument may
 be the name of the one model that is reported. Writes report.html, and report.md, its text; prints what was
-found, and before it a finished neuron study, which is also in {M}_report.md.
+found.
 """
 
 import argparse
 from pathlib import Path
 
 from mediation.errors import InputError
-from mediation.files.storage import check_writable, whole_file
+from mediation.files.storage import check_writable
 from mediation.options import Parser, exit_on_bad_input, model_size, seed
 from mediation.stimuli import professions
 
@@ -26,7 +26,7 @@ def main(options: argparse.Namespace) -> None:
     from mediation.reports.page import plain
     from mediation.reports.study_page import study_page
     from mediation.results import study_results
-    from mediation.results.model_results import PROFESSIONS, sources_in
+    from mediation.results.model_results import sources_in
     from mediation.results.selections import selections_in
 
     *others, last = options.paths
@@ -45,9 +45,6 @@ def main(options: argparse.Namespace) -> None:
         raise InputError("there are selections alone: name a folder of results as well")
     rated = professions.load()
     found = [study_results.read(source, rated) for source in sources]
-    for source in sources:
-        if source.kind == PROFESSIONS:
-            report_neuron_study(source.path, source.model, out_dir)
     page = study_page(found, selected, MILLIONS | dict(options.sizes), options.seed)
     written = write_page(page, out_dir / "report.html")
     findings = (f"{place}. {plain(each)}" for place, each in enumerate(page.findings, 1))
@@ -58,48 +55,6 @@ def main(options: argparse.Namespace) -> None:
 def _only_selections(path: Path) -> bool:
     results = "attention_intervention_*.json", "total_effects_*.csv"
     return any(path.glob("topk_*.pickle")) and not any(any(path.glob(pattern)) for pattern in results)
-
-
-def report_neuron_study(folder: Path, model: str, out_dir: Path) -> None:
-    """Print the report of a finished neuron study, and write it to {M}_report.md; of total effects alone, and
-    of files without a manifest, nothing."""
-    from mediation.effects import estimands
-    from mediation.effects.unit_summaries import NUMBERS
-    from mediation.reports import report
-    from mediation.results.neuron_tables import (
-        CONTRAST_COLUMNS,
-        LAYER_COLUMNS,
-        describe_methods,
-        find_tables,
-        read_effects,
-        read_probabilities,
-        runs_in,
-    )
-
-    runs = [run for run in runs_in(folder) if run["settings"].get("model") == model]
-    if not any("sweep_seconds" in entry for run in runs for entry in run["files"].values()):
-        return
-    probabilities = read_probabilities(folder, model)
-    table, _ = estimands.prompt_effects(probabilities, professions.load())
-    effects = read_effects(folder / f"{model}_neuron_effects.csv")
-    layers = read_effects(folder / "neuron_layer_effect.csv", LAYER_COLUMNS)
-    contrasts_path = folder / f"{model}_neuron_gender_contrast.csv"  # only where both indirect types were run
-    contrasts = read_effects(contrasts_path, CONTRAST_COLUMNS) if contrasts_path.exists() else None
-    units_path = folder / f"{model}_neurons_summary.csv"
-    units = read_effects(units_path, NUMBERS) if units_path.exists() else None
-
-    path = out_dir / f"{model}_report.md"
-    figures = sorted(folder.glob("*.pdf"))
-    numbers = [*sorted(folder.glob(f"{model}_*.csv")), folder / "neuron_layer_effect.csv"]
-    kinds = list(find_tables(folder, model).values())
-    files = [f"{folder}/*_{kind}_{model}.* (tables: {kinds.count(kind)})" for kind in dict.fromkeys(kinds)]
-    text = report.neuron_study(report.NeuronStudy(
-        model, runs, probabilities, estimands.total_effects(table), estimands.bias_correlations(table)[0],
-        effects, contrasts, layers[layers["model"] == model], units,
-        [*files, *figures, *numbers, folder / "manifest.json", path], describe_methods(folder, model)))
-    with whole_file(path) as file:
-        file.write(text)
-    print(text)
 
 
 if __name__ == "__main__":

@@ -1,10 +1,8 @@
 """What the analysis scripts print, as text: tables that a researcher reads, each number with its formula and
 filter."""
 
-import textwrap
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -16,7 +14,6 @@ from mediation.effects.stability import SPLITS, Halves
 from mediation.effects.summaries import over_orders, smallest_reaching
 from mediation.effects.unit_summaries import UnitSummary
 from mediation.reports.page import count, with_interval
-from mediation.stimuli.templates import TEMPLATES
 
 FULL_PASSES = "Every intervention was a full pass of its own: there is nothing to check."
 
@@ -86,141 +83,6 @@ def describe_screening(screening: Screening, samples: Sequence[Mapping[str, Any]
             f"{max(sample['largest_difference'] for sample in samples):.1e}")
 
 
-@dataclass(frozen=True)
-class NeuronStudy:
-    """What a folder has of one model's neuron study.
-
-    `runs`: of the model in the folder's manifest; `probabilities`: table of
-    `neuron_tables.read_probabilities`; `estimands`, `correlation`: of `effects.estimands`; `effects`,
-    `contrasts`: tables of `summaries.NeuronAggregate`; `layers`: table of `neuron_layer_effect.csv` for this
-    model; `units`: of `{M}_neurons_summary.csv`; `files`: paths to name at the end; `method`: what to say of
-    a method that estimates (`neuron_tables.describe_methods`), empty where every number is exact.
-    """
-
-    model: str
-    runs: Sequence[Mapping[str, Any]]
-    probabilities: pd.DataFrame
-    estimands: Sequence[Estimand]
-    correlation: Correlation
-    effects: pd.DataFrame
-    contrasts: pd.DataFrame | None
-    layers: pd.DataFrame
-    units: pd.DataFrame | None
-    files: Sequence[str | Path]
-    method: str = ""
-
-    @property
-    def swept(self) -> list[dict[str, Any]]:
-        """The manifest's entries of tables of neurons, each with its professions."""
-        return [entry | {"words": run["settings"]["professions"]} for run in self.runs
-                for entry in run["files"].values() if "sweep_seconds" in entry]
-
-    @property
-    def what(self) -> str:
-        """What is counted."""
-        estimated = any("method" in run["settings"] for run in self.runs)
-        return "effects, most of them estimates" if estimated else "interventions"
-
-
-def neuron_study(study: NeuronStudy) -> str:
-    """The report of a neuron study in Markdown: what was asked, what was found, how sure it is, what was left
-    out."""
-    return "\n".join([*_question(study), *_strongest_neurons(study), *_layers(study), *_checks(study),
-                      *_left_out(study), "**Files.**", "", *(f"- {path}" for path in study.files), ""])
-
-
-def _question(study):
-    """Question, total effect, estimands."""
-    total, correlation, probabilities = study.estimands[0], study.correlation, study.probabilities
-    return [
-        f"# Neuron study of {study.model}",
-        "",
-        "**Question.** Which neurons carry the gender of a person word into the choice between “he” and "
-        f"“she”, and how much? Model {study.model}, weights "
-        f"{study.runs[-1]['settings']['weights_sha256'][:12]}, "
-        f"{study.effects['layer_direct_mean'].nunique() - 1} layers, {len(study.effects):,} neurons (word "
-        "embedding = layer 0, MLP outputs = layers 1 and up).",
-        "",
-        "**Total effect** (replace the profession by “man” or “woman”; "
-        f"{probabilities['template'].nunique()} of {len(TEMPLATES)} templates, "
-        f"{probabilities['word'].nunique()} professions; {total.prompts:,} of {len(probabilities):,} prompts "
-        f"count, see the filters): {total.value:.1f} "
-        f"(95% interval {total.interval[0]:.1f} to {total.interval[1]:.1f}), median {total.median:.1f}. "
-        "A mean far above its median is driven by few prompts. Bias correlates with the log effect toward "
-        f"“she” at r = {correlation.r:.3f} over prompts, {correlation.r_of_means:.3f} over "
-        f"{correlation.professions} professions (p = {correlation.p:.2g}, which takes these for "
-        "independent).",
-        "",
-        "```", describe_estimands(study.estimands), "```",
-        ""]
-
-
-def _strongest_neurons(study):
-    """The strongest by their effect, with intervals where they are known, and by the gender contrast."""
-    words = list(dict.fromkeys(word for entry in study.swept for word in entry["words"]))
-    templates = list(dict.fromkeys(entry["template"] for entry in study.swept))
-    lines = [
-        f"**Neurons** ({sum(entry['rows'] for entry in study.swept):,} {study.what}: "
-        f"{count(len(words), 'profession')}: {_shortened(words)}; "
-        f"{count(len(templates), 'template')}: {_shortened(templates)}). "
-        "Natural indirect effect = odds ratio - 1 toward the anti-stereotypical gender when one neuron takes "
-        "the value it has for “man” or “woman”; mean and standard deviation over these prompts.",
-        "",
-        *([f"**Method.** {study.method}.", ""] if study.method else []),
-        "```", _strongest(study.effects, "odds_ratio_indirect_mean", "odds_ratio_indirect_std", 10, shift=1),
-        "```"]
-    if study.contrasts is not None:
-        lines += ["", "**Gender contrast** = (log effect under man - log effect under woman) / 2: what is "
-                  "left of a neuron's effect when the part that any person word has, man and woman alike, is "
-                  "taken out.", "", "```",
-                  _strongest(study.contrasts, "gender_contrast_mean", "gender_contrast_std", 10), "```"]
-    if study.units is not None:
-        whole = study.units[study.units["group"] == "all"]
-        lines += ["", f"**How sure the neurons are.** {INTERVALS}; families: "
-                  f"{'; '.join(dict.fromkeys(whole['family']))}."]
-        for kind in [kind for kind in ("indirect", "gender_contrast") if (whole["effect"] == kind).any()]:
-            lines += ["", f"{in_words(kind)}:", "", "```",
-                      strongest_units(whole[whole["effect"] == kind], 10), "```"]
-    return [*lines, ""]
-
-
-def _layers(study):
-    """Where the strongest neurons are."""
-    peak = study.layers.loc[study.layers["odds_ratio_indirect_mean"].idxmax()]
-    ends = [peak.get(f"odds_ratio_indirect_{end}", np.nan) - 1 for end in ("low", "high")]
-    interval = "" if np.isnan(ends).any() else f" (95% interval {ends[0]:.3f} to {ends[1]:.3f})"
-    return [f"**Layers.** The strongest {100 * peak['share']:g}% of a layer's neurons have their largest "
-            f"mean effect in layer {peak['layer']:.0f}: {peak['odds_ratio_indirect_mean'] - 1:.3f}{interval}"
-            ". Neurons of the last layer cannot reach the output from an earlier position: their effect is "
-            "exactly 0.", ""]
-
-
-def _checks(study):
-    """What the runs say of themselves."""
-    interventions = sum(entry["rows"] for entry in study.swept)
-    seconds = sum(entry["sweep_seconds"] for entry in study.swept)
-    return [f"**How sure the effects are.** {how_sure(study.runs, study.swept)} {seconds / 60:.1f} minutes "
-            f"of sweeps, {interventions / seconds:,.0f} {study.what} a second.", ""]
-
-
-def _left_out(study):
-    """What of the whole study was not run, and the command for it."""
-    interventions = sum(entry["rows"] for entry in study.swept)
-    seconds = sum(entry["sweep_seconds"] for entry in study.swept)
-    every = 4 * len(study.effects) * len(study.probabilities)
-    if interventions >= every:
-        return []
-    settings = study.runs[-1]["settings"]
-    asked = study.model.removesuffix("_random") + (" --randomize" if study.model.endswith("_random") else "")
-    asked += f" --method {settings['method']}" if "method" in settings else ""
-    hours = every / interventions * seconds / 3600
-    return [f"**Left out.** {every - interventions:,} of {every:,} interventions: all are "
-            f"{study.probabilities['template'].nunique()} templates x "
-            f"{study.probabilities['word'].nunique()} professions x 4 types. At this speed they take "
-            f"{hours:.0f} hours (the run can be stopped and goes on from where it was):", "",
-            f"    python run_profession_neuron_experiments.py -model {asked} -out_dir all", ""]
-
-
 def describe_units(found: UnitSummary, top: int) -> str:
     """The strongest neurons of one map, see `strongest_units`; what was tested, and how stable the map is."""
     first = found.table.iloc[0]
@@ -247,20 +109,6 @@ def strongest_units(units: pd.DataFrame, count: int) -> str:
     columns |= {column: [f"{row[column]:.2g}" for row in rows] for column in ("p", "q")
                 if top[column].notna().any()}
     return pd.DataFrame(columns).to_string(index=False)
-
-
-def how_sure(runs: Sequence[Mapping[str, Any]], swept: Sequence[Mapping[str, Any]]) -> str:
-    """What the checks against full passes say, and the recall of screened runs."""
-    if all(run["settings"].get("full_passes") for run in runs):
-        return FULL_PASSES
-    deviation = max(entry.get("largest_deviation_from_full_passes", 0.0) for entry in swept)
-    estimated = any(run["settings"].get("method") == "gradient" for run in runs)
-    lines = [f"Random {'neurons' if estimated else 'interventions'} of every sweep were run again as full "
-             "passes "
-             "under plain hooks: log-probabilities differ "
-             f"{'from the estimates ' if estimated else ''}by at most {deviation:.1e}."]
-    lines += [recall(run["screening"]) for run in runs if "screening" in run]
-    return " ".join(lines)
 
 
 def recall(screening: Mapping[str, Any]) -> str:
@@ -368,15 +216,3 @@ def selection(found: Mapping[str, dict[str, Any]], k: int, label: str, all_units
                          f"{content['grown']} gains grew; "
                          f"{'certified' if content['certified'] else 'not certified'} equal to plain greedy")
     return "\n".join(lines)
-
-
-def _strongest(table, mean, deviation, count, shift=0):
-    """Text of the rows with the largest |mean - shift|, with readable headings."""
-    top = table.loc[(table[mean] - shift).abs().nlargest(count).index]
-    table = pd.DataFrame({"layer-neuron": top["neuron_"], "mean": top[mean] - shift,
-                          "standard deviation": top[deviation]})
-    return table.to_string(index=False, float_format="%.3f")
-
-
-def _shortened(words):
-    return textwrap.shorten(", ".join(words), 80, placeholder=" ...")

@@ -19,17 +19,14 @@ from mediation.effects.model_comparison import (
     of_studies,
     trend_places,
 )
-from mediation.effects.sign_flips import ALPHA
 from mediation.effects.summaries import smallest_reaching
 from mediation.reports import charts
 from mediation.reports.page import (
     Bullets,
-    Cell,
     Code,
     Figure,
     Page,
     Part,
-    Picker,
     Section,
     Table,
     Text,
@@ -40,17 +37,22 @@ from mediation.reports.page import (
     with_interval,
 )
 from mediation.reports.report import FULL_PASSES, describe_screening, how_stable, in_words, recall
+from mediation.reports.unit_parts import (
+    attention_parts,
+    by_mediator,
+    estimated,
+    interval_of,
+    mediator_parts,
+    one_example,
+    plural,
+    short,
+    strongest_in_words,
+)
 from mediation.results.mediation_tables import screening_of
 from mediation.results.selections import Selected
 from mediation.results.study_results import StudyResults
 
-LINKED = 200_000  # effects in single examples that a page takes
-SHOWN_UNITS = 300  # rows of a table of units
 EXAMPLES_SHOWN = 12
-IN_WORDS = {  # mediators that are not called as their names are spelled
-    "heads": "attention heads (their weights)", "layers": "attention layers (weights of all their heads)",
-    "mlps": "MLPs", "residuals": "residual streams", "attentions": "attention outputs"}
-QUALIFIED = ("_each", "_all", "_slot", "_last", "_zero_ablation", "_mean_ablation", "_resample_ablation")
 
 
 def study_page(everything: Sequence[StudyResults], selected: Sequence[Selected] = (),
@@ -105,15 +107,15 @@ class _Study:
             name = f"In {each.measured.model}, the" if self.several else "The"
             row = self._mean(each, "total effect")
             examples = count(len(each.measured.total), "example")
-            yield (f"{name} mean total effect is **{_interval(row)}**, over {examples}"
+            yield (f"{name} mean total effect is **{interval_of(row)}**, over {examples}"
                    f"{'' if row is None or np.isnan(row['low']) else f' in {row.clusters:,} clusters'}.")
             share = self._share(each)
             if share is not None:
-                yield (f"{'There, ' if self.several else ''}**{_interval(share, form='.0%')}** of it is "
+                yield (f"{'There, ' if self.several else ''}**{interval_of(share, form='.0%')}** of it is "
                        "gone when the attention weights of all heads are held (proportion mediated).")
-            for mediator, units in _by_mediator(each.units):
-                yield (_strongestin_words(mediator, units, self.several and each.measured.model)
-                       + _estimated(each, mediator))
+            for mediator, units in by_mediator(each.units):
+                yield (strongest_in_words(mediator, units, self.several and each.measured.model)
+                       + estimated(each, mediator))
         yield from self._trend()
 
     def sections(self) -> Iterator[Section]:
@@ -124,15 +126,15 @@ class _Study:
             yield Section(f"{self.prefix}How do the models differ, and does it grow with size?",
                           list(self._differences()))
         for each in self.found:
-            for mediator, units in _by_mediator(each.units):
+            for mediator, units in by_mediator(each.units):
                 where = f" of {each.measured.model}" if self.several else ""
-                yield Section(f"{self.prefix}Which {_plural(mediator)}{where} carry it?",
-                              list(_mediator(each, mediator, units)))
+                yield Section(f"{self.prefix}Which {plural(mediator)}{where} carry it?",
+                              list(mediator_parts(each, mediator, units)))
             if each.attention:
                 where = f" of {each.measured.model}" if self.several else ""
                 yield Section(f"{self.prefix}Where do the strongest heads{where} look?",
-                              list(_attention(each.attention)))
-            picked = list(_one_example(each))
+                              list(attention_parts(each.attention)))
+            picked = list(one_example(each))
             if picked:
                 yield Section(f"{self.prefix}What happens in one example"
                               f"{f' in {each.measured.model}' if self.several else ''}?", picked)
@@ -153,8 +155,8 @@ class _Study:
         for _, row in rows.iterrows():
             sure = ("" if np.isnan(row["low"]) else
                     f", larger at every step in {row['above_0']:.0%} of the draws")
-            yield (f"Along {row['model']} the {row['quantity']} changes by **{_interval(row)}** {self.step} "
-                   f"({count(row['examples'], 'example')} that all have{sure}).")
+            yield (f"Along {row['model']} the {row['quantity']} changes by **{interval_of(row)}** "
+                   f"{self.step} ({count(row['examples'], 'example')} that all have{sure}).")
 
     def _asked(self) -> Iterator[Part]:
         first = self.found[0]
@@ -193,7 +195,7 @@ class _Study:
                 "its interval holds 0")
         yield Figure(
             "How large are the total effect and its parts?",
-            f"{_label(total, self.several)}: {_interval(total)}; {sure}.",
+            f"{_label(total, self.several)}: {interval_of(total)}; {sure}.",
             "Dots with bars: mean effects and their 95% intervals.",
             charts.intervals(charts.EFFECT), {"rows": charts.columns_of(data), "zero": {"x": [0]}})
         other = self.table[(self.table["what"] == "mean") & (self.table["scale"] != LOG)]
@@ -205,10 +207,12 @@ class _Study:
                       estimate(row.value, row.low, row.high), number(row.examples, ".0f"),
                       number(row.clusters, ".0f")] for row in table.itertuples()])
         for each in self.found:
+            yield from _estimands(each)
+        for each in self.found:
             measured = each.measured
             data = pd.DataFrame({"group": [group or "all" for group in measured.groups],
                                  "value": measured.total,
-                                 "example": [_short(texts, 110) for texts in each.texts]})
+                                 "example": [short(texts, 110) for texts in each.texts]})
             above = (measured.total > 0).mean()
             yield Figure(
                 f"Is it the same in all examples{f' of {measured.model}' if self.several else ''}?",
@@ -233,201 +237,22 @@ class _Study:
                       number(row.examples, ".0f")] for row in rows.itertuples()])
 
 
-def _by_mediator(units):
-    """(mediator, its rows of all groups together) in the order of the table."""
-    if not units.empty:
-        yield from units[units["group"] == "all"].groupby("mediator", sort=False)
-
-
-def _plural(mediator):
-    """mlps_zero_ablation: MLPs (zero ablation); head_outputs: head outputs."""
-    said: list[str] = []
-    name = mediator
-    while ending := next((each for each in QUALIFIED if name.endswith(each)), ""):
-        name = name.removesuffix(ending)
-        said.insert(0, ending[1:].replace("_", " "))
-    return IN_WORDS.get(name, name.replace("_", " ")) + (f" ({', '.join(said)})" if said else "")
-
-
-def _first_kind(units):
-    kinds = list(dict.fromkeys(units["effect"]))
-    return "indirect" if "indirect" in kinds else kinds[0]
-
-
-def _unit(row, tokens: Mapping[str, str] | None = None):
-    """layer-unit, and where."""
-    unit = str(row["layer"]) + ("" if pd.isna(row["unit"]) else f"-{int(row['unit'])}")
-    position = row["position"]
-    if not position or position in ("context", "slot"):
-        return unit
-    if position in ("all", "last"):
-        return f"{unit}, {position} position{'s' if position == 'all' else ''}"
-    token = (tokens or {}).get(position, "").strip()
-    return f"{unit}, position {position}" + (f" ({token})" if token else "")
-
-
-def _strongestin_words(mediator, units, model):
-    kind = _first_kind(units)
-    of_kind = units[(units["effect"] == kind) & (units["layer"].astype(str) != "all")]
-    top = of_kind.loc[of_kind["rank"].idxmin()]
-    called = ""
-    if of_kind["p"].notna().any():
-        called = (f"; {(of_kind['p'] <= ALPHA).sum():,} of {len(of_kind):,} have an effect other than 0 at a "
-                  f"family-wise error of {ALPHA}")
-    stable = ("" if np.isnan(top["in_top"]) else
-              f", among the ten strongest in {top['in_top']:.0%} of the bootstrap draws")
-    share = "" if np.isnan(top["share"]) or kind == "ablation" else f", {_share_of(top)} of the total effect"
-    return (f"{'' if not model else f'{model}: '}Of the {_plural(mediator)}, **{_unit(top)}** has the "
-            f"strongest {kind} effect: **{_interval(top, 'mean')}**{share}{stable}{called}.")
-
-
-def _estimated(each, mediator):
-    """Says so where not every effect of a mediator was run: by the manifest, files of 2020 have none."""
-    methods = {run["settings"].get("method") for run in each.runs for entry in run["files"].values()
-               if entry.get("mediator", mediator) == mediator and "sweep_seconds" in entry}
-    if mediator == "layers" or not methods & {"gradient", "screen"}:
-        return ""
-    return (" These are first-order estimates." if "gradient" in methods else
-            " The strongest were run, the others are first-order estimates.")
-
-
-def _share_of(row):
-    return with_interval(row["share"], row["share_low"], row["share_high"], ".1%")
-
-
-def _mediator(each, mediator, units) -> Iterator[Part]:
-    """Map, layers and table of one mediator."""
-    kind, tokens = _first_kind(units), each.tokens.get(mediator, {})
-    yield from _map(each, mediator, units[units["effect"] == kind], kind, tokens)
-    of_kind = units[units["effect"] == kind]
-    shown = of_kind.nsmallest(SHOWN_UNITS, "rank", keep="first")
-    columns = {"unit": [Cell(_unit(row, tokens)) for _, row in shown.iterrows()],
-               f"{kind} effect [low, high]": _estimates(shown, "mean", ""),
-               "odds ratio - 1 [low, high]": _estimates(shown, "effect_mean", "effect_", ".3g"),
-               "share of the total [low, high]": _estimates(shown, "share", "share_", ".1%"),
-               "rank [low, high]": _estimates(shown, "rank", "rank_", ".0f")}
-    columns |= {name: [number(value, form) for value in shown[column]] for name, column, form in
-                (("in top 10", "in_top", ".0%"), ("p", "p", ".2g"), ("q", "q", ".2g"))}
-    keys = ["layer", "unit", "position"]
-    for other in ("direct", "total_indirect"):
-        rows = units[units["effect"] == other]
-        if len(rows):
-            means = shown[keys].merge(rows[[*keys, "mean"]], on=keys, how="left")["mean"]
-            columns[f"{in_words(other)} effect"] = [number(mean) for mean in means]
-    known = {name: cells for name, cells in columns.items() if any(cell.text != "-" for cell in cells)}
-    every = len(of_kind)
-    what = f"All {every:,}" if every <= SHOWN_UNITS else f"The strongest {len(shown):,} of {every:,}"
-    tests = "".join(f"; {name}: {meaning}" for name, meaning in
-                    (("p", "family-wise"), ("q", "false discovery rate")) if name in known)
-    family = of_kind["family"].iloc[0]
-    yield Table(f"{what} {_plural(mediator)}{tests}{f'; family: {family}' if family else ''}", list(known),
-                list(zip(*known.values())))
-
-
-def _estimates(rows, mean, ends, form=".4g"):
-    return [estimate(float(value), low, high, form) for value, low, high in
-            zip(rows[mean], rows[f"{ends}low"], rows[f"{ends}high"])]
-
-
-def _map(each, mediator, of_kind, kind, tokens) -> Iterator[Part]:
-    """The figure of one kind of effect."""
-    cells = of_kind[of_kind["layer"].astype(str) != "all"]
-    layer_title = each.layers.get(mediator, "layer")
-    top = cells.loc[cells["rank"].idxmin()]
-    finding = f"The strongest is {_unit(top, tokens)}: {_interval(top, 'mean')}"
-    data = pd.DataFrame({
-        "cell": np.arange(len(cells)), "layer": cells["layer"].astype(int),
-        "value": cells["mean"].astype(float), "low": cells["low"].astype(float),
-        "high": cells["high"].astype(float), "rank": cells["rank"].astype(int),
-        "p": cells["p"].astype(float), "q": cells["q"].astype(float),
-        "unit": [_unit(row, tokens) for _, row in cells.iterrows()]}).reset_index(drop=True)
-    places = cells["position"].nunique() > 1
-    if cells["unit"].isna().all() and not places:
-        yield Figure(f"In which layer is the {kind} effect of {_plural(mediator)}?", f"{finding}.",
-                     "A bar per layer: mean effect, with its 95% interval.",
-                     charts.layer_bars(charts.EFFECT, layer_title, bool(data["low"].notna().any())),
-                     {"rows": charts.columns_of(data[["layer", "value", "low", "high"]])})
-        return
-    if places:
-        positions = list(dict.fromkeys(cells["position"]))
-        data["number"] = [f"{position} {tokens.get(position, '')}".strip() for position in cells["position"]]
-        if cells["unit"].notna().any():  # of each layer and position the strongest unit
-            strongest = data.groupby(["layer", "number"], sort=False)["rank"].idxmin()
-            data = data.loc[strongest].reset_index(drop=True)
-            finding += "; a cell shows the strongest unit of its layer and position"
-        x_title = "position and token" if len(positions) > 1 else "position"
-    else:
-        data["number"] = cells["unit"].astype(int).to_numpy()
-        x_title = mediator.removesuffix("s").replace("_", " ")
-    held = (np.nan_to_num(data["low"]) * np.nan_to_num(data["high"]) > 0).sum()
-    if data["low"].notna().any():
-        finding += f"; {held:,} of {len(data):,} intervals do not hold 0"
-    single = each.measured.maps.get(f"{mediator}, {kind}")
-    linked = (single is not None and len(single.values) > 1 and single.values.shape[1] == len(data)
-              and single.values.size <= LINKED and len(data) == len(cells))
-    sets = {"cells": charts.columns_of(data)}
-    if linked:
-        rows, units = single.values.shape
-        sets["effects"] = charts.columns_of(pd.DataFrame({
-            "cell": np.tile(np.arange(units), rows), "value": single.values.ravel(),
-            "example": np.repeat(np.arange(1, rows + 1), units)}))
-        finding += ". Click a cell: below the map are its effects in the single examples"
-    yield Figure(f"Where is the {kind} effect of {_plural(mediator)}?", f"{finding}.",
-                 f"Map of layers and {x_title}s, coloured by the mean effect.",
-                 charts.unit_map(data, "number", x_title, layer_title, linked), sets,
-                 canvas=len(data) > charts.LARGE)
-
-
-def _attention(looked) -> Iterator[Part]:
-    """Attention from the pronoun, in single examples."""
-    for each in looked:
-        tokens = each["tokens"]
-        rows = [{"head": head, "place": f"{place} {tokens[place]}", "token": tokens[place], "prompt": prompt,
-                 "weight": weight}
-                for head, both in each["heads"].items()
-                for prompt, weights in zip(("female pronoun", "male pronoun"), both)
-                for place, weight in enumerate(weights)]
-        said = []
-        for head, both in each["heads"].items():
-            # the first token takes attention that heads have no other use for
-            female, male = (tokens[1 + int(np.argmax(weights[1:]))] if len(tokens) > 1 else tokens[0]
-                            for weights in both)
-            said.append(f"{head} looks most at “{female}” with the female pronoun"
-                        + (", and with the male one" if male == female else
-                           f", at “{male}” with the male one"))
-        yield Figure(f"Where do they look from the pronoun in: {each['title']}?",
-                     f"The first token aside, {'; '.join(said)}.",
-                     "Bars: attention of each head to each token, in both contexts.",
-                     charts.attention_bars(), {"rows": charts.columns_of(pd.DataFrame(rows))})
-
-
-def _one_example(each) -> Iterator[Part]:
-    """Maps of one example, picked from a list."""
-    for name, single in each.measured.maps.items():
-        if len(single.values) < 2 or single.values.size > LINKED:
-            continue
-        mediator, kind = name.split(", ")
-        units = single.units
-        x = next((column for column in ("position", "unit")
-                  if column in units and units[column].nunique() > 1), None)
-        if x is None:
-            continue
-        order = np.argsort(-np.nan_to_num(each.measured.total), kind="stable")
-        data = pd.DataFrame({"layer": units["layer"].astype(int), "number": units[x].astype(str)
-                             if x == "position" else units[x].astype(int), "value": single.values[order[0]],
-                             "unit": [f"{layer}-{unit}" for layer, unit in zip(units["layer"], units[x])]})
-        if len(data) > charts.LARGE or len(data.drop_duplicates(["layer", "number"])) < len(data):
-            continue
-        values = np.round(np.nan_to_num(single.values[order], posinf=0, neginf=0), 5)
-        data["value"] = np.abs(values).max()  # the scale is that of all examples
-        labels = [f"{each.measured.total[row]:.3g}: {_short(each.texts[row], 150)}" for row in order]
-        yield Figure(
-            f"Where is the {kind} effect of {_plural(mediator)} in this example?",
-            f"{len(labels):,} examples, the largest total effect first (its number stands before the text); "
-            "one colour scale for all of them.",
-            "Map of the effects in the example that is chosen.",
-            charts.unit_map(data, "number", x, "layer", False), {"cells": charts.columns_of(data)},
-            picker=Picker("cells", "value", labels, values.tolist()))
+def _estimands(each) -> Iterator[Part]:
+    """The numbers of the neuron study that are cited, each with its formula and filter."""
+    if each.estimands:
+        yield Table(f"The numbers of 2020 and what they are, {each.measured.model}: odds ratio - 1, or log "
+                    "odds ratio where that is said; null: the profession's prompt",
+                    ["what", "value [low, high]", "median", "prompts", "formula", "prompts that count"],
+                    [[text(of.name.strip()), estimate(of.value, *of.interval), number(of.median),
+                      number(of.prompts, ".0f"), text(of.formula), text(of.filter)] for of in each.estimands])
+    if each.correlations:
+        yield Table("Does the effect follow the stereotype? Correlations (Pearson); p takes professions for "
+                    "independent, the prompts of one are not",
+                    ["what", "prompts that count", "r over prompts", "prompts", "r over professions", "p",
+                     "professions"],
+                    [[text(of.name), text(of.filter), number(of.r, ".3f"), number(of.prompts, ".0f"),
+                      number(of.r_of_means, ".3f"), number(of.p, ".2g"), number(of.professions, ".0f")]
+                     for of in each.correlations])
 
 
 def _fewest(selected):
@@ -563,17 +388,6 @@ def _provenance(found, files) -> Iterator[Part]:
                    *([f"figures and tables: {', '.join(path.name for path in files)}"] if files else [])])
 
 
-def _interval(row, value="value", form=".3g"):
-    return "not known" if row is None else with_interval(row[value], row["low"], row["high"], form)
-
-
 def _label(row, several):
     parts = [row.quantity, *([row.model] if several else []), *([row.group] if row.group != EVERY else [])]
     return ", ".join(parts)
-
-
-def _short(texts, length):
-    """An example in a line."""
-    null, alternative, one, other = texts
-    whole = null + (f" → {alternative}" if alternative else "") + f": {one} / {other}"
-    return whole if len(whole) <= length else whole[:length - 1] + "…"

@@ -13,12 +13,7 @@ from mediation.effects.model_comparison import Measured, UnitMap
 from mediation.errors import InputError
 from mediation.files.storage import RunFolder
 from mediation.results import mediation_tables
-from mediation.results.attention_results import (
-    STRINGS,
-    example_key,
-    pieces_of,
-    read_results,
-)
+from mediation.results.attention_results import STRINGS, example_key, pieces_of, read_results
 from mediation.results.neuron_tables import models_in, read_effects, read_probabilities
 from mediation.results.tidy import Piece
 
@@ -46,7 +41,8 @@ class Source:
     def measured(self, rated: Mapping[str, RatedWord], most_rows: int | None = None) -> Measured:
         """What it says of the model; tables of own mediators with more than `most_rows` are left out."""
         if self.kind == PROFESSIONS:
-            return of_professions(self.path, self.model, rated)
+            prompts, _ = prompt_effects(read_probabilities(self.path, self.model), rated)
+            return of_professions(self.path, self.model, prompts)
         return of_own_question(self.path, most_rows) if self.kind == OWN else of_attention(self.path)
 
 
@@ -110,10 +106,12 @@ def of_attention(path: Path) -> Measured:
                     np.log1p(whole["indirect"]), np.log1p(whole["direct"]), _maps(pieces))
 
 
-def of_professions(folder: Path, model: str, rated: Mapping[str, RatedWord]) -> Measured:
+def of_professions(folder: Path, model: str, table: pd.DataFrame) -> Measured:
     """Of the neuron study's tables: total effects toward the gender that the stereotype does not expect,
-    definitional and neutral words left out; improbable candidates count, for other models' may be others."""
-    table, _ = prompt_effects(read_probabilities(folder, model), rated)
+    definitional and neutral words left out; improbable candidates count, for other models' may be others.
+
+    `table`: of `effects.estimands.prompt_effects`.
+    """
     table = table[~table["definitional"] & (table["bias"] != 0)]
     if table.empty:
         raise InputError(f"{folder}: model {model!r} has no profession with a stereotype: run more "

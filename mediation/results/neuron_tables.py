@@ -32,6 +32,7 @@ CONTRAST_COLUMNS = ["neuron_", "layer", "neuron", "gender_contrast_mean", "gende
 LAYER_COLUMNS = ["model", "share", "layer", "neurons", "odds_ratio_indirect_mean", "odds_ratio_indirect_std"]
 INTERVENTIONS = ("man_direct", "man_indirect", "woman_direct", "woman_indirect", "man_minus_woman",
                  "woman_minus_man")
+WHOLE_STUDY = INTERVENTIONS[:4]  # the types that a run has when none is named
 TYPES = (*INTERVENTIONS, "no_intervention")
 ALTERNATIVES = {"man": "alt1", "woman": "alt2"}  # what the columns of a gender's prompt are called
 # median error of the effects of 200 neurons of SmolLM2-135M on log odds, half of which are below .003

@@ -9,7 +9,14 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from mediation.effects.estimands import RatedWord
+from mediation.effects.estimands import (
+    Correlation,
+    Estimand,
+    RatedWord,
+    bias_correlations,
+    prompt_effects,
+    total_effects,
+)
 from mediation.effects.model_comparison import Measured
 from mediation.effects.sign_flips import SignFlips
 from mediation.effects.stability import Halves
@@ -24,8 +31,14 @@ from mediation.results.attention_results import (
     read_results,
 )
 from mediation.results.attention_summaries import MEDIATORS, summarise_study
-from mediation.results.model_results import ATTENTION, PROFESSIONS, Source, mediators_of
-from mediation.results.neuron_tables import find_tables, read_effects, runs_in
+from mediation.results.model_results import ATTENTION, PROFESSIONS, Source, mediators_of, of_professions
+from mediation.results.neuron_tables import (
+    WHOLE_STUDY,
+    find_tables,
+    read_effects,
+    read_probabilities,
+    runs_in,
+)
 from mediation.results.summaries import ALL, Summary
 from mediation.results.tables import FORMATS
 
@@ -49,6 +62,7 @@ class StudyResults:
             first kind of effect}, too.
         attention: where the strongest heads look in single examples, as attention_figures3.py wrote it:
             title, tokens [T], heads {name: weights [2, T] in both contexts}.
+        estimands, correlations: the numbers of the neuron study's total effects.
         left_out: sentences on comparisons that do not count, and on what was not run.
         missing: sentences on what these files do not have.
     """
@@ -65,6 +79,8 @@ class StudyResults:
     tests: Mapping[str, SignFlips] = field(default_factory=dict)
     halves: Mapping[str, Halves] = field(default_factory=dict)
     attention: Sequence[Mapping[str, Any]] = ()
+    estimands: Sequence[Estimand] = ()
+    correlations: Sequence[Correlation] = ()
 
 
 def read(source: Source, rated: Mapping[str, RatedWord], found: Summary | None = None) -> StudyResults:
@@ -77,12 +93,10 @@ def read(source: Source, rated: Mapping[str, RatedWord], found: Summary | None =
     Raises:
         InputError: what the readers of the formats refuse.
     """
-    measured = source.measured(rated, MOST_ROWS)
-    if source.kind == ATTENTION:
-        return _of_attention(source, measured)
     if source.kind == PROFESSIONS:
-        return _of_professions(source, measured)
-    return _of_own(source, measured, found)
+        return _of_professions(source, rated)
+    measured = source.measured(rated, MOST_ROWS)
+    return _of_attention(source, measured) if source.kind == ATTENTION else _of_own(source, measured, found)
 
 
 def _of_attention(source, measured):
@@ -175,8 +189,10 @@ def _of_own(source, measured, found):
     return replace(known, tests=tests, halves=halves)
 
 
-def _of_professions(source, measured):
+def _of_professions(source, rated):
     folder, model = source.path, source.model
+    prompts, _ = prompt_effects(read_probabilities(folder, model), rated)
+    measured = of_professions(folder, model, prompts)
     runs = [run for run in runs_in(folder) if run["settings"].get("model") == model]
     path, means = folder / f"{model}_neurons_summary.csv", folder / f"{model}_neuron_effects.csv"
     units, missing = pd.DataFrame(), [] if runs else [NO_MANIFEST]
@@ -191,20 +207,31 @@ def _of_professions(source, measured):
         missing.append(f"no effects of neurons: {compute}")
     texts = [(example, "", "he", "she") for example in measured.examples]
     return StudyResults(source, measured, units, texts, {}, {"neurons": "layer (0 = word embedding)"}, runs,
-                        _not_run(folder, model, runs), missing)
+                        _not_run(folder, model, runs, len(prompts)), missing,
+                        estimands=total_effects(prompts), correlations=bias_correlations(prompts))
 
 
-def _not_run(folder, model, runs):
-    """Which of the whole neuron study was not run."""
-    tables = [kind for kind in find_tables(folder, model).values() if kind != "no_intervention"]
-    swept = [(entry["template"], len(run["settings"]["professions"])) for run in runs
-             for entry in run["files"].values() if "sweep_seconds" in entry]
-    if not swept:
+def _not_run(folder, model, runs, prompts):
+    """Which of the whole neuron study was not run, how long that takes, and the command for it.
+
+    `prompts`: whose total effects are known.
+    """
+    swept = [(entry["sweep_seconds"], len(run["settings"]["professions"])) for run in runs
+             for name, entry in run["files"].items()
+             if "sweep_seconds" in entry and any(f"_{kind}_" in name for kind in WHOLE_STUDY)]
+    every, ran = len(WHOLE_STUDY) * prompts, sum(words for _, words in swept)
+    if not ran:
+        tables = set(find_tables(folder, model).values()) - {"no_intervention"}
         return [] if tables else ["every neuron: only total effects were run"]
-    prompts = sum(words for _, words in swept)
-    return [f"neurons were run for {prompts:,} prompts and types of intervention, {len(swept)} tables of "
-            f"{max(words for _, words in swept)} professions; the whole study has 17 templates and four "
-            "types"]
+    if ran >= every:
+        return []
+    hours = (every / ran - 1) * sum(seconds for seconds, _ in swept) / 3600
+    asked = model.removesuffix("_random") + (" --randomize" if model.endswith("_random") else "")
+    asked += f" --method {runs[-1]['settings']['method']}" if "method" in runs[-1]["settings"] else ""
+    return [f"neurons were run for {ran:,} of {every:,}: the {prompts:,} prompts whose total effects are "
+            f"known, times {len(WHOLE_STUDY)} types of intervention. The others take {hours:.1f} hours at "
+            "the speed of these runs; what is finished is kept: `python run_profession_neuron_experiments.py "
+            f"-model {asked} -out_dir all`"]
 
 
 def _of_means(effects):

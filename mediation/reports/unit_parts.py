@@ -1,0 +1,226 @@
+"""The parts of a page that are of one mediator: its finding, map and table, where heads look, one example."""
+
+from collections.abc import Iterator, Mapping
+
+import numpy as np
+import pandas as pd
+
+from mediation.effects.sign_flips import ALPHA
+from mediation.reports import charts
+from mediation.reports.page import Cell, Figure, Part, Picker, Table, estimate, number, with_interval
+from mediation.reports.report import in_words
+
+LINKED = 200_000  # effects in single examples that a page takes
+SHOWN_UNITS = 300  # rows of a table of units
+IN_WORDS = {  # mediators that are not called as their names are spelled
+    "heads": "attention heads (their weights)", "layers": "attention layers (weights of all their heads)",
+    "mlps": "MLPs", "residuals": "residual streams", "attentions": "attention outputs"}
+QUALIFIED = ("_each", "_all", "_slot", "_last", "_zero_ablation", "_mean_ablation", "_resample_ablation")
+
+
+def by_mediator(units):
+    """(mediator, its rows of all groups together) in the order of the table."""
+    if not units.empty:
+        yield from units[units["group"] == "all"].groupby("mediator", sort=False)
+
+
+def plural(mediator):
+    """mlps_zero_ablation: MLPs (zero ablation); head_outputs: head outputs."""
+    said: list[str] = []
+    name = mediator
+    while ending := next((each for each in QUALIFIED if name.endswith(each)), ""):
+        name = name.removesuffix(ending)
+        said.insert(0, ending[1:].replace("_", " "))
+    return IN_WORDS.get(name, name.replace("_", " ")) + (f" ({', '.join(said)})" if said else "")
+
+
+def _first_kind(units):
+    kinds = list(dict.fromkeys(units["effect"]))
+    return "indirect" if "indirect" in kinds else kinds[0]
+
+
+def _unit(row, tokens: Mapping[str, str] | None = None):
+    """layer-unit, and where."""
+    unit = str(row["layer"]) + ("" if pd.isna(row["unit"]) else f"-{int(row['unit'])}")
+    position = row["position"]
+    if not position or position in ("context", "slot"):
+        return unit
+    if position in ("all", "last"):
+        return f"{unit}, {position} position{'s' if position == 'all' else ''}"
+    token = (tokens or {}).get(position, "").strip()
+    return f"{unit}, position {position}" + (f" ({token})" if token else "")
+
+
+def strongest_in_words(mediator, units, model):
+    kind = _first_kind(units)
+    of_kind = units[(units["effect"] == kind) & (units["layer"].astype(str) != "all")]
+    top = of_kind.loc[of_kind["rank"].idxmin()]
+    called = ""
+    if of_kind["p"].notna().any():
+        called = (f"; {(of_kind['p'] <= ALPHA).sum():,} of {len(of_kind):,} have an effect other than 0 at a "
+                  f"family-wise error of {ALPHA}")
+    stable = ("" if np.isnan(top["in_top"]) else
+              f", among the ten strongest in {top['in_top']:.0%} of the bootstrap draws")
+    share = "" if np.isnan(top["share"]) or kind == "ablation" else f", {_share_of(top)} of the total effect"
+    return (f"{'' if not model else f'{model}: '}Of the {plural(mediator)}, **{_unit(top)}** has the "
+            f"strongest {kind} effect: **{interval_of(top, 'mean')}**{share}{stable}{called}.")
+
+
+def estimated(each, mediator):
+    """Says so where not every effect of a mediator was run: by the manifest, files of 2020 have none."""
+    methods = {run["settings"].get("method") for run in each.runs for entry in run["files"].values()
+               if entry.get("mediator", mediator) == mediator and "sweep_seconds" in entry}
+    if mediator == "layers" or not methods & {"gradient", "screen"}:
+        return ""
+    return (" These are first-order estimates." if "gradient" in methods else
+            " The strongest were run, the others are first-order estimates.")
+
+
+def _share_of(row):
+    return with_interval(row["share"], row["share_low"], row["share_high"], ".1%")
+
+
+def mediator_parts(each, mediator, units) -> Iterator[Part]:
+    """Map, layers and table of one mediator."""
+    kind, tokens = _first_kind(units), each.tokens.get(mediator, {})
+    yield from _map(each, mediator, units[units["effect"] == kind], kind, tokens)
+    of_kind = units[units["effect"] == kind]
+    shown = of_kind.nsmallest(SHOWN_UNITS, "rank", keep="first")
+    columns = {"unit": [Cell(_unit(row, tokens)) for _, row in shown.iterrows()],
+               f"{kind} effect [low, high]": _estimates(shown, "mean", ""),
+               "odds ratio - 1 [low, high]": _estimates(shown, "effect_mean", "effect_", ".3g"),
+               "share of the total [low, high]": _estimates(shown, "share", "share_", ".1%"),
+               "rank [low, high]": _estimates(shown, "rank", "rank_", ".0f")}
+    columns |= {name: [number(value, form) for value in shown[column]] for name, column, form in
+                (("in top 10", "in_top", ".0%"), ("p", "p", ".2g"), ("q", "q", ".2g"))}
+    keys = ["layer", "unit", "position"]
+    for other in ("direct", "total_indirect"):
+        rows = units[units["effect"] == other]
+        if len(rows):
+            means = shown[keys].merge(rows[[*keys, "mean"]], on=keys, how="left")["mean"]
+            columns[f"{in_words(other)} effect"] = [number(mean) for mean in means]
+    known = {name: cells for name, cells in columns.items() if any(cell.text != "-" for cell in cells)}
+    every = len(of_kind)
+    what = f"All {every:,}" if every <= SHOWN_UNITS else f"The strongest {len(shown):,} of {every:,}"
+    tests = "".join(f"; {name}: {meaning}" for name, meaning in
+                    (("p", "family-wise"), ("q", "false discovery rate")) if name in known)
+    family = of_kind["family"].iloc[0]
+    yield Table(f"{what} {plural(mediator)}{tests}{f'; family: {family}' if family else ''}", list(known),
+                list(zip(*known.values())))
+
+
+def _estimates(rows, mean, ends, form=".4g"):
+    return [estimate(float(value), low, high, form) for value, low, high in
+            zip(rows[mean], rows[f"{ends}low"], rows[f"{ends}high"])]
+
+
+def _map(each, mediator, of_kind, kind, tokens) -> Iterator[Part]:
+    """The figure of one kind of effect."""
+    cells = of_kind[of_kind["layer"].astype(str) != "all"]
+    layer_title = each.layers.get(mediator, "layer")
+    top = cells.loc[cells["rank"].idxmin()]
+    finding = f"The strongest is {_unit(top, tokens)}: {interval_of(top, 'mean')}"
+    data = pd.DataFrame({
+        "cell": np.arange(len(cells)), "layer": cells["layer"].astype(int),
+        "value": cells["mean"].astype(float), "low": cells["low"].astype(float),
+        "high": cells["high"].astype(float), "rank": cells["rank"].astype(int),
+        "p": cells["p"].astype(float), "q": cells["q"].astype(float),
+        "unit": [_unit(row, tokens) for _, row in cells.iterrows()]}).reset_index(drop=True)
+    places = cells["position"].nunique() > 1
+    if cells["unit"].isna().all() and not places:
+        yield Figure(f"In which layer is the {kind} effect of {plural(mediator)}?", f"{finding}.",
+                     "A bar per layer: mean effect, with its 95% interval.",
+                     charts.layer_bars(charts.EFFECT, layer_title, bool(data["low"].notna().any())),
+                     {"rows": charts.columns_of(data[["layer", "value", "low", "high"]])})
+        return
+    if places:
+        positions = list(dict.fromkeys(cells["position"]))
+        data["number"] = [f"{position} {tokens.get(position, '')}".strip() for position in cells["position"]]
+        if cells["unit"].notna().any():  # of each layer and position the strongest unit
+            strongest = data.groupby(["layer", "number"], sort=False)["rank"].idxmin()
+            data = data.loc[strongest].reset_index(drop=True)
+            finding += "; a cell shows the strongest unit of its layer and position"
+        x_title = "position and token" if len(positions) > 1 else "position"
+    else:
+        data["number"] = cells["unit"].astype(int).to_numpy()
+        x_title = mediator.removesuffix("s").replace("_", " ")
+    held = (np.nan_to_num(data["low"]) * np.nan_to_num(data["high"]) > 0).sum()
+    if data["low"].notna().any():
+        finding += f"; {held:,} of {len(data):,} intervals do not hold 0"
+    single = each.measured.maps.get(f"{mediator}, {kind}")
+    linked = (single is not None and len(single.values) > 1 and single.values.shape[1] == len(data)
+              and single.values.size <= LINKED and len(data) == len(cells))
+    sets = {"cells": charts.columns_of(data)}
+    if linked:
+        rows, units = single.values.shape
+        sets["effects"] = charts.columns_of(pd.DataFrame({
+            "cell": np.tile(np.arange(units), rows), "value": single.values.ravel(),
+            "example": np.repeat(np.arange(1, rows + 1), units)}))
+        finding += ". Click a cell: below the map are its effects in the single examples"
+    yield Figure(f"Where is the {kind} effect of {plural(mediator)}?", f"{finding}.",
+                 f"Map of layers and {x_title}s, coloured by the mean effect.",
+                 charts.unit_map(data, "number", x_title, layer_title, linked), sets,
+                 canvas=len(data) > charts.LARGE)
+
+
+def attention_parts(looked) -> Iterator[Part]:
+    """Attention from the pronoun, in single examples."""
+    for each in looked:
+        tokens = each["tokens"]
+        rows = [{"head": head, "place": f"{place} {tokens[place]}", "token": tokens[place], "prompt": prompt,
+                 "weight": weight}
+                for head, both in each["heads"].items()
+                for prompt, weights in zip(("female pronoun", "male pronoun"), both)
+                for place, weight in enumerate(weights)]
+        said = []
+        for head, both in each["heads"].items():
+            # the first token takes attention that heads have no other use for
+            female, male = (tokens[1 + int(np.argmax(weights[1:]))] if len(tokens) > 1 else tokens[0]
+                            for weights in both)
+            said.append(f"{head} looks most at “{female}” with the female pronoun"
+                        + (", and with the male one" if male == female else
+                           f", at “{male}” with the male one"))
+        yield Figure(f"Where do they look from the pronoun in: {each['title']}?",
+                     f"The first token aside, {'; '.join(said)}.",
+                     "Bars: attention of each head to each token, in both contexts.",
+                     charts.attention_bars(), {"rows": charts.columns_of(pd.DataFrame(rows))})
+
+
+def one_example(each) -> Iterator[Part]:
+    """Maps of one example, picked from a list."""
+    for name, single in each.measured.maps.items():
+        if len(single.values) < 2 or single.values.size > LINKED:
+            continue
+        mediator, kind = name.split(", ")
+        units = single.units
+        x = next((column for column in ("position", "unit")
+                  if column in units and units[column].nunique() > 1), None)
+        if x is None:
+            continue
+        order = np.argsort(-np.nan_to_num(each.measured.total), kind="stable")
+        data = pd.DataFrame({"layer": units["layer"].astype(int), "number": units[x].astype(str)
+                             if x == "position" else units[x].astype(int), "value": single.values[order[0]],
+                             "unit": [f"{layer}-{unit}" for layer, unit in zip(units["layer"], units[x])]})
+        if len(data) > charts.LARGE or len(data.drop_duplicates(["layer", "number"])) < len(data):
+            continue
+        values = np.round(np.nan_to_num(single.values[order], posinf=0, neginf=0), 5)
+        data["value"] = np.abs(values).max()  # the scale is that of all examples
+        labels = [f"{each.measured.total[row]:.3g}: {short(each.texts[row], 150)}" for row in order]
+        yield Figure(
+            f"Where is the {kind} effect of {plural(mediator)} in this example?",
+            f"{len(labels):,} examples, the largest total effect first (its number stands before the text); "
+            "one colour scale for all of them.",
+            "Map of the effects in the example that is chosen.",
+            charts.unit_map(data, "number", x, "layer", False), {"cells": charts.columns_of(data)},
+            picker=Picker("cells", "value", labels, values.tolist()))
+
+
+def interval_of(row, value="value", form=".3g"):
+    return "not known" if row is None else with_interval(row[value], row["low"], row["high"], form)
+
+
+def short(texts, length):
+    """An example in a line."""
+    null, alternative, one, other = texts
+    whole = null + (f" → {alternative}" if alternative else "") + f": {one} / {other}"
+    return whole if len(whole) <= length else whole[:length - 1] + "…"
