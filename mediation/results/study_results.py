@@ -41,6 +41,7 @@ from mediation.results.neuron_tables import (
 )
 from mediation.results.summaries import ALL, Summary
 from mediation.results.tables import FORMATS
+from mediation.stimuli.templates import TEMPLATES
 
 MOST_ROWS = 500_000  # of a table whose single examples a report shows
 NO_MANIFEST = "no manifest: the file does not say with which weights, options and software it was made"
@@ -207,19 +208,19 @@ def _of_professions(source, rated):
         missing.append(f"no effects of neurons: {compute}")
     texts = [(example, "", "he", "she") for example in measured.examples]
     return StudyResults(source, measured, units, texts, {}, {"neurons": "layer (0 = word embedding)"}, runs,
-                        _not_run(folder, model, runs, len(prompts)), missing,
+                        _not_run(folder, model, runs, prompts["word"].nunique()), missing,
                         estimands=total_effects(prompts), correlations=bias_correlations(prompts))
 
 
-def _not_run(folder, model, runs, prompts):
+def _not_run(folder, model, runs, professions):
     """Which of the whole neuron study was not run, how long that takes, and the command for it.
 
-    `prompts`: whose total effects are known.
+    `professions`: how many.
     """
     swept = [(entry["sweep_seconds"], len(run["settings"]["professions"])) for run in runs
              for name, entry in run["files"].items()
              if "sweep_seconds" in entry and any(f"_{kind}_" in name for kind in WHOLE_STUDY)]
-    every, ran = len(WHOLE_STUDY) * prompts, sum(words for _, words in swept)
+    every, ran = len(WHOLE_STUDY) * len(TEMPLATES) * professions, sum(words for _, words in swept)
     if not ran:
         tables = set(find_tables(folder, model).values()) - {"no_intervention"}
         return [] if tables else ["every neuron: only total effects were run"]
@@ -228,10 +229,10 @@ def _not_run(folder, model, runs, prompts):
     hours = (every / ran - 1) * sum(seconds for seconds, _ in swept) / 3600
     asked = model.removesuffix("_random") + (" --randomize" if model.endswith("_random") else "")
     asked += f" --method {runs[-1]['settings']['method']}" if "method" in runs[-1]["settings"] else ""
-    return [f"neurons were run for {ran:,} of {every:,}: the {prompts:,} prompts whose total effects are "
-            f"known, times {len(WHOLE_STUDY)} types of intervention. The others take {hours:.1f} hours at "
-            "the speed of these runs; what is finished is kept: `python run_profession_neuron_experiments.py "
-            f"-model {asked} -out_dir all`"]
+    return [f"neurons were run {ran:,} of {every:,} times: the whole study has {len(TEMPLATES)} templates, "
+            f"{len(WHOLE_STUDY)} types of intervention and here {professions} professions. The others take "
+            f"{hours:.1f} hours at the speed of these runs; what is finished is kept: `python "
+            f"run_profession_neuron_experiments.py -model {asked} -out_dir all`"]
 
 
 def _of_means(effects):
