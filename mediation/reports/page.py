@@ -106,8 +106,8 @@ def text(value: Any) -> Cell:
 
 
 def number(value: float, form: str = ".4g") -> Cell:
-    """A cell with a number; NaN is a dash, and comes last."""
-    return Cell("-", None) if np.isnan(value) else Cell(f"{value:{form}}", float(value))
+    """A cell with a number; what is none, such as a share of nothing, is a dash, and comes last."""
+    return Cell(f"{value:{form}}", float(value)) if np.isfinite(value) else Cell("-", None)
 
 
 def with_interval(value: float, low: float, high: float, form: str = ".4g") -> str:
@@ -116,8 +116,9 @@ def with_interval(value: float, low: float, high: float, form: str = ".4g") -> s
 
 
 def estimate(value: float, low: float, high: float, form: str = ".4g") -> Cell:
-    """A cell with a number and its 95% interval."""
-    return Cell(with_interval(value, low, high, form), None if np.isnan(value) else float(value))
+    """A cell with a number and its 95% interval; a dash as in `number`."""
+    known = np.isfinite(value)
+    return Cell(with_interval(value, low, high, form), float(value)) if known else Cell("-", None)
 
 
 def count(number: int | np.integer, noun: str, plural: str | None = None) -> str:

@@ -148,7 +148,7 @@ class _Study:
         rows = self.table[(self.table["what"] == "mean") & (self.table["scale"] == SHARE)
                           & (self.table["group"] == EVERY) & (self.table["model"] == each.measured.model)
                           & (self.table["quantity"] == "proportion mediated")]
-        return None if rows.empty or np.isnan(rows["value"].iloc[0]) else rows.iloc[0]
+        return None if rows.empty or not np.isfinite(rows["value"].iloc[0]) else rows.iloc[0]
 
     def _trend(self):
         rows = self.table[(self.table["what"] == "trend") & (self.table["scale"] == LOG)]

@@ -15,7 +15,7 @@ from mediation.effects.screening import Screening
 from mediation.effects.summaries import Moments
 from mediation.errors import InputError
 from mediation.results.attention_results import EFFECTS
-from mediation.results.tables import check_columns, check_numbers, read_columns, table_writer
+from mediation.results.tables import check_columns, check_numbers, read_columns, table_writer, unreadable
 from mediation.results.tidy import Piece
 
 SCALES = ("_effect", "_log_effect")
@@ -222,11 +222,20 @@ def _base_log_odds(log_odds_under, effects):
 
 
 def read_table(path: str | Path) -> pd.DataFrame:
-    """A table of means or of total effects. Words such as "null" or "NA" stay words; a deviation of one
-    comparison is not a number."""
+    """A table of means, of total effects or a summary. Words such as "null" or "NA" stay words; a deviation
+    of one comparison is not a number.
+
+    Raises:
+        InputError: a file that cannot be read as what its ending says.
+    """
     deviations = {f"{kind}{scale}_std": [""] for kind in KINDS for scale in SCALES}
-    return pd.read_csv(path, keep_default_na=False, na_values=deviations,
-                       dtype=dict.fromkeys(TEXTS, str))
+    try:
+        if Path(path).suffix == ".parquet":
+            return pd.read_parquet(path)
+        return pd.read_csv(path, keep_default_na=False, na_values=deviations,
+                           dtype=dict.fromkeys(TEXTS, str))
+    except Exception as error:  # a damaged file raises whatever its bytes happen to say
+        raise unreadable(path, error) from error
 
 
 def unit_column(means: pd.DataFrame) -> str | None:

@@ -40,7 +40,7 @@ from mediation.results.neuron_tables import (
     runs_in,
 )
 from mediation.results.summaries import ALL, Summary
-from mediation.results.tables import FORMATS
+from mediation.results.tables import FORMATS, check_columns
 from mediation.stimuli.templates import TEMPLATES
 
 MOST_ROWS = 500_000  # of a table whose single examples a report shows
@@ -166,6 +166,7 @@ def _of_own(source, measured, found):
             missing.append(NO_SUMMARY.format(mediator, "run mediate.py again, it goes on where it was"))
             continue
         else:
+            check_columns(written, ["group", "effect", "layer", *NUMBERS], mediation_tables.REMEDY)
             summaries.append(_read_summary(mediation_tables.read_table(written), mediator))
         means = folder / f"{mediator}_mean_{model}.csv"
         if means.exists():

@@ -13,6 +13,8 @@ from mediation.reports.study_page import study_page
 from mediation.results import study_results
 from mediation.results.model_results import sources_in
 from mediation.stimuli import professions
+from mediation.stimuli.stimulus_files import Stimulus
+from tests.helpers import assert_refused, write_stimuli
 
 STRANGE = {"script": "</script><script>alert(1)</script>", "long": 200 * "ten chars ", "hebrew": "שלום עולם",
            "emoji": "🙂🙃", "markdown": "a|b `c` **d**\n# e"}
@@ -126,3 +128,36 @@ def test_what_has_no_page(published, tmp_path, run_script, arguments, words):
                                 "-out_dir", tmp_path / "out")
     assert code == 2 and all(word in error for word in words), error
     assert not (tmp_path / "out").exists()
+
+
+def test_shares_of_no_total_effect_are_not_told(published, tmp_path, run_script):
+    path = tmp_path / "attention_intervention_gpt2_filtered_dev.json"
+    content = json.loads((published / path.name).read_text())
+    for entry in content["results"]:
+        entry["total_effect"] = 0.0
+    path.write_text(json.dumps(content))
+    code, _, error = run_script("make_report.py", path, "-out_dir", tmp_path / "page")
+    text = (tmp_path / "page" / "report.md").read_text()
+    assert code == 0 and "total effect is **0 [0, 0]**" in text and "inf" not in text, error
+
+
+@pytest.mark.usefixtures("undrawn")
+@pytest.mark.parametrize("format", ["csv", "parquet"])
+def test_tables_of_both_formats_have_a_page_and_damaged_ones_are_named(toy_checkpoint, tmp_path, run_script,
+                                                                       format):
+    stimuli = write_stimuli(tmp_path, [Stimulus(str(number), "The {} said that", (word, "man"), ("she", "he"))
+                                       for number, word in enumerate(("nurse", "teacher"))])
+    command = f"mediate.py {stimuli} --mediators mlps,heads --format {format} -out_dir {tmp_path / 'mine'}"
+    assert run_script(command, "-model", toy_checkpoint("gpt2"))[0] == 0
+    code, output, error = run_script("make_report.py", tmp_path / "mine", "-out_dir", tmp_path / "page")
+    assert code == 0 and "Of the MLPs" in output, error
+    (summary,) = (tmp_path / "mine").glob(f"*_mlps_summary.{format}")
+    whole = summary.read_bytes()
+    damages = {"cannot be read as": b"\xff\xfe\x00"}
+    if format == "csv":
+        damages |= {"EOF inside string": whole.replace(b"\nall,", b'\n"all,', 1),
+                    "column 'rank' is missing": whole.replace(b"rank,", b"order,", 1)}
+    for words, damaged in damages.items():
+        summary.write_bytes(damaged)
+        outcome = run_script("make_report.py", tmp_path / "mine", "-out_dir", tmp_path / "page")
+        assert_refused(outcome, summary.name, words)
