@@ -29,7 +29,7 @@ def test_total_effects_run_every_prompt_once_and_those_of_one_length_together(to
         own_question.write_total_effects(tmp_path / "totals.csv", model, comparisons)
     single = [comparison.intervention for comparison in comparisons[:-1]]  # "he was" is several tokens
     prompts = {prompt.tokens for stimulus in single for prompt in stimulus.prompts}
-    together = runs[:-4]  # the last are the two prompts of that one, in trees, which ask twice
+    together = runs[:-2]  # the last are the two prompts of that one, in a tree, which asks twice
     assert sum(count for count, _ in together) == len(prompts) == 7
     assert sorted(length for _, length in together) == sorted(set(map(len, prompts)))
     table = pd.read_csv(tmp_path / "totals.csv")
