@@ -9,7 +9,7 @@ Symbols in shapes: S positions that can change, N nodes of a tree, L layers, D h
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import singledispatch
+from functools import lru_cache, singledispatch
 from io import BytesIO
 from typing import Any
 
@@ -135,9 +135,16 @@ class Form:
     @classmethod
     def of(cls, prompts: Sequence[Sequence[int]], candidates: Sequence[Sequence[int]], first: int) -> "Form":
         """Of prompts and candidates as they are packed."""
-        tree = pack(prompts, candidates, "cpu")
-        predicted = {position for positions, _ in tree.predictions for position in positions}
-        return cls(len(tree.tokens), len(tree.tokens) - first, len(predicted))
+        nodes, predicted = _packed(tuple(map(tuple, prompts)), tuple(map(tuple, candidates)))
+        return cls(nodes, nodes - first, predicted)
+
+
+@lru_cache(maxsize=10_000)
+def _packed(prompts: tuple, candidates: tuple) -> tuple[int, int]:
+    """Nodes of a tree, and how many of them predict; asked for again for every intervention type and
+    method."""
+    tree = pack(prompts, candidates, "cpu")
+    return len(tree.tokens), len({position for positions, _ in tree.predictions for position in positions})
 
 
 @dataclass(frozen=True)

@@ -85,7 +85,7 @@ def output(model: LanguageModel, comparisons: Sequence[Comparison], request: Req
 
     cells = sum(len(places(each.intervention, request.positions)) if request.positions else 1
                 for each in comparisons)
-    return Output(request.mediator.count(model) * cells, write)
+    return Output(request.mediator.count(model) * cells, write, kind=request.name)
 
 
 OfComparison = Callable[[int], tuple[dict[str, Swept], float]]

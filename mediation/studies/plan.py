@@ -55,13 +55,15 @@ class Output:
     """The table, JSON or pickle that a sweep ends in.
 
     `rows`: that are to be written; `write`: writes some typical ones into a file and returns how many, None
-    where `bytes_a_row` is known; `ending`: of the file, where the user cannot choose it.
+    where `bytes_a_row` is known; `ending`: of the file, where the user cannot choose it;
+    `kind`: outputs of one kind have rows of one size.
     """
 
     rows: int
     write: Callable[[Path], int] | None = None
     bytes_a_row: float = 0.0
     ending: str = ""
+    kind: str = ""
 
 
 @dataclass(frozen=True)
@@ -361,15 +363,18 @@ def shards_at_most(works: Sequence[Work], sizes: Sizes, model: LanguageModel) ->
 def tables_of(works: Sequence[Work], folder: Path, ending: str) -> tuple[float, float]:
     """(bytes, seconds) of the tables, from some typical rows that are written into a temporary folder."""
     size = seconds = 0.0
-    for number, output in enumerate(output for work in works for output in work.outputs if output.rows):
+    of_kinds: dict[str, tuple[float, float]] = {}  # bytes and seconds of a row
+    for output in (output for work in works for output in work.outputs if output.rows):
         size += output.rows * output.bytes_a_row
         if output.write is None:
             continue
-        path = folder / f"{number}.{output.ending or ending}"
-        started = time.perf_counter()
-        rows = output.write(path)
-        seconds += (time.perf_counter() - started) * output.rows / rows
-        size += path.stat().st_size * output.rows / rows
+        if output.kind not in of_kinds:
+            path = folder / f"{len(of_kinds)}.{output.ending or ending}"
+            started = time.perf_counter()
+            rows = output.write(path)
+            of_kinds[output.kind] = path.stat().st_size / rows, (time.perf_counter() - started) / rows
+        of_row, taken = of_kinds[output.kind]
+        size, seconds = size + output.rows * of_row, seconds + output.rows * taken
     return size, seconds
 
 
