@@ -13,7 +13,9 @@ from dataclasses import replace
 from benchmarks import load, parser
 from mediation.options import exit_on_bad_input
 
-CORE = 4e10  # operations per second of a sweep on one core: what SmolLM2-135M reaches, 2.5e10 to 6e10
+# operations per second of a sweep: of one core with AVX-512, what SmolLM2-135M reaches (with AVX2 a third of
+# it); of a GPU, assumed
+CORE, GPU = 9e10, 5e13
 EXAMPLES = 100  # of WinoBias, about as many as pass the filter
 
 
@@ -76,14 +78,14 @@ def table(tasks: Sequence, prompts: int, neurons: bool) -> None:
     from mediation.studies.plan import in_words, size_of
 
     print("| model | interventions | operations | weights, and packed copies | shards | one core | "
-          "a GPU at 5e13 |\n| --- | --- | --- | --- | --- | --- | --- |")
+          "a GPU |\n| --- | --- | --- | --- | --- | --- | --- |")
     for name, of_model in sizes().items():
         units = (of_model.units if neurons
                  else of_model.layers * of_model.heads + of_model.layers + 1)
         cost = total(in_size(tasks, of_model), of_model)
         print(f"| {name} | {units * prompts:,} | {cost.operations:.2g} | {size_of(2 * of_model.weights)} | "
               f"{size_of(cost.shards)} | {in_words(cost.operations / CORE)} | "
-              f"{in_words(cost.operations / 5e13)} |")
+              f"{in_words(cost.operations / GPU)} |")
 
 
 def in_size(tasks: Sequence, of_model) -> Iterator:

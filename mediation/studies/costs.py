@@ -35,6 +35,10 @@ from mediation.studies.trees import Tree, reaches_output
 
 WHOLE_SUM = 0.08  # share of the rows that get the whole sum over the vocabulary (docs/performance.md)
 EVALUATIONS = (12, 8.5)  # runs per neuron of an interpolation: first two layers, the others
+# a process ends up with so many times what one batch takes, pieces that were freed and oneDNN's kernels for
+# each size of a batch (measured on SmolLM2-135M): where a batch is of one layer's neurons, and where its rows
+# join at many blocks, so that it has another size in each
+KEPT_LAYER, KEPT_MIXED = 3, 8
 BACKWARD = 3  # operations of a forward pass and two backward passes, in forward passes
 Shapes = Mapping[str, tuple[tuple[int, ...], Any]]  # {name of an array: (shape, dtype)}
 
@@ -197,12 +201,12 @@ def _given(arrays: Shapes, fast: bool = False, check: bool = True) -> dict[str, 
     return {"shards": size, "arrays": float(size)}
 
 
-def _batch(sizes: Sizes, form: Form, rows: int, asked: int | None) -> float:
-    """Bytes of one batch on its way through a block and of its logits."""
+def _batch(sizes: Sizes, form: Form, rows: int, asked: int | None, kept: int = KEPT_MIXED) -> float:
+    """Bytes that batches take: of one on its way through a block and of its logits, times `kept`."""
     size = min(rows, asked or sizes.rows_at_once(form.changing))
     tokens = size * (form.nodes if sizes.full_passes else form.changing)
     block = tokens * (3 * sizes.inner + 8 * sizes.width) + 3 * size * sizes.heads * form.changing * form.nodes
-    return sizes.element * (block + 2 * min(size * form.predicted, ROWS_AT_ONCE) * sizes.vocabulary)
+    return kept * sizes.element * (block + 2 * min(size * form.predicted, ROWS_AT_ONCE) * sizes.vocabulary)
 
 
 def _graph(sizes: Sizes, tokens: int, length: int) -> float:
@@ -267,7 +271,7 @@ def _(task: Tree, sizes: Sizes, _model: Any = None) -> Cost:
              if options.full_passes else sizes.descents(layers, form, options.odds_only))
     return Cost(task.interventions, rows * len(task.stimuli), sweep,
                 passes=_base(sizes, task) + _checks(sizes, task.stimuli, options, CHECKED),
-                batch=_batch(sizes, form, rows, options.batch_size),
+                batch=_batch(sizes, form, rows, options.batch_size, KEPT_LAYER),
                 **_given(_log_probabilities(sizes, task), options.precision == "fast"))
 
 
@@ -309,7 +313,7 @@ def _(task: EstimatedTree, sizes: Sizes, _model: Any = None) -> Cost:
     return Cost(task.interventions, (chosen + drawn) * len(task.stimuli),
                 sizes.descents(layers, form, options.odds_only),
                 passes=passes + _checks(sizes, task.stimuli, options, CHECKED),
-                batch=_batch(sizes, form, chosen + drawn, options.batch_size),
+                batch=_batch(sizes, form, chosen + drawn, options.batch_size, KEPT_LAYER),
                 **_given(arrays, options.precision == "fast"))
 
 
@@ -335,7 +339,7 @@ def _(task: InterpolatedLayer, sizes: Sizes, _model: Any = None) -> Cost:
     return Cost(task.interventions, rows * len(task.templates),
                 sizes.descents([(task.layer, rows)], form, task.options.odds_only),
                 passes=sizes.full_pass(form.nodes, form.predicted),
-                batch=_batch(sizes, form, int(evaluations), task.options.batch_size), **given)
+                batch=_batch(sizes, form, int(evaluations), task.options.batch_size, KEPT_LAYER), **given)
 
 
 @cost.register
@@ -480,7 +484,7 @@ def _(example: HeadExample, sets: Sequence[Sequence[int]], sizes: Sizes) -> Cost
     form = _context_form(one, NULL)
     sweep = _of_heads(sizes, one, NULL, _head_rows(sizes, sets))
     return Cost(len(sets), len(sets), sweep, passes=5 * sizes.full_pass(form.nodes, form.predicted),
-                batch=_batch(sizes, form, len(sets), example.batch_size), **_objectives(sizes, sets))
+                batch=_batch(sizes, form, len(sets), example.batch_size), **_objectives(sets))
 
 
 @_of_example.register
@@ -493,10 +497,11 @@ def _(example: NeuronExample, sets: Sequence[Sequence[int]], sizes: Sizes) -> Co
             if layer < reaching]
     return Cost(len(sets), sum(count for _, count in rows), sizes.descents(rows, form),
                 passes=len(one.prompts) * sizes.full_pass(form.nodes),
-                batch=_batch(sizes, form, len(sets), example.batch_size), **_objectives(sizes, sets))
+                batch=_batch(sizes, form, len(sets), example.batch_size, KEPT_LAYER),
+                **_objectives(sets))
 
 
-def _objectives(sizes: Sizes, sets: Sequence[Sequence[int]]) -> dict[str, Any]:
+def _objectives(sets: Sequence[Sequence[int]]) -> dict[str, Any]:
     return _given({"objectives": ((len(sets),), float)}, check=False)
 
 

@@ -39,9 +39,6 @@ from mediation.studies.sites import Sites, sites_of
 from mediation.studies.trees import Tree
 
 PROBE = 10.0  # seconds
-# a process holds so many times what one batch needs: pieces that were freed, and oneDNN's kernels for each
-# of its sizes (measured on SmolLM2-135M)
-KEPT = 6
 LONG = 600.0  # seconds from which on a run tells its plan without being asked
 GRADIENTS_TRIED = 16  # prompts
 SAMPLED_LAYERS = 6  # of which a probe runs some neurons
@@ -350,7 +347,7 @@ def memory_of(model: LanguageModel, of_all: Cost, sizes: Sizes, before: float) -
     if model.fast_rows:
         copies += sizes.layers * sizes.block * 2
     arrays = 4 * of_all.arrays + min(BYTES_IN_MEMORY, of_all.shards)
-    return Memory(before, weights, copies, KEPT * of_all.batch, of_all.gradients_at_once, arrays)
+    return Memory(before, weights, copies, of_all.batch, of_all.gradients_at_once, arrays)
 
 
 def shards_at_most(works: Sequence[Work], sizes: Sizes, model: LanguageModel) -> int:
