@@ -23,6 +23,7 @@ read too.
 import argparse
 import shlex
 import sys
+from collections.abc import Sequence
 from hashlib import sha256
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -31,13 +32,20 @@ import numpy as np
 
 from mediation.errors import InputError
 from mediation.files.storage import RunFolder, check_writable, read_pickle
-from mediation.options import Parser, add_attention_options, add_selection_options, choices, exit_on_bad_input
+from mediation.options import (
+    Parser,
+    add_attention_options,
+    add_plan,
+    add_selection_options,
+    choices,
+    exit_on_bad_input,
+)
 from mediation.results.selections import KINDS
 from mediation.stimuli import winobias, winogender
 from mediation.stimuli.prompts import PronounStimulus
 
 if TYPE_CHECKING:
-    from experiment import Model
+    from experiment import Intervention, Model
     from mediation.studies.selection import SelectionFiles
 
 SHORT_NAMES = {"winobias": "wb", "winogender": "wg"}  # in the file names of the 2020 code
@@ -80,17 +88,29 @@ def select_heads(
                 "filter_quantile": options.filter_quantile if options.do_filter else None,
                 "max_examples": options.max_examples, "dtype": options.dtype, "seed": options.seed}
     run_folder = RunFolder(options.out_dir)
+    run_folder.claim(names.values(), settings)
+
+    def files_of(interventions: list["Intervention"], selected: Sequence[int],
+                 run: int | None = None) -> selection.SelectionFiles:
+        units = {index: selection.HeadExample(interventions[index], options.batch_size) for index in selected}
+        return selection.SelectionFiles(model, run_folder, run, names, units, f"{data}, ", " examples",
+                                        (model.num_layers, model.num_heads), "head")
+
+    if options.plan:
+        interventions = build_interventions(model, examples)
+        selected, _ = select_examples(model, interventions, options)
+        tell(files_of(interventions, selected), options)
+        return
     with run_folder.claimed(names.values(), settings):
         interventions = build_interventions(model, examples)
         selected, counts = select_examples(model, interventions, options)
+        tell(files_of(interventions, selected), options)
         run = run_folder.begin({
             "settings": settings, "files": {file: {} for file in names.values()},
             "command": shlex.join(sys.argv), "machine": describe_machine(model), "started": now(),
             "finished": None, **counts})
 
-        units = {index: selection.HeadExample(interventions[index], options.batch_size) for index in selected}
-        files = selection.SelectionFiles(model, run_folder, run, names, units, f"{data}, ", " examples",
-                                         (model.num_layers, model.num_heads), "head")
+        files = files_of(interventions, selected, run)
         means = mean_effects(files)
         order = selection.best_first(means["mean_effect_head"]).tolist()
         selections = selection.run(files, order, options)
@@ -101,6 +121,15 @@ def select_heads(
     show(name, data, selections, means, by_example, options)
     folder = Path(options.out_dir)
     print("wrote", *(folder / file for file in names.values() if run_folder.is_finished(file)))
+
+
+def tell(files: "SelectionFiles", options: argparse.Namespace) -> None:
+    """What is still to be done, where --plan or a long run asks for it."""
+    from mediation.studies.plan import told
+    from mediation.studies.selection_plan import works
+
+    told(files.model, lambda _: works(files, "mean_effect", sets_alone(files), options), options,
+         files.run_folder.folder)
 
 
 def show(
@@ -144,19 +173,23 @@ def show_files(name: str, data: str, options: argparse.Namespace) -> None:
                      "run the selection without --figures_only")
 
 
+def sets_alone(files: "SelectionFiles") -> list[list[int]]:
+    """Every head alone, every attention layer's heads together, and all heads."""
+    from mediation.mediators.heads import heads_layers_model
+
+    return [row.flatten().nonzero().flatten().tolist() for row in heads_layers_model(*files.shape)]
+
+
 def mean_effects(files: "SelectionFiles") -> dict[str, Any]:
     """Mean indirect effects of every head, every attention layer's heads together and all heads.
 
     They come from the file, or are computed into it: mean_effect_head [L, H], mean_effect_layer [L] and
     mean_effect_model.
     """
-    from mediation.mediators.heads import heads_layers_model
-
     content = files.read("mean_effect")
     if content is None:
         layers, heads = files.shape
-        sets = [row.flatten().nonzero().flatten().tolist() for row in heads_layers_model(layers, heads)]
-        effects = files.objectives("mean_effect", "single", sets)
+        effects = files.objectives("mean_effect", "single", sets_alone(files))
         means = effects.mean(axis=0)
         files.remember("all", effects[:, -1:])
         if files.read("greedy_intermediate") is None:  # greedy begins with the heads alone
@@ -172,6 +205,7 @@ if __name__ == "__main__":
     parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add_attention_options(parser)
     add_selection_options(parser)
+    add_plan(parser)
     parser.add_argument("--data", type=choices(*DATA), default=["winobias"], metavar="D,...",
                         help="winobias, winogender, or both (default: winobias)")
     parser.add_argument("--figures_only", action="store_true",

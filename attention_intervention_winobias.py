@@ -20,6 +20,7 @@ from mediation.options import (
     Parser,
     add_attention_options,
     add_method,
+    add_plan,
     exit_on_bad_input,
     refuse_full_passes,
 )
@@ -40,13 +41,16 @@ def main(options: argparse.Namespace) -> None:
     about = {"model_version": model_name(options.model), "do_filter": options.do_filter,
              "split": options.split}
     name = f"attention_intervention_{model.name}_{kind}_{options.split}{masking_suffix(model)}.json"
-    report_study(run_study(model, examples, "winobias", name, about, options))
+    path = run_study(model, examples, "winobias", name, about, options)
+    if path:
+        report_study(path)
 
 
 if __name__ == "__main__":
     parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add_attention_options(parser)
     add_method(parser)
+    add_plan(parser)
     parser.add_argument("--split", choices=winobias.SPLITS, default="dev",
                         help="part of the data set (default: dev)")
     chosen_options = parser.parse_args()

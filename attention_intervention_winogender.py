@@ -16,6 +16,7 @@ from mediation.options import (
     Parser,
     add_attention_options,
     add_method,
+    add_plan,
     exit_on_bad_input,
     refuse_full_passes,
 )
@@ -35,13 +36,16 @@ def main(options: argparse.Namespace) -> None:
     kind = "filtered" if options.do_filter else "unfiltered"
     about = {"model_version": model_name(options.model), "do_filter": options.do_filter, "stat": options.stat}
     name = f"attention_intervention_{options.stat}_{model.name}_{kind}{masking_suffix(model)}.json"
-    report_study(run_study(model, examples, "winogender", name, about, options))
+    path = run_study(model, examples, "winogender", name, about, options)
+    if path:
+        report_study(path)
 
 
 if __name__ == "__main__":
     parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add_attention_options(parser)
     add_method(parser)
+    add_plan(parser)
     parser.add_argument("--stat", choices=list(winogender.STATISTICS), default="bergsma",
                         help="statistic of women in an occupation (default: bergsma)")
     chosen_options = parser.parse_args()

@@ -36,6 +36,7 @@ from mediation.options import (
     add_method,
     add_model_options,
     add_multi_token,
+    add_plan,
     add_screening,
     choices,
     exit_on_bad_input,
@@ -52,10 +53,12 @@ def main(options: argparse.Namespace) -> None:
     stimuli = stimulus_files.read(options.stimuli)
     check_writable(options.out_dir)
     # these imports take seconds: --help and bad input answer without them
-    from mediation.analysis import AnalysisOptions, run, write_report
+    from mediation.analysis import AnalysisOptions, planned, run, write_report
     from utils import load_model
 
     model = load_model(options)
+    if planned(model, stimuli, requests, options.out_dir, options):
+        return
     written = run(model, stimuli, requests, options.out_dir, AnalysisOptions.of(options))
     text, path = write_report(written)
     print(f"{text}\nwrote {path}")
@@ -93,6 +96,7 @@ if __name__ == "__main__":
     add_method(parser)
     add_screening(parser)
     add_full_passes(parser)
+    add_plan(parser)
     chosen_options = parser.parse_args()
     refuse_full_passes(parser, chosen_options)
     with exit_on_bad_input():

@@ -26,7 +26,14 @@ import numpy as np
 from mediation.errors import InputError
 from mediation.files.storage import RunFolder, check_writable
 from mediation.mediators.catalogue import CATALOGUE
-from mediation.options import Parser, add_model_options, add_selection_options, exit_on_bad_input, positive
+from mediation.options import (
+    Parser,
+    add_model_options,
+    add_plan,
+    add_selection_options,
+    exit_on_bad_input,
+    positive,
+)
 from mediation.results.selections import KINDS
 from mediation.stimuli import professions
 from mediation.stimuli.templates import select_templates, template_file_stem
@@ -44,6 +51,8 @@ def main(options: argparse.Namespace) -> None:
     from mediation.reports import plots, report
     from mediation.results.selections import with_intervals
     from mediation.studies import selection
+    from mediation.studies.plan import told
+    from mediation.studies.selection_plan import works
     from utils import load_model
 
     templates = select_templates(options.template_indices)
@@ -65,18 +74,27 @@ def main(options: argparse.Namespace) -> None:
     settings = {"model": model.name, "weights_sha256": model.weights_sha256(), "prompts": list(prompts),
                 "dtype": options.dtype, "seed": options.seed}
     run_folder = RunFolder(options.out_dir)
+    run_folder.claim(names.values(), settings)
+    examples = {key: selection.NeuronExample(*prompt, options.batch_size, first * width)
+                for key, prompt in prompts.items()}
+    # the neurons of all layers, so that a selection in another layer goes on from the same file
+    of_all_layers = {key: replace(example, first=0) for key, example in examples.items()}
+
+    def files_of(run: int | None = None) -> selection.NeuronSelectionFiles:
+        return selection.NeuronSelectionFiles(model, run_folder, run, names, examples, "", " prompts", shape,
+                                              "neuron", first)
+
+    units = [[unit] for unit in range(layers * width)]
+    if told(model, lambda _: works(files_of(), "marg_contrib", units, options, of_all_layers), options,
+            run_folder.folder):
+        return
     with run_folder.claimed(names.values(), settings):
         run = run_folder.begin({"settings": settings, "files": {file: {} for file in names.values()},
                                 "command": shlex.join(sys.argv), "machine": describe_machine(model),
                                 "started": now(), "finished": None})
 
-        examples = {key: selection.NeuronExample(*prompt, options.batch_size, first * width)
-                    for key, prompt in prompts.items()}
-        files = selection.NeuronSelectionFiles(model, run_folder, run, names, examples, "", " prompts", shape,
-                                               "neuron", first)
-        # the neurons of all layers, so that a selection in another layer goes on from the same file
-        of_all_layers = {key: replace(example, first=0) for key, example in examples.items()}
-        alone = marginal_contributions(files, of_all_layers, layers, width)
+        files = files_of(run)
+        alone = marginal_contributions(files, of_all_layers, units, width)
         in_table = [(layer, neuron) for layer, neuron in zip(alone["layer"], alone["neuron"])
                     if options.layer in (-1, layer)]
         selections = selection.run(files, files.cells_of(in_table), options)
@@ -127,7 +145,7 @@ def objective_prompts(
 
 
 def marginal_contributions(
-    files: "NeuronSelectionFiles", examples: dict[str, "NeuronExample"], layers: int, width: int,
+    files: "NeuronSelectionFiles", examples: dict[str, "NeuronExample"], units: list[list[int]], width: int,
 ) -> dict[str, Any]:
     """Every neuron of the model alone, best mean odds ratio first: {"layer", "neuron", "val"}, arrays.
 
@@ -137,7 +155,6 @@ def marginal_contributions(
 
     content = files.read("marg_contrib")
     if content is None:
-        units = [[unit] for unit in range(layers * width)]
         means = files.objectives("marg_contrib", "single", units, examples).mean(axis=0) + 1
         order = best_first(means)
         content = {"layer": order // width, "neuron": order % width, "val": means[order]}
@@ -150,6 +167,7 @@ if __name__ == "__main__":
     parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add_model_options(parser)
     add_selection_options(parser)
+    add_plan(parser)
     parser.add_argument("--layer", type=int, default=-1, metavar="L",
                         help="only neurons of this layer, 0 = word embedding; -1: all (default)")
     parser.add_argument("--template_indices", type=int, nargs="+", metavar="I",

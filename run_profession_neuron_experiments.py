@@ -27,7 +27,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mediation.errors import InputError
-from mediation.files.storage import RunFolder, check_space, check_writable, software
+from mediation.files.storage import RunFolder, check_writable, software
 from mediation.mediators.catalogue import CATALOGUE
 from mediation.options import (
     Parser,
@@ -35,6 +35,7 @@ from mediation.options import (
     add_method,
     add_model_options,
     add_multi_token,
+    add_plan,
     add_screening,
     check_screen_share,
     exit_on_bad_input,
@@ -49,7 +50,9 @@ from mediation.stimuli.templates import select_templates, template_file_stem
 if TYPE_CHECKING:
     from experiment import Intervention, Model
     from mediation.effects.screening import Screening
+    from mediation.studies.engine import StudyOptions
     from mediation.studies.error_budget import Check
+    from mediation.studies.plan import Work
 
     Interventions = dict[str, dict[str, Intervention]]  # {template: {word: its stimulus}}
     Dropped = dict[str, dict[str, str]]  # {template: {word: why it is dropped}}
@@ -89,6 +92,7 @@ def parse_options(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     add_multi_token(parser)
     add_method(parser)
     add_screening(parser)
+    add_plan(parser)
     options = parser.parse_args(arguments)
     refuse_full_passes(parser, options)
     if options.method != "exact" and options.total_effects_only:
@@ -100,7 +104,8 @@ def main(options: argparse.Namespace) -> None:
     """Stimuli, model, sweep, tables; bad input is found before anything is written."""
     from mediation.files.storage import describe_machine, now
     from mediation.model.readout import check_odds_only
-    from mediation.studies.estimated_trees import bytes_of_gradients
+    from mediation.studies.engine import StudyOptions
+    from mediation.studies.plan import told
     from utils import load_model
 
     started = time.monotonic()  # the clock on the wall may jump
@@ -128,13 +133,15 @@ def main(options: argparse.Namespace) -> None:
     run_folder = find_folder(Path(options.out_dir), options.randomize, settings, files)
     check_one_format(run_folder.folder, files)
     run_folder.claim(files, settings)
-    if options.method != "exact" and not all(map(run_folder.is_finished, files)):
-        unfinished = {entry["template"]: None for name, entry in files.items()
-                      if not run_folder.is_finished(name)}
-        stimuli = [stimulus for template in unfinished for stimulus in interventions[template].values()]
-        needed = bytes_of_gradients(model, stimuli, options.method) - run_folder.shard_bytes()
-        check_space(run_folder.folder, needed, f"the gradients of --method {options.method}")
-    for part in [*run_folder.stopped_within(files, settings), files]:
+    parts = [*run_folder.stopped_within(files, settings), files]
+    of_first = {name: entry for name, entry in files.items()
+                if entry["template"] == next(iter(interventions))}
+    more = {"one template": lambda: works(model, [of_first], settings, interventions, run_folder.folder,
+                                          StudyOptions.of(options))} if len(templates) > 1 else {}
+    if told(model, lambda chosen: works(model, parts, settings, interventions, run_folder.folder, chosen),
+            options, run_folder.folder, more):
+        return
+    for part in parts:
         with run_folder.claimed(part, settings):
             run = run_folder.begin({"settings": settings, "files": part, "dropped_professions": dropped,
                                     "command": shlex.join(sys.argv), "machine": describe_machine(model),
@@ -147,6 +154,31 @@ def main(options: argparse.Namespace) -> None:
             run_folder.update(run, finished=now(), wall_time_seconds=seconds)
             started = time.monotonic()
     print(f"finished: {len(files)} tables and manifest.json in {run_folder.folder}")
+
+
+def works(
+    model: "Model", parts: Sequence[dict[str, dict[str, Any]]], settings: dict[str, Any],
+    interventions: "Interventions", folder: Path, options: "StudyOptions",
+) -> list["Work"]:
+    """What is still to be done for these files, part by part, for a plan; nothing is written."""
+    from mediation.studies.plan import Work
+    from mediation.studies.professions import ProfessionStudy, total_effects
+
+    ahead: list[Work] = []
+    finished: set[str] = set()
+    for part in parts:
+        run_folder = RunFolder(folder)
+        run_folder.claim(part, settings)
+        todo = [name for name in part if name not in finished and not run_folder.is_finished(name)]
+        opened = {name: entry for name, entry in run_folder.files_ahead(part, settings).items()
+                  if name not in finished}
+        finished |= set(part)
+        if NO_INTERVENTION in {entry["intervention_type"] for entry in part.values()}:
+            ahead += [total_effects(interventions[part[name]["template"]]) for name in todo]
+        elif todo:
+            study = ProfessionStudy(model, run_folder, interventions, opened, options)
+            ahead += study.works(todo)
+    return ahead
 
 
 def build_interventions(

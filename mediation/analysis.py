@@ -37,9 +37,11 @@ from mediation.studies.comparisons import Comparison, applicable, build_comparis
 from mediation.studies.engine import StudyOptions
 from mediation.studies.error_budget import Check, budget, describe_check
 from mediation.studies.neurons import describe_interpolation
+from mediation.studies.plan import Output, Work, before_running, told
 from mediation.studies.results import Account
 
 SHOWN = 10  # rows of a table that are printed
+BYTES_OF_TOTAL = 250  # of a row of total effects
 
 
 @dataclass(frozen=True)
@@ -112,6 +114,73 @@ def run(model: LanguageModel, stimuli: Sequence[Stimulus], requests: Sequence[Re
         InputError: options that do not go together, stimuli that the model cannot express or that fit no
             mediator, a folder with tables of other settings.
     """
+    ready = prepared(model, stimuli, requests, folder, options)
+    run_folder, name, common = ready.run_folder, ready.name, ready.common
+    before_running(model, works(model, ready, options), folder)
+    with run_folder.claimed([ready.totals], common):
+        index = run_folder.begin(describe_run(model, [ready.totals], common, {}, options))
+        write_totals(model, ready.comparisons, run_folder, index, ready.totals)
+    for files, settings in ready.runs:
+        with run_folder.claimed(files.values(), settings):
+            dropped = {request.name: ready.fitting[request][1] for request in files}
+            index = run_folder.begin(describe_run(model, files.values(), settings, dropped, options))
+            usable = {request: ready.fitting[request][0] for request in files}
+            write_mediators(model, usable, run_folder, index, files, name, options)
+    clusters = {stimulus.id: stimulus.depends_on for stimulus in stimuli}
+    return Written(run_folder, name, common, options, clusters)
+
+
+def planned(model: LanguageModel, stimuli: Sequence[Stimulus], requests: Sequence[Request],
+            folder: str | Path, options: Any) -> bool:
+    """With --plan print what an analysis will cost, and return True; errors as of `run`."""
+    if not options.plan:
+        return False
+    ready = prepared(model, stimuli, requests, folder, AnalysisOptions.of(options))
+    return told(model, lambda chosen: works(model, ready, chosen), options, folder)
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """An analysis that may begin: nothing stands in its way, nothing is written.
+
+    `fitting`: of each mediator (comparisons, which are left out and why); `totals`: the file of total
+    effects; `runs`: (files of the mediators of one sweep, what decides their numbers).
+    """
+
+    comparisons: list[Comparison]
+    fitting: dict[Request, tuple[list[Comparison], dict[str, list[str]]]]
+    name: str
+    run_folder: RunFolder
+    common: dict[str, Any]
+    totals: str
+    runs: list[tuple[dict[Request, str], dict[str, Any]]]
+
+
+def works(model: LanguageModel, ready: Prepared, options: StudyOptions) -> list[Work]:
+    """What is still to be done, sweep by sweep."""
+    ahead = []
+    if not ready.run_folder.is_finished(ready.totals):
+        prompts = [prompt for comparison in ready.comparisons for prompt in comparison.intervention.prompts]
+        ahead.append(Work([], [Output(len(ready.comparisons), bytes_a_row=BYTES_OF_TOTAL)],
+                          sum(len(prompt.tokens) for prompt in prompts)))
+    for files, settings in ready.runs:
+        run_folder = RunFolder(ready.run_folder.folder)
+        run_folder.claim(files.values(), settings)
+        todo = [request for request, file in files.items() if not run_folder.is_finished(file)]
+        comparisons = {request: ready.fitting[request][0] for request in todo}
+        ahead.append(own_question.works(model, comparisons, shards_of(files, ready.name), todo, options,
+                                        run_folder))
+    return ahead
+
+
+def shards_of(files: Iterable[Request], name: str) -> str:
+    """The table under which one sweep's shards stand."""
+    return f"{'_'.join(request.name for request in files)}_{name}"
+
+
+def prepared(model: LanguageModel, stimuli: Sequence[Stimulus], requests: Sequence[Request],
+             folder: str | Path, options: AnalysisOptions) -> Prepared:
+    """Comparisons that fit, and the files that may be written; errors as of `run`."""
     check_together(model, requests, options)
     comparisons = build_comparisons(model, options.stimuli, stimuli, options.multi_token)
     fitting = {request: applicable(model, comparisons, request, options.seed) for request in requests}
@@ -130,17 +199,7 @@ def run(model: LanguageModel, stimuli: Sequence[Stimulus], requests: Sequence[Re
     for names, settings in [*claims, *((files.values(), own) for files, own in runs)]:
         check_one_format(run_folder.folder, names)
         run_folder.claim(names, settings)  # before anything is computed
-    with run_folder.claimed([totals], common):
-        index = run_folder.begin(describe_run(model, [totals], common, {}, options))
-        write_totals(model, comparisons, run_folder, index, totals)
-    for files, settings in runs:
-        with run_folder.claimed(files.values(), settings):
-            dropped = {request.name: fitting[request][1] for request in files}
-            index = run_folder.begin(describe_run(model, files.values(), settings, dropped, options))
-            usable = {request: fitting[request][0] for request in files}
-            write_mediators(model, usable, run_folder, index, files, name, options)
-    clusters = {stimulus.id: stimulus.depends_on for stimulus in stimuli}
-    return Written(run_folder, name, common, options, clusters)
+    return Prepared(comparisons, fitting, name, run_folder, common, totals, runs)
 
 
 def check_together(model: LanguageModel, requests: Sequence[Request], options: AnalysisOptions) -> None:
@@ -207,7 +266,7 @@ def write_mediators(
         comparisons, files: those that fit a mediator, and its table.
     """
     units = ", ".join(request.name for request in files)
-    shards = f"{'_'.join(request.name for request in files)}_{name}"
+    shards = shards_of(files, name)
     for request, file in files.items():
         fitting = comparisons[request]
         means = run_folder.folder / f"{request.name}_mean_{name}.csv"

@@ -201,6 +201,14 @@ def add_attention_options(parser: argparse.ArgumentParser) -> None:
     add_full_passes(parser)
 
 
+def add_plan(parser: argparse.ArgumentParser) -> None:
+    """--plan of everything that sweeps."""
+    parser.add_argument("--plan", action="store_true",
+                        help="run and write nothing: print what this run would cost here (interventions, "
+                             "operations, memory, disk, time from a probe of ten seconds) and what other "
+                             "options would save (docs/scaling.md)")
+
+
 def add_full_passes(parser: argparse.ArgumentParser) -> None:
     """--full_passes of everything that sweeps."""
     parser.add_argument("--full_passes", action="store_true",

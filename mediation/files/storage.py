@@ -135,12 +135,17 @@ def read_pickle(path: str | Path) -> Any:
                          "made again then") from error
 
 
-def check_space(folder: str | Path, needed: float, what: str) -> None:
-    """Raises InputError when the disk of `folder` has no room for so many bytes of `what`; makes nothing."""
+def free_space(folder: str | Path) -> int:
+    """Bytes that are free on the disk of `folder`, which need not be there yet."""
     existing = Path(folder).absolute()
     while not existing.exists():
         existing = existing.parent
-    free = shutil.disk_usage(existing).free
+    return shutil.disk_usage(existing).free
+
+
+def check_space(folder: str | Path, needed: float, what: str) -> None:
+    """Raises InputError when the disk of `folder` has no room for so many bytes of `what`; makes nothing."""
+    free = free_space(folder)
     if needed > free:
         raise InputError(f"{folder}: {what} take {needed / 1e9:.3g} GB on the way, {free / 1e9:.3g} GB are "
                          "free: choose another -out_dir, or fewer templates or professions at once")
@@ -316,24 +321,37 @@ class RunFolder:
         What another run finished is taken over, with all that the manifest says of it.
         """
         with self._manifest() as content:
-            same = [index for index, before in enumerate(content["runs"])
-                    if before["settings"] == run["settings"] and list(before["files"]) == list(run["files"])]
-            if not same:
-                content["runs"].append(run)
-            index = same[0] if same else len(content["runs"]) - 1
-            files = content["runs"][index]["files"]
-            for name, entry in files.items():
-                finished = _finished_entry(content["runs"], name)
-                if "rows" not in entry and finished and (self.folder / name).exists():
-                    files[name] = entry | finished | {"taken_over": True}
-            return index
+            return self._joined(content, run)
+
+    def _joined(self, content: dict[str, Any], run: dict[str, Any]) -> int:
+        """Add a run to the manifest's content, as `begin` says."""
+        same = [index for index, before in enumerate(content["runs"])
+                if before["settings"] == run["settings"] and list(before["files"]) == list(run["files"])]
+        if not same:
+            content["runs"].append(run)
+        index = same[0] if same else len(content["runs"]) - 1
+        files = content["runs"][index]["files"]
+        for name, entry in files.items():
+            finished = _finished_entry(content["runs"], name)
+            if "rows" not in entry and finished and (self.folder / name).exists():
+                files[name] = entry | finished | {"taken_over": True}
+        return index
 
     def open_files(self, index: int) -> dict[str, dict[str, Any]]:
         """{name: entry} of the files that a run has to compute.
 
         These are all but those that it took over, as long as they are there.
         """
-        files = self.read()["runs"][index]["files"]
+        return self._open(self.read()["runs"][index]["files"])
+
+    def files_ahead(self, files: Mapping[str, dict[str, Any]],
+                    settings: dict[str, Any]) -> dict[str, dict[str, Any]]:
+        """What `open_files` would say if a run of these files began now; nothing is written."""
+        content = self.read()
+        run = {"settings": settings, "files": {name: dict(entry) for name, entry in files.items()}}
+        return self._open(content["runs"][self._joined(content, run)]["files"])
+
+    def _open(self, files: Mapping[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
         return {name: entry for name, entry in files.items()
                 if not (entry.get("taken_over") and (self.folder / name).exists())}
 
@@ -356,14 +374,6 @@ class RunFolder:
         theirs is taken up.
         """
         return self.folder / SHARDS / f"{Path(file_name).stem}-{_run_name(*self._claim)}" / f"{word}.npz"
-
-    def shard_bytes(self) -> int:
-        """Bytes of all that a run has kept on the way. After `claim`."""
-        total = 0
-        for path in (self.folder / SHARDS).glob(f"*-{_run_name(*self._claim)}/*"):
-            with suppress(FileNotFoundError):  # another process has just finished with it
-                total += path.stat().st_size
-        return total
 
     def save_shard(self, file_name: str, word: str, **arrays: Any) -> None:
         """Keep arrays for one word; the file is whole or not there."""

@@ -27,7 +27,8 @@ from mediation.stimuli.prompts import PronounStimulus
 from mediation.studies import engine
 from mediation.studies.engine import Arrays, StudyOptions
 from mediation.studies.error_budget import budget, describe_check
-from mediation.studies.heads import head_results, head_task, probabilities
+from mediation.studies.heads import Heads, head_results, head_task, probabilities
+from mediation.studies.plan import Output, Work, told
 from mediation.studies.results import Account
 
 
@@ -63,19 +64,28 @@ def perform_interventions(interventions: Iterable[Intervention], model: Language
 
 
 def run_study(model: LanguageModel, examples: Sequence[PronounStimulus], data: str, name: str,
-              about: dict[str, Any], options: Any) -> Path:
+              about: dict[str, Any], options: Any) -> Path | None:
     """Filter, sweep, JSON: what the scripts of both data sets do with their examples.
 
     Args:
         examples: all of the data set's; data: "winobias" or "winogender"; name: of the JSON.
         about: keys of the JSON that say what it is: model_version, do_filter, split or stat.
 
-    Returns: path of the JSON. A finished one is left as it is; an unfinished one goes on with the next
-    example.
+    Returns: path of the JSON, None where only a plan was asked for. A finished one is left as it is; an
+    unfinished one goes on with the next example.
     """
     check_every_layer(model)
     run_folder = RunFolder(Path(options.out_dir) / f"{data}_data")
     settings, method = describe_settings(model, examples, about, options)
+    if options.plan:
+        run_folder.claim([name], settings)
+        interventions = build_interventions(model, examples)
+        selected: Sequence[int] = []
+        if not run_folder.is_finished(name):
+            selected, _ = select_examples(model, interventions, options)
+        chosen = [interventions[index] for index in selected]
+        told(model, lambda study: works(model, chosen, run_folder, name, study), options, run_folder.folder)
+        return None
     with run_folder.claimed([name], settings):
         interventions = build_interventions(model, examples)
         if run_folder.is_finished(name):
@@ -86,6 +96,7 @@ def run_study(model: LanguageModel, examples: Sequence[PronounStimulus], data: s
         run = run_folder.begin({"settings": settings, "files": {name: {}}, "command": shlex.join(sys.argv),
                                 "machine": describe_machine(model), "started": now(), "finished": None})
         chosen = [interventions[index] for index in selected]
+        told(model, lambda study: works(model, chosen, run_folder, name, study), options, run_folder.folder)
         sweep_examples(model, chosen, run_folder, run, name, {**about, **method, **counts},
                        StudyOptions.of(options))
         run_folder.update(run, finished=now())
@@ -150,11 +161,34 @@ def build_interventions(model: LanguageModel, examples: Sequence[PronounStimulus
     return interventions
 
 
+def tasks_of(model: LanguageModel, interventions: Sequence[Intervention], name: str,
+             options: StudyOptions) -> list[Heads]:
+    """A task per example."""
+    return [head_task(model, intervention, options, name, f"example {count} of {len(interventions)}")
+            for count, intervention in enumerate(interventions, start=1)]
+
+
+def works(model: LanguageModel, interventions: Sequence[Intervention], run_folder: RunFolder, name: str,
+          options: StudyOptions) -> list[Work]:
+    """What is still to be done for the JSON, for a plan; after `claim`."""
+    def write(path: Path) -> int:
+        sets = model.num_layers * model.num_heads + model.num_layers + 1
+        random = np.random.default_rng(0)
+        arrays = {"probabilities": random.random((2, 2)),
+                  **{kind: -random.random((sets, 2)) for kind in EFFECTS}}
+        if options.estimates:
+            arrays |= {f"{kind}_exact": np.zeros(sets, bool) for kind in EFFECTS}
+        write_json(path, entry_of(model, interventions[0], arrays), indent=None)
+        return 1
+
+    return [Work.ahead(tasks_of(model, interventions, name, options), run_folder,
+                       [Output(len(interventions), write, ending="json")])]
+
+
 def sweep_examples(model: LanguageModel, interventions: Sequence[Intervention], run_folder: RunFolder,
                    run: int, name: str, about: dict[str, Any], options: StudyOptions) -> None:
     """Sweep the examples, and write the JSON when all are there."""
-    tasks = [head_task(model, intervention, options, name, f"example {count} of {len(interventions)}")
-             for count, intervention in enumerate(interventions, start=1)]
+    tasks = tasks_of(model, interventions, name, options)
     total = sum(task.interventions for task in tasks)
     with tqdm(total=total, unit=" interventions", unit_scale=True, smoothing=0.05) as progress:
         shards = engine.run(model, [tasks], run_folder, progress)

@@ -15,7 +15,7 @@ from jaxtyping import Float, Float64
 from mediation.effects.screening import screened_units
 from mediation.mediators.batches import Progress, batch
 from mediation.mediators.neuron_sweeps import neuron_gradients_of
-from mediation.mediators.neurons import INTERVENTION_TYPES, NULL
+from mediation.mediators.neurons import INTERVENTION_TYPES
 from mediation.model.language_model import LanguageModel, families
 from mediation.stimuli.interventions import Intervention
 from mediation.studies.checks import check_finite, hash_of
@@ -82,19 +82,6 @@ class Gradients:
     def where(self, stimulus: Intervention) -> tuple[tuple[tuple[str, str], int], ...]:
         """For each prompt of a stimulus (key of its PromptGradients, position there)."""
         return tuple(self._where[self._key(stimulus, prompt)] for prompt in range(len(stimulus.prompts)))
-
-
-def bytes_of_gradients(model: LanguageModel, stimuli: Sequence[Intervention], method: str) -> int:
-    """Bytes that the methods that estimate keep on disk on the way, about.
-
-    Of each null prompt two gradients and a value of every neuron at each token that is changed; of each
-    stimulus, for one intervention type at a time, two log-probabilities; with screening, which neurons were
-    run as well.
-    """
-    units = (model.num_layers + 1) * model.num_neurons
-    places = [len(stimulus.places[NULL]) for stimulus in stimuli]
-    number = 8 if model.model.dtype == torch.float64 else 4
-    return units * (3 * number * sum(places) + (18 if method == "screen" else 17) * len(places))
 
 
 def trees_to_compare(trees: Sequence[Sequence[Intervention]]) -> set[int]:

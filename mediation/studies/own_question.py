@@ -4,7 +4,7 @@ Log odds are those of the second candidate over the first. Effects are (odds und
 the null prompt) / odds of the null prompt (Vig et al. 2020, section 3).
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from hashlib import sha256
 from itertools import chain, compress
 from operator import not_
@@ -21,7 +21,7 @@ from mediation.mediators.catalogue import Request
 from mediation.mediators.positions import places
 from mediation.model.language_model import LanguageModel
 from mediation.results.attention_results import EFFECTS
-from mediation.results.mediation_tables import Row
+from mediation.results.mediation_tables import Row, write_effects
 from mediation.stimuli.stimulus_files import Stimulus
 from mediation.studies import engine
 from mediation.studies.comparisons import Comparison
@@ -29,6 +29,7 @@ from mediation.studies.engine import Shards, StudyOptions, Task
 from mediation.studies.estimated_trees import Gradients, trees_to_compare
 from mediation.studies.heads import head_results, head_task, probabilities
 from mediation.studies.neurons import NeuronResults, plan
+from mediation.studies.plan import Output, Work
 from mediation.studies.results import Account, Swept
 from mediation.studies.sites import SiteMeans, Sites, kinds_of, site_results
 from mediation.studies.trees import digest
@@ -54,6 +55,38 @@ def describe_settings(common: dict[str, Any], requests: Sequence[Request], optio
     if options.method == "screen" and screened:
         settings |= {name: getattr(options, name) for name in ("screen_share", "screen_sample", "screen_top")}
     return settings
+
+
+def works(model: LanguageModel, comparisons: Mapping[Request, Sequence[Comparison]], table: str,
+          todo: Collection[Request], options: StudyOptions, run_folder: RunFolder) -> Work:
+    """What is still to be done for the mediators of one sweep, for a plan; after `claim`.
+
+    Args:
+        table: of the shards; todo: mediators whose tables are not there.
+    """
+    tasks = [task for request in todo
+             for stage in SWEEPS[request.sweep](model, comparisons[request], request, table, options).stages
+             for task in stage]
+    outputs = [output(model, comparisons[request], request, options) for request in todo]
+    return Work.ahead(tasks, run_folder, outputs)
+
+
+def output(model: LanguageModel, comparisons: Sequence[Comparison], request: Request,
+           options: StudyOptions) -> Output:
+    """The table of one mediator; a comparison of made-up numbers says how large it gets."""
+    def write(path: Path) -> int:
+        one, random = comparisons[0], np.random.default_rng(0)
+        units, at = request.mediator.units(model), named_places(model, one, request)
+        count = len(next(iter(units.values()))) * len(at or [0])
+        kinds = kinds_of(request)
+        exact = {kind: np.zeros(count, bool) for kind in kinds} if options.estimates else {}
+        made = {kind: random.random((count, 2)) for kind in kinds}
+        row = Row(one.columns(), one.stimulus.group, units, at, -1.5, made, exact)
+        return write_effects(path, [row], [one.stimulus.group])[0]
+
+    cells = sum(len(places(each.intervention, request.positions)) if request.positions else 1
+                for each in comparisons)
+    return Output(request.mediator.count(model) * cells, write, kind=request.name)
 
 
 OfComparison = Callable[[int], tuple[dict[str, Swept], float]]

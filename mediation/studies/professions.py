@@ -1,7 +1,8 @@
 """The profession study: templates x professions x intervention types, one table per template and type."""
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from contextlib import ExitStack
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -15,8 +16,10 @@ from mediation.results.tables import table_writer
 from mediation.stimuli.interventions import Intervention
 from mediation.studies import engine
 from mediation.studies.engine import StudyOptions
+from mediation.studies.error_budget import NOTHING_CHECKED
 from mediation.studies.estimated_trees import Gradients
-from mediation.studies.neurons import NeuronResults, plan
+from mediation.studies.neurons import NeuronResults, NeuronSweep, plan
+from mediation.studies.plan import Output, Work
 from mediation.studies.results import Account, Swept
 
 
@@ -55,12 +58,43 @@ class ProfessionStudy:
         return [(template, word) for word in words for template in templates
                 if word in self.interventions[template]]
 
-    def sweep(self, kind: str, progress: tqdm) -> tuple[NeuronResults, list[tuple[str, str]]]:
-        """The results of one intervention type, and its prompts in their order."""
+    def planned(self, kind: str) -> tuple[NeuronSweep, list[tuple[str, str]]]:
+        """The tasks of one intervention type, and its prompts in their order."""
         prompts = self.prompts(self.names[kind])
         stimuli = [self.interventions[template][word] for template, word in prompts]
-        sweep = plan(self.model, stimuli, kind, self.options, f"{kind}_{self.model.name}",
-                     labels=[word for _, word in prompts], gradients=self.gradients)
+        return plan(self.model, stimuli, kind, self.options, f"{kind}_{self.model.name}",
+                    labels=[word for _, word in prompts], gradients=self.gradients), prompts
+
+    def works(self, todo: Collection[str]) -> list[Work]:
+        """What is still to be done for the tables in `todo`, one intervention type after the other."""
+        gradients = self.gradients.tasks if self.gradients else []
+        works = [Work.ahead(gradients, self.run_folder, of_all=True)] if gradients else []
+        for kind, names in self.names.items():
+            templates = [template for template, name in names.items() if name in todo]
+            if templates:
+                stages = self.planned(kind)[0].stages[bool(gradients):]
+                works.append(Work.ahead([task for stage in stages for task in stage], self.run_folder,
+                                        [self.output(template) for template in templates]))
+        return works
+
+    def output(self, template: str) -> Output:
+        """One template's table of one intervention type."""
+        word, stimulus = next(iter(self.interventions[template].items()))
+
+        def write(path: Path) -> int:
+            units = (self.model.num_layers + 1) * self.model.num_neurons
+            made = -10 - np.random.default_rng(0).random((units, 2))
+            exact = np.zeros(units, bool) if self.options.estimates else None
+            swept = Swept(made, np.full((3, 2), -4.5), exact, 0.0, NOTHING_CHECKED, None, ())
+            with table_writer(path) as append:
+                return append(self.columns(word, stimulus, swept))
+
+        units = (self.model.num_layers + 1) * self.model.num_neurons
+        return Output(units * len(self.interventions[template]), write)
+
+    def sweep(self, kind: str, progress: tqdm) -> tuple[NeuronResults, list[tuple[str, str]]]:
+        """The results of one intervention type, and its prompts in their order."""
+        sweep, prompts = self.planned(kind)
         shards = engine.run(self.model, sweep.stages, self.run_folder, progress)
         return NeuronResults(sweep, shards, self.options.screen_top), prompts
 
@@ -110,6 +144,17 @@ class ProfessionStudy:
         """Remove the gradients, when no intervention type needs them any more."""
         if self.gradients:
             self.run_folder.remove_shards(self.gradients.table)
+
+
+def total_effects(words: dict[str, Intervention]) -> Work:
+    """The table of one template's probabilities without intervention, for a plan."""
+    def write(path: Path) -> int:
+        rows = [base_columns(word, stimulus, np.full(6, 1 / 7).tolist()) for word, stimulus in words.items()]
+        with table_writer(path) as append:
+            return append({column: [row[column] for row in rows] for column in rows[0]})
+
+    passes = sum(len(prompt.tokens) for stimulus in words.values() for prompt in stimulus.prompts)
+    return Work([], [Output(len(words), write)], passes)
 
 
 def screening(files: Sequence[dict[str, Any]], top: int) -> Screening:

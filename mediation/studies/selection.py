@@ -194,14 +194,15 @@ class SelectionFiles:
     done.
 
     Args:
-        run_folder, run: after `claim` and `begin`; names: {"topk": file name, "greedy": ..., ...}.
+        run_folder, run: after `claim` and `begin` (None: to plan with, nothing is written).
+        names: {"topk": file name, "greedy": ..., ...}.
         examples: {key: Example}; title: what the progress bar says first; unit: what it counts.
         shape: (layers, units of a layer); cells of it are the units.
         label: "head" or "neuron", as the files name a unit within its layer.
         first_layer: the number of the table's first layer.
     """
 
-    def __init__(self, model: LanguageModel, run_folder: RunFolder, run: int, names: dict[str, str],
+    def __init__(self, model: LanguageModel, run_folder: RunFolder, run: int | None, names: dict[str, str],
                  examples: Mapping[Any, Example], title: str, unit: str, shape: tuple[int, int], label: str,
                  first_layer: int = 0) -> None:
         self.model, self.run_folder, self.run, self.names = model, run_folder, run, names
@@ -216,6 +217,7 @@ class SelectionFiles:
 
     def write(self, kind: str, content: Any, rows: int) -> None:
         """Write a file and say so in the manifest."""
+        assert self.run is not None, "to plan with"
         write_pickle(self.run_folder.folder / self.names[kind], self.encode(kind, content))
         self.run_folder.finish_file(self.run, self.names[kind], rows=rows)
 
@@ -231,12 +233,17 @@ class SelectionFiles:
                    examples: Mapping[Any, Example] | None = None) -> Float64[np.ndarray, "N sets"]:
         """Objectives of sets for every example, each kept at once. `examples`: in place of the
         selection's."""
-        same = tuple(sets)  # once for all examples: there may be 17,856 of them
-        tasks = [Objectives(self.names[kind], f"{step}_{key}", f"{self.title}{kind} {step}", 1, example, same)
-                 for key, example in (examples or self.examples).items()]
+        tasks = self.tasks(kind, step, sets, examples)
         with tqdm(total=len(tasks), unit=self.unit) as progress:
             shards = engine.run(self.model, [tasks], self.run_folder, progress)
         return np.array([shards(task.key)["objectives"] for task in tasks], np.float64)
+
+    def tasks(self, kind: str, step: str | int, sets: Sequence[Sequence[int]],
+              examples: Mapping[Any, Example] | None = None) -> list[Objectives]:
+        """A task per example; arguments as of `objectives`."""
+        same = tuple(sets)  # once for all examples: there may be 17,856 of them
+        return [Objectives(self.names[kind], f"{step}_{key}", f"{self.title}{kind} {step}", 1, example, same)
+                for key, example in (examples or self.examples).items()]
 
     def remember(self, kind: str, objectives: Float64[np.ndarray, "N sizes"]) -> None:
         """Keep the objectives of every example, for intervals of their means."""

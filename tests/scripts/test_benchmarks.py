@@ -167,3 +167,14 @@ def test_statistics_are_compared_with_other_software_or_that_is_said(monkeypatch
     wrong = [(np.abs(differences) <= allowed).all() for _, _, differences, allowed in inference.compared(
         task, right | {"holm": right["holm"] * 1.001})]
     assert all(within) and wrong.count(False) == 1
+
+
+@pytest.mark.usefixtures("data")
+def test_costs_of_other_sizes_are_counted(toy_checkpoint, monkeypatch, capsys):
+    monkeypatch.setattr("sys.argv", ["costs", "-model", str(toy_checkpoint("llama"))])
+    runpy.run_module("benchmarks.costs", run_name="__main__")
+    output = capsys.readouterr().out
+    prompts = int(re.search(r"--method exact: (\d+) prompts", output)[1])
+    rows = [line for line in output.splitlines() if line.startswith("| GPT-2 XL ")]
+    assert len(rows) == 4 and all(f" {49 * 1600 * 4 * prompts:,} " in row for row in rows[:3])
+    assert f" {(48 * 25 + 48 + 1) * 2 * 3:,} " in rows[3]
