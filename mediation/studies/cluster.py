@@ -23,9 +23,7 @@ from typing import Any
 import dask
 import numpy as np
 import torch
-from distributed import Client, Future, KilledWorker, Nanny, Scheduler, SpecCluster, wait
-from distributed.client import FutureCancelledError as CancelledError
-from distributed.comm import CommClosedError
+from distributed import CancelledError, Client, Future, KilledWorker, Nanny, Scheduler, SpecCluster, wait
 from distributed.security import Security
 from tqdm import tqdm
 
@@ -255,9 +253,9 @@ class OneStage:
                 for future, task in done.items():
                     self.keep(task, future)
                 done = {future: under_way.pop(future) for future in first_of(under_way)}
-        except (CancelledError, OSError) as error:
-            if isinstance(error, OSError) and not isinstance(error, CommClosedError | TimeoutError):
-                raise  # of the disk
+        except Exception as error:
+            if self.client.status == "running" and not isinstance(error, CancelledError):
+                raise
             raise InputError(f"the scheduler is lost ({type(error).__name__}): {KEPT}") from error
         if self.error:
             raise self.error
@@ -275,6 +273,8 @@ class OneStage:
                                         pure=False, retries=ATTEMPTS - 1)
             under_way[future] = task
             self.progress.set_description(f"{task.title}, {workers or 'waiting for'} workers")
+        if self.error and not workers:
+            under_way.clear()  # nobody is left who could end them
         needed = {key for task in under_way.values() for key in task.needs}
         self.held = {key: future for key, future in self.held.items() if key in needed}
 
@@ -292,9 +292,8 @@ class OneStage:
             reason = (str(error).strip() or "no message").splitlines()[0]
             given = InputError(f"{task.title}: failed {ATTEMPTS} times ({type(error).__name__}: {reason}): "
                                f"{KEPT}")
-        if isinstance(given, NoModel) and self.copy is None:
-            self.copy = self.client.submit(as_it_is, files_of(self.model), pure=False)
-        if isinstance(given, NoModel):
+        if isinstance(given, NoModel) and not self.error:
+            self.copy = self.copy or self.client.submit(as_it_is, files_of(self.model), pure=False)
             self.waiting.appendleft(task)
         elif isinstance(given, InputError):
             self.error = self.error or given
@@ -334,14 +333,14 @@ def local_cluster(options: ClusterOptions, security: Security) -> SpecCluster:
     """Processes on this machine, which share its cores; reachable from this machine only."""
     number = options.gpus or options.workers or 1
     protocol = "tls://" if any(options.tls) else "tcp://"
-    here = {"host": LOOPBACK, "protocol": protocol, "security": security}
-    worker = {**here, "nthreads": 1, "memory_limit": None, "dashboard": False,
-              "silence_logs": logging.CRITICAL}
+    here = {"host": LOOPBACK, "protocol": protocol, "security": security, "dashboard": False,
+            "dashboard_address": f"{LOOPBACK}:0"}
+    worker = {**here, "nthreads": 1, "memory_limit": None, "silence_logs": logging.CRITICAL}
     environments = [{"CUDA_VISIBLE_DEVICES": gpu} for gpu in gpus(number)] if options.gpus else [{}] * number
     workers = {index: {"cls": Nanny, "options": {**worker, "env": environment}}
                for index, environment in enumerate(environments)}
     # a worker's death is an attempt of the task that it had
-    scheduler = {"cls": Scheduler, "options": {**here, "dashboard": False, "allowed_failures": ATTEMPTS - 1}}
+    scheduler = {"cls": Scheduler, "options": {**here, "allowed_failures": ATTEMPTS - 1}}
     return SpecCluster(workers, scheduler, security=security, silence_logs=logging.CRITICAL)
 
 

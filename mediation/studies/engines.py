@@ -56,9 +56,14 @@ class ClusterOptions:
         for path in self.tls:
             if path and not os.access(path, os.R_OK):
                 raise InputError(f"{path} cannot be read: name the files of the cluster's certificates")
-        if self.scheduler and (self.scheduler.partition("://")[0] == "tls") != any(self.tls):
-            raise InputError(f"--scheduler {self.scheduler}: an address that begins with tls:// goes with "
-                             "--tls_ca_file, --tls_cert and --tls_key, one with tcp:// without")
+        if self.scheduler is not None:
+            protocol = self.scheduler.partition("://")[0]
+            if protocol not in ("tcp", "tls"):
+                raise InputError(f"--scheduler {self.scheduler}: an address begins with tls:// or tcp://, as "
+                                 "the scheduler prints it")
+            if (protocol == "tls") != any(self.tls):
+                raise InputError(f"--scheduler {self.scheduler}: an address that begins with tls:// goes "
+                                 "with --tls_ca_file, --tls_cert and --tls_key, one with tcp:// without")
 
 
 @contextmanager
