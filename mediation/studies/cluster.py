@@ -8,11 +8,12 @@ with either engine.
 
 import logging
 import os
+import pickle
 import tempfile
 import threading
 import time
 from collections import deque
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import cached_property
@@ -40,7 +41,7 @@ LOOPBACK = "127.0.0.1"
 TIMEOUT = 30  # seconds that a scheduler may take to answer
 KEPT = "what was finished is kept: give the same command again"
 QUIET = {"distributed.admin.large-graph-warning-threshold": "1TB"}  # arrays are sent once, and knowingly
-Files = dict[str, bytes]  # of a saved model
+Packed = bytes  # a pickle: the scheduler passes it on, and need not have what it is made of
 
 
 # in a worker process
@@ -72,17 +73,17 @@ class Recipe:
         return cls(arguments, model.weights_sha256(), software(),
                    torch.are_deterministic_algorithms_enabled(), threads())
 
-    def load(self, copy: Files | None) -> LanguageModel:
+    def load(self, copy: Packed | None) -> LanguageModel:
         """From the name that the driver has it from: a path, a bundled model, the hub.
 
         Args:
-            copy: files of the driver's own, which are taken instead.
+            copy: {name: content} of the driver's own files, which are taken instead.
 
         Raises:
             InputError: it cannot be had here, or is another one.
         """
         with tempfile.TemporaryDirectory() as folder:
-            for name, content in (copy or {}).items():
+            for name, content in (pickle.loads(copy) if copy else {}).items():
                 Path(folder, name).write_bytes(content)
             instead = {"name": folder, "random_weights": False} if copy else {}
             model = LanguageModel(**{**self.arguments, **instead})
@@ -111,7 +112,7 @@ class Held:
     weights = ExitStack()
 
 
-def held_model(recipe: Recipe, copy: Files | None) -> LanguageModel:
+def held_model(recipe: Recipe, copy: Packed | None) -> LanguageModel:
     """The model of this recipe, which is loaded when it is asked for first."""
     if recipe.software != software():
         raise InputError(f"the worker on {os.uname().nodename} has other versions of the software than the "
@@ -129,18 +130,17 @@ def held_model(recipe: Recipe, copy: Files | None) -> LanguageModel:
     return Held.model
 
 
-def compute(recipe: Recipe, copy: Files | None, task: Task, keys: Sequence[Key],
-            needed: Sequence[Arrays]) -> Arrays | InputError:
+def compute(call: Packed, copy: Packed | None, needed: Sequence[Packed]) -> Arrays | InputError:
     """What a task gives, and the `seconds` that it took; an InputError, of which each attempt would die, as
     it is.
 
-    `needed`: the arrays of the earlier tasks with these keys.
+    `call`: its Recipe and itself; `needed`: the arrays of the earlier tasks that it needs.
     """
-    earlier = dict(zip(keys, needed))
+    recipe, task = pickle.loads(call)
+    arrays_of = dict(zip(task.needs, needed))
 
     def read(key: Key) -> Arrays:
-        # writable, as they are when they come from a file
-        return {name: np.array(array) for name, array in earlier[key].items()}
+        return pickle.loads(arrays_of[key])
 
     with Held.lock:
         torch.set_num_threads(recipe.threads)
@@ -153,12 +153,23 @@ def compute(recipe: Recipe, copy: Files | None, task: Task, keys: Sequence[Key],
         return {**arrays, "seconds": np.float64(time.perf_counter() - started)}
 
 
-def as_it_is(content: Any) -> Any:
-    """Data as a task: a worker that is lost with it costs nothing, for the scheduler has it still."""
-    return content
-
-
 # in the driver
+
+def travelling() -> Callable[..., Any]:
+    """`compute` as a function that is sent whole: a scheduler looks at what it passes on, and need not have
+    this software."""
+    def compute(call, copy, needed):
+        from mediation.studies import cluster
+
+        return cluster.compute(call, copy, needed)
+
+    return compute
+
+
+def on_cluster(client: Client, content: Any) -> Future:
+    """Data as a task's result: where a worker is lost with it, the scheduler makes it again."""
+    return client.submit(bytes, pickle.dumps(content), pure=False)
+
 
 class Cluster:
     """The workers of this machine, or of a scheduler that is there already; `run` is an `engine.Engine`.
@@ -267,8 +278,8 @@ class OneStage:
             task = self.waiting.popleft()
             for key in task.needs:
                 if key not in self.held:
-                    self.held[key] = self.client.submit(as_it_is, self.shards(key), pure=False)
-            future = self.client.submit(compute, self.recipe, self.copy, task, list(task.needs),
+                    self.held[key] = on_cluster(self.client, self.shards(key))
+            future = self.client.submit(travelling(), pickle.dumps((self.recipe, task)), self.copy,
                                         [self.held[key] for key in task.needs],
                                         pure=False, retries=ATTEMPTS - 1)
             under_way[future] = task
@@ -293,7 +304,7 @@ class OneStage:
             given = InputError(f"{task.title}: failed {ATTEMPTS} times ({type(error).__name__}: {reason}): "
                                f"{KEPT}")
         if isinstance(given, NoModel) and not self.error:
-            self.copy = self.copy or self.client.submit(as_it_is, files_of(self.model), pure=False)
+            self.copy = self.copy or on_cluster(self.client, files_of(self.model))
             self.waiting.appendleft(task)
         elif isinstance(given, InputError):
             self.error = self.error or given
@@ -312,8 +323,8 @@ def first_of(futures: Collection[Future]) -> set[Future]:
         return set()
 
 
-def files_of(model: LanguageModel) -> Files:
-    """A model and its tokenizer as they are saved."""
+def files_of(model: LanguageModel) -> dict[str, bytes]:
+    """{name: content} of a model and its tokenizer as they are saved."""
     with tempfile.TemporaryDirectory() as folder:
         model.model.save_pretrained(folder)
         model.tokenizer.save_pretrained(folder)
