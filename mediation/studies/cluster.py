@@ -33,7 +33,6 @@ from mediation.files.storage import RunFolder, differences, software
 from mediation.model.language_model import LanguageModel
 from mediation.model.products import fixed_weights
 from mediation.studies.engine import Arrays, Key, Shards, Task
-from mediation.studies.engines import ClusterOptions
 
 ATTEMPTS = 3  # of a task that raises an error, or whose worker dies
 SECONDS = 1.0  # between looks at how many workers there are
@@ -172,13 +171,18 @@ def on_cluster(client: Client, content: Any) -> Future:
 
 
 class Cluster:
-    """The workers of this machine, or of a scheduler that is there already; `run` is an `engine.Engine`.
+    """Workers, which are started, or joined, when there is something to compute first; `run` is an
+    `engine.Engine`.
 
-    They are started, or joined, when there is something to compute first.
+    Args:
+        workers: processes on this machine; gpus: whether each has a GPU of its own.
+        scheduler: address of a cluster that is there already, whose workers are taken.
+        tls: files of the authority, the certificate and its key; none: whoever comes may connect.
     """
 
-    def __init__(self, options: ClusterOptions) -> None:
-        self.options = options
+    def __init__(self, workers: int = 1, gpus: bool = False, scheduler: str | None = None,
+                 tls: Sequence[str | Path] = ()) -> None:
+        self.workers, self.gpus, self.scheduler, self.tls = workers, gpus, scheduler, tls
         self._open = ExitStack()
         self._recipes: dict[int, Recipe] = {}  # of models, none of which changes while this is open
 
@@ -198,16 +202,15 @@ class Cluster:
         """
         logging.getLogger("distributed").setLevel(logging.CRITICAL)  # what matters ends in one line
         self._open.enter_context(dask.config.set(QUIET))
-        security = security_of(self.options)
-        if self.options.scheduler:
+        security = security_of(self.tls)
+        if self.scheduler:
             try:
-                return self._open.enter_context(Client(self.options.scheduler, security=security,
-                                                       timeout=TIMEOUT))
+                return self._open.enter_context(Client(self.scheduler, security=security, timeout=TIMEOUT))
             except (OSError, ValueError) as error:
-                raise InputError(f"--scheduler {self.options.scheduler}: nobody answers there, or this "
+                raise InputError(f"--scheduler {self.scheduler}: nobody answers there, or this "
                                  f"command is refused ({str(error).splitlines()[0]})") from error
         try:
-            cluster = self._open.enter_context(local_cluster(self.options, security))
+            cluster = self._open.enter_context(local_cluster(self.workers, self.gpus, security))
         except RuntimeError as error:
             raise InputError(f"the workers did not start ({str(error).splitlines()[0]}): a script that asks "
                              'for them does so under if __name__ == "__main__":') from error
@@ -331,25 +334,25 @@ def files_of(model: LanguageModel) -> dict[str, bytes]:
         return {path.name: path.read_bytes() for path in Path(folder).iterdir()}
 
 
-def security_of(options: ClusterOptions) -> Security:
+def security_of(tls: Sequence[str | Path]) -> Security:
     """Who may connect: with certificates only who has one of the same authority."""
-    if not any(options.tls):
+    if not tls:
         return Security()
-    files = {f"tls_{role}_{kind}": str(path) for role in ("client", "scheduler", "worker")
-             for kind, path in (("cert", options.tls_cert), ("key", options.tls_key))}
-    return Security(require_encryption=True, tls_ca_file=str(options.tls_ca_file), **files)
+    authority, certificate, key = map(str, tls)
+    files = {f"tls_{role}_{kind}": path for role in ("client", "scheduler", "worker")
+             for kind, path in (("cert", certificate), ("key", key))}
+    return Security(require_encryption=True, tls_ca_file=authority, **files)
 
 
-def local_cluster(options: ClusterOptions, security: Security) -> SpecCluster:
-    """Processes on this machine, which share its cores; reachable from this machine only."""
-    number = options.gpus or options.workers or 1
-    protocol = "tls://" if any(options.tls) else "tcp://"
+def local_cluster(number: int, with_gpus: bool, security: Security) -> SpecCluster:
+    """Processes on this machine, reachable from this machine only."""
+    protocol = "tls://" if security.require_encryption else "tcp://"
     here = {"host": LOOPBACK, "protocol": protocol, "security": security, "dashboard": False,
             "dashboard_address": f"{LOOPBACK}:0"}
     worker = {**here, "nthreads": 1, "memory_limit": None, "silence_logs": logging.CRITICAL}
-    environments = [{"CUDA_VISIBLE_DEVICES": gpu} for gpu in gpus(number)] if options.gpus else [{}] * number
+    own = [{"CUDA_VISIBLE_DEVICES": gpu} for gpu in gpus(number)] if with_gpus else [{}] * number
     workers = {index: {"cls": Nanny, "options": {**worker, "env": environment}}
-               for index, environment in enumerate(environments)}
+               for index, environment in enumerate(own)}
     # a worker's death is an attempt of the task that it had
     scheduler = {"cls": Scheduler, "options": {**here, "allowed_failures": ATTEMPTS - 1}}
     return SpecCluster(workers, scheduler, security=security, silence_logs=logging.CRITICAL)

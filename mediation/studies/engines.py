@@ -6,7 +6,7 @@ Nothing of Dask or PyTorch is imported before a cluster is asked for.
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, fields
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -85,7 +85,7 @@ def engine_of(options: Any) -> Iterator[None]:
     from mediation.studies.cluster import Cluster
     from mediation.studies.engine import computed_by
 
-    if not (chosen.workers or chosen.gpus or chosen.scheduler):
-        chosen = replace(chosen, workers=len(os.sched_getaffinity(0)))
-    with Cluster(chosen) as cluster, computed_by(cluster.run):
+    workers = chosen.gpus or chosen.workers or len(os.sched_getaffinity(0))
+    with (Cluster(workers, bool(chosen.gpus), chosen.scheduler, list(filter(None, chosen.tls))) as cluster,
+          computed_by(cluster.run)):
         yield

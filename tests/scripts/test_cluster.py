@@ -248,7 +248,7 @@ def certificates(tmp_path_factory):
 def test_a_stranger_is_refused(run_script, start_script, toy_checkpoint, certificates, tmp_path, monkeypatch):
     monkeypatch.setattr(cluster, "TIMEOUT", 2)
     own, others = certificates("own"), certificates("others")
-    security = cluster.security_of(ClusterOptions("dask", **own))
+    security = cluster.security_of(list(own.values()))
     with closing(Workers(start_script, security)) as workers:
         files = own["tls_ca_file"], own["tls_cert"], own["tls_key"]
         workers.add("--tls-ca-file", files[0], "--tls-cert", files[1], "--tls-key", files[2])
