@@ -13,10 +13,11 @@ import tempfile
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import cached_property
+from importlib import import_module
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -154,17 +155,6 @@ def compute(call: Packed, copy: Packed | None, needed: Sequence[Packed]) -> Arra
 
 # in the driver
 
-def travelling() -> Callable[..., Any]:
-    """`compute` as a function that is sent whole: a scheduler looks at what it passes on, and need not have
-    this software."""
-    def compute(call, copy, needed):
-        from mediation.studies import cluster
-
-        return cluster.compute(call, copy, needed)
-
-    return compute
-
-
 def on_cluster(client: Client, content: Any) -> Future:
     """Data as a task's result: where a worker is lost with it, the scheduler makes it again."""
     return client.submit(bytes, pickle.dumps(content), pure=False)
@@ -282,9 +272,11 @@ class OneStage:
             for key in task.needs:
                 if key not in self.held:
                     self.held[key] = on_cluster(self.client, self.shards(key))
-            future = self.client.submit(travelling(), pickle.dumps((self.recipe, task)), self.copy,
-                                        [self.held[key] for key in task.needs],
-                                        pure=False, retries=ATTEMPTS - 1)
+            # a lambda is sent whole: the scheduler looks at functions, and need not have this software
+            future = self.client.submit(
+                lambda *arguments: import_module("mediation.studies.cluster").compute(*arguments),
+                pickle.dumps((self.recipe, task)), self.copy, [self.held[key] for key in task.needs],
+                pure=False, retries=ATTEMPTS - 1)
             under_way[future] = task
             self.progress.set_description(f"{task.title}, {workers or 'waiting for'} workers")
         if self.error and not workers:
@@ -298,10 +290,10 @@ class OneStage:
             given = future.result()
         except CancelledError:
             raise
-        except KilledWorker:
-            given = InputError(f"{task.title}: {ATTEMPTS} workers died while they computed it, for want of "
-                               "memory perhaps, of which fewer workers or a smaller --batch_size need less: "
-                               f"{KEPT}")
+        except KilledWorker as error:
+            given = InputError(f"{task.title}: {error.allowed_failures + 1} workers died while they computed "
+                               "it, for want of memory perhaps, of which fewer workers or a smaller "
+                               f"--batch_size need less: {KEPT}")
         except Exception as error:  # whatever a task may raise
             reason = (str(error).strip() or "no message").splitlines()[0]
             given = InputError(f"{task.title}: failed {ATTEMPTS} times ({type(error).__name__}: {reason}): "

@@ -98,7 +98,7 @@ STUDIES = {
     "screened neurons": f"{NEURONS} --intervention_types man_indirect woman_minus_man {SCREEN}",
     "heads": "attention_intervention_winobias.py --do-filter False --split dev",
     "selection": f"{HEAD_SELECTION} --do-filter False --algo topk,greedy --k 2 --data winogender",
-    "own question": "mediate.py STIMULI --mediators mlps,neurons",
+    "own question": "mediate.py STIMULI --mediators mlps",
     "means": "mediate.py STIMULI --mediators residuals --values mean --positions slot",
 }
 
@@ -313,7 +313,7 @@ def test_workers_of_this_machine_listen_on_the_loopback_address_alone(start_scri
     process = start_script(command)
     listening = set()
     while process.poll() is None:
-        time.sleep(0.1)
+        time.sleep(0.5)
         with suppress(psutil.Error):
             family = psutil.Process(process.pid)
             listening |= {connection.laddr.ip for each in (family, *family.children(recursive=True))
