@@ -163,17 +163,16 @@ def test_soak(start_script, toy_checkpoint, tmp_path, capsys, monkeypatch):
     def start(*options):
         return start_script(*study, *options)
 
-    started = time.monotonic()
     local = start(tmp_path / "local")
     _, error = local.communicate()
     assert local.returncode == 0, error
-    expected, seconds = tables(tmp_path / "local"), time.monotonic() - started
+    expected = tables(tmp_path / "local")
     cluster = Cluster(start_script, tmp_path)
     joins = ["--engine", "dask", "--scheduler", cluster.address]
     report = []
     try:
         for what in ("worker", "nanny", "driver"):
-            kills = runs = with_shards = 0
+            kills = runs = with_shards = given_up = 0
             while kills < KILLS:
                 runs += 1
                 folder = tmp_path / f"{what} {runs}"
@@ -181,11 +180,12 @@ def test_soak(start_script, toy_checkpoint, tmp_path, capsys, monkeypatch):
                 readers = [silently_read(driver)]
                 while driver.poll() is None:
                     try:
-                        driver.wait(rng.uniform(0.1, 0.6) * seconds)
+                        driver.wait(rng.uniform(0.2, 2))
                     except subprocess.TimeoutExpired:
-                        if kills >= KILLS:
+                        begun = any(folder.glob("results/*/unfinished/*/*.npz"))
+                        if kills >= KILLS or (what != "driver" and not begun):
                             continue
-                        with_shards += any(folder.glob("results/*/unfinished/*/*.npz"))
+                        with_shards += begun
                         if what == "driver":
                             driver.kill()
                             driver.wait()
@@ -194,17 +194,22 @@ def test_soak(start_script, toy_checkpoint, tmp_path, capsys, monkeypatch):
                             readers.append(silently_read(driver))
                         else:
                             kills += getattr(cluster, f"kill_{what}")(rng)
+                    if driver.poll() == 2 and "workers died" in "".join(readers[-1].result()):
+                        given_up += 1  # a task whose workers were killed three times
+                        driver = start(folder, *joins)
+                        readers.append(silently_read(driver))
                 said = "".join(readers[-1].result())
                 assert driver.returncode == 0, f"{what}, {folder}: {said[-3000:]}"
                 assert tables(folder) == expected, f"{what}: {folder} differs from {tmp_path / 'local'}"
                 leftovers = [path for path in folder.rglob("*") if path.suffix in (".npz", ".lock")]
                 assert not leftovers, leftovers
                 with capsys.disabled():
-                    print(f"{what}: {kills} kills, {runs} runs", flush=True)
-            report.append(f"| {what} | {kills} | {with_shards} | {runs} | {runs * len(expected)} | 0 |")
+                    print(f"{what}: {kills} kills, {runs} runs, {given_up} resumed", flush=True)
+            files = runs * len(expected)
+            report.append(f"| {what} | {kills} | {with_shards} | {given_up} | {runs} | {files} | 0 |")
     finally:
         cluster.close()
     with capsys.disabled():
-        print("\n| killed | kills | with tasks kept | runs ended | files compared | differences |\n"
-              + "| --- " * 6 + "|")
+        print("\n| killed | kills | with tasks kept | given up and resumed | runs ended | files compared "
+              "| differences |\n" + "| --- " * 7 + "|")
         print(*report, sep="\n")
