@@ -55,7 +55,7 @@ bench: .venv/ready
 	.venv/$(PIP) -r requirements.txt
 	touch $@
 
-.venv-test/ready: requirements.txt requirements-test.txt
+.venv-test/ready: requirements.txt requirements-cluster.txt requirements-test.txt
 	$(PYTHON) -m venv --clear .venv-test
 	.venv-test/$(PIP) -r requirements-test.txt
 	touch $@

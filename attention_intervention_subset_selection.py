@@ -35,6 +35,7 @@ from mediation.files.storage import RunFolder, check_writable, read_pickle
 from mediation.options import (
     Parser,
     add_attention_options,
+    add_engine,
     add_plan,
     add_selection_options,
     choices,
@@ -43,6 +44,7 @@ from mediation.options import (
 from mediation.results.selections import KINDS
 from mediation.stimuli import winobias, winogender
 from mediation.stimuli.prompts import PronounStimulus
+from mediation.studies.engines import engine_of
 
 if TYPE_CHECKING:
     from experiment import Intervention, Model
@@ -205,11 +207,12 @@ if __name__ == "__main__":
     parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add_attention_options(parser)
     add_selection_options(parser)
+    add_engine(parser)
     add_plan(parser)
     parser.add_argument("--data", type=choices(*DATA), default=["winobias"], metavar="D,...",
                         help="winobias, winogender, or both (default: winobias)")
     parser.add_argument("--figures_only", action="store_true",
                         help="run nothing: table and figure from the pickles in OUT_DIR, 2020's included")
     chosen_options = parser.parse_args()
-    with exit_on_bad_input():
+    with exit_on_bad_input(), engine_of(chosen_options):
         main(chosen_options)

@@ -19,12 +19,14 @@ from mediation.files.storage import check_writable
 from mediation.options import (
     Parser,
     add_attention_options,
+    add_engine,
     add_method,
     add_plan,
     exit_on_bad_input,
     refuse_full_passes,
 )
 from mediation.stimuli import winobias
+from mediation.studies.engines import engine_of
 
 
 def main(options: argparse.Namespace) -> None:
@@ -50,10 +52,11 @@ if __name__ == "__main__":
     parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add_attention_options(parser)
     add_method(parser)
+    add_engine(parser)
     add_plan(parser)
     parser.add_argument("--split", choices=winobias.SPLITS, default="dev",
                         help="part of the data set (default: dev)")
     chosen_options = parser.parse_args()
     refuse_full_passes(parser, chosen_options)
-    with exit_on_bad_input():
+    with exit_on_bad_input(), engine_of(chosen_options):
         main(chosen_options)

@@ -31,6 +31,7 @@ from mediation.files.storage import check_writable
 from mediation.mediators.catalogue import CATALOGUE, DEFAULT, POSITIONS, VALUES, Request, requests_at
 from mediation.options import (
     Parser,
+    add_engine,
     add_full_passes,
     add_masking_approach,
     add_method,
@@ -44,6 +45,7 @@ from mediation.options import (
 )
 from mediation.results.tables import FORMATS
 from mediation.stimuli import stimulus_files
+from mediation.studies.engines import engine_of
 
 
 def main(options: argparse.Namespace) -> None:
@@ -96,8 +98,9 @@ if __name__ == "__main__":
     add_method(parser)
     add_screening(parser)
     add_full_passes(parser)
+    add_engine(parser)
     add_plan(parser)
     chosen_options = parser.parse_args()
     refuse_full_passes(parser, chosen_options)
-    with exit_on_bad_input():
+    with exit_on_bad_input(), engine_of(chosen_options):
         main(chosen_options)

@@ -28,6 +28,7 @@ from mediation.files.storage import RunFolder, check_writable
 from mediation.mediators.catalogue import CATALOGUE
 from mediation.options import (
     Parser,
+    add_engine,
     add_model_options,
     add_plan,
     add_selection_options,
@@ -37,6 +38,7 @@ from mediation.options import (
 from mediation.results.selections import KINDS
 from mediation.stimuli import professions
 from mediation.stimuli.templates import select_templates, template_file_stem
+from mediation.studies.engines import engine_of
 
 if TYPE_CHECKING:
     from experiment import Intervention, Model
@@ -167,6 +169,7 @@ if __name__ == "__main__":
     parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add_model_options(parser)
     add_selection_options(parser)
+    add_engine(parser)
     add_plan(parser)
     parser.add_argument("--layer", type=int, default=-1, metavar="L",
                         help="only neurons of this layer, 0 = word embedding; -1: all (default)")
@@ -178,5 +181,5 @@ if __name__ == "__main__":
     parser.add_argument("--out_dir", required=True, metavar="D", help="folder of the pickles")
     parser.set_defaults(full_passes=False)
     chosen_options = parser.parse_args()
-    with exit_on_bad_input():
+    with exit_on_bad_input(), engine_of(chosen_options):
         main(chosen_options)

@@ -31,6 +31,7 @@ from mediation.files.storage import RunFolder, check_writable, software
 from mediation.mediators.catalogue import CATALOGUE
 from mediation.options import (
     Parser,
+    add_engine,
     add_full_passes,
     add_method,
     add_model_options,
@@ -46,6 +47,7 @@ from mediation.results.tables import FORMATS, check_one_format, table_writer
 from mediation.stimuli import professions
 from mediation.stimuli.prompts import check_candidates, tokenize_candidate
 from mediation.stimuli.templates import select_templates, template_file_stem
+from mediation.studies.engines import engine_of
 
 if TYPE_CHECKING:
     from experiment import Intervention, Model
@@ -92,6 +94,7 @@ def parse_options(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     add_multi_token(parser)
     add_method(parser)
     add_screening(parser)
+    add_engine(parser)
     add_plan(parser)
     options = parser.parse_args(arguments)
     refuse_full_passes(parser, options)
@@ -389,5 +392,5 @@ def unwritten(run_folder: RunFolder, run: int) -> dict[str, dict[str, Any]]:
 
 if __name__ == "__main__":
     chosen_options = parse_options()
-    with exit_on_bad_input():
+    with exit_on_bad_input(), engine_of(chosen_options):
         main(chosen_options)

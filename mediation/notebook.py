@@ -31,6 +31,7 @@ from mediation.results.summaries import Summary
 from mediation.results.tidy import tidy_table
 from mediation.stimuli import stimulus_files
 from mediation.stimuli.stimulus_files import Stimulus
+from mediation.studies.engines import ClusterOptions, engine_of
 
 SHOWN = ["mediator", "effect", "layer", "unit", "position", "mean", "low", "high", "share", "rank", "p", "q",
          "clusters"]
@@ -43,6 +44,9 @@ def mediate(
     method: str = "exact", *, out_dir: str | Path | None = None, multi_token: str | None = None,
     device: str = "auto", dtype: str = "float32", batch_size: int | None = None, seed: int = 0,
     screen_share: float = 0.1, screen_sample: int = 64, screen_top: int = 50, progress: bool = True,
+    engine: str = "local", workers: int | None = None, scheduler: str | None = None, gpus: int | None = None,
+    tls_ca_file: str | Path | None = None, tls_cert: str | Path | None = None,
+    tls_key: str | Path | None = None,
 ) -> "Mediation":
     """Effects of mediators on stimuli of one's own, as mediate.py computes them (its --help tells more).
 
@@ -59,6 +63,10 @@ def mediate(
             "last", "all".
         device, dtype: of a model that is named.
         progress: bars and messages on the way.
+        engine: local, this process, or dask: `workers` processes, one for each of `gpus` GPUs, or those of a
+            `scheduler` that is there already (docs/scaling.md). A script, other than a notebook, asks for
+            workers under `if __name__ == "__main__":`.
+        tls_ca_file, tls_cert, tls_key: only who has a certificate of this authority may connect.
 
     Raises:
         InputError (a ValueError): stimuli, a model or options that do not fit, in one line.
@@ -76,8 +84,10 @@ def mediate(
     check_numbers(batch_size, seed, screen_share, screen_sample, screen_top)
     name = str(stimuli) if isinstance(stimuli, str | Path) else "stimuli"
     read = read_stimuli(stimuli)
+    computed_by = engine_of(ClusterOptions(engine, workers, scheduler, gpus, tls_ca_file, tls_cert, tls_key))
     silent: Any = contextlib.nullcontext() if progress else contextlib.redirect_stderr(io.StringIO())
-    with silent, contextlib.nullcontext() if progress else contextlib.redirect_stdout(io.StringIO()):
+    mute: Any = contextlib.nullcontext() if progress else contextlib.redirect_stdout(io.StringIO())
+    with computed_by, silent, mute:
         if isinstance(model, str | Path):
             model = LanguageModel(str(model), device, getattr(torch, dtype))
         folder = tempfile.TemporaryDirectory() if out_dir is None else None

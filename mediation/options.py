@@ -216,6 +216,24 @@ def add_full_passes(parser: argparse.ArgumentParser) -> None:
                              "the reference")
 
 
+def add_engine(parser: argparse.ArgumentParser) -> None:
+    """--engine and what belongs to it, of everything that sweeps; `studies.engines` holds them together."""
+    parser.add_argument("--engine", choices=("local", "dask"), default="local",
+                        help="local: this process; dask: worker processes, with files equal to local's "
+                             "(docs/scaling.md; default: local)")
+    parser.add_argument("--workers", type=positive, metavar="N",
+                        help="with dask: N processes on this machine (default: one per core)")
+    parser.add_argument("--gpus", type=positive, metavar="N",
+                        help="with dask: one process for each of N GPUs of this machine")
+    parser.add_argument("--scheduler", metavar="ADDRESS",
+                        help="with dask: join the cluster whose scheduler is at tcp://HOST:PORT or "
+                             "tls://HOST:PORT")
+    for option, what in (("ca_file", "of the authority"), ("cert", "the certificate"), ("key", "its key")):
+        parser.add_argument(f"--tls_{option}", metavar="FILE",
+                            help=f"with dask, PEM file: {what}; only who has a certificate of the same "
+                                 "authority may connect")
+
+
 def add_masking_approach(parser: argparse.ArgumentParser) -> None:
     """--masking_approach of masked models."""
     parser.add_argument("--masking_approach", type=int, choices=range(1, 7), default=1, metavar="1-6",

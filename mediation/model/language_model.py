@@ -78,6 +78,7 @@ class LanguageModel:
 
     Attributes:
         name: the last path component, as files are named; `_random` appended where weights were drawn.
+        source: what it was asked for by, for another process that is to load it.
         model, tokenizer, parts: the library's two, and the model's modules, see
             `mediation.model.architectures`.
         num_layers, num_heads, num_neurons: blocks, heads per block, neurons per layer.
@@ -93,6 +94,7 @@ class LanguageModel:
                  random_weights: bool = False, seed: int = 0, masking_approach: int = 1,
                  full_passes: bool = False, precision: str = "exact") -> None:
         self.name = checkpoints.model_name(name) + ("_random" if random_weights else "")
+        self.source = {"name": name, "device": device, "random_weights": random_weights, "seed": seed}
         self.device = checkpoints.find_device(device)
         self.full_passes = full_passes
         self.fast_rows = None

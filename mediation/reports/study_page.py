@@ -114,7 +114,7 @@ class _Study:
                 yield (f"{'There, ' if self.several else ''}**{interval_of(share, form='.0%')}** of it is "
                        "gone when the attention weights of all heads are held (proportion mediated).")
             for mediator, units in by_mediator(each.units):
-                yield (strongest_in_words(mediator, units, self.several and each.measured.model)
+                yield (strongest_in_words(mediator, units, each.measured.model if self.several else "")
                        + estimated(each, mediator))
         yield from self._trend()
 

@@ -1,6 +1,7 @@
 """The parts of a page that are of one mediator: its finding, map and table, where heads look, one example."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -9,6 +10,7 @@ from mediation.effects.sign_flips import ALPHA
 from mediation.reports import charts
 from mediation.reports.page import Cell, Figure, Part, Picker, Table, estimate, number, with_interval
 from mediation.reports.report import in_words
+from mediation.results.study_results import StudyResults
 
 LINKED = 200_000  # effects in single examples that a page takes
 SHOWN_UNITS = 300  # rows of a table of units
@@ -18,13 +20,13 @@ IN_WORDS = {  # mediators that are not called as their names are spelled
 QUALIFIED = ("_each", "_all", "_slot", "_last", "_zero_ablation", "_mean_ablation", "_resample_ablation")
 
 
-def by_mediator(units):
+def by_mediator(units: pd.DataFrame) -> Iterator[tuple[str, pd.DataFrame]]:
     """(mediator, its rows of all groups together) in the order of the table."""
     if not units.empty:
         yield from units[units["group"] == "all"].groupby("mediator", sort=False)
 
 
-def plural(mediator):
+def plural(mediator: str) -> str:
     """mlps_zero_ablation: MLPs (zero ablation); head_outputs: head outputs."""
     said: list[str] = []
     name = mediator
@@ -51,7 +53,8 @@ def _unit(row, tokens: Mapping[str, str] | None = None):
     return f"{unit}, position {position}" + (f" ({token})" if token else "")
 
 
-def strongest_in_words(mediator, units, model):
+def strongest_in_words(mediator: str, units: pd.DataFrame, model: str = "") -> str:
+    """The strongest unit in a sentence. `model`: to be named, where there are several."""
     kind = _first_kind(units)
     of_kind = units[(units["effect"] == kind) & (units["layer"].astype(str) != "all")]
     top = of_kind.loc[of_kind["rank"].idxmin()]
@@ -66,7 +69,7 @@ def strongest_in_words(mediator, units, model):
             f"strongest {kind} effect: **{interval_of(top, 'mean')}**{share}{stable}{called}.")
 
 
-def estimated(each, mediator):
+def estimated(each: StudyResults, mediator: str) -> str:
     """Says so where not every effect of a mediator was run: by the manifest, files of 2020 have none."""
     methods = {run["settings"].get("method") for run in each.runs for entry in run["files"].values()
                if entry.get("mediator", mediator) == mediator and "sweep_seconds" in entry}
@@ -80,7 +83,7 @@ def _share_of(row):
     return with_interval(row["share"], row["share_low"], row["share_high"], ".1%")
 
 
-def mediator_parts(each, mediator, units) -> Iterator[Part]:
+def mediator_parts(each: StudyResults, mediator: str, units: pd.DataFrame) -> Iterator[Part]:
     """Map, layers and table of one mediator."""
     kind, tokens = _first_kind(units), each.tokens.get(mediator, {})
     yield from _map(each, mediator, units[units["effect"] == kind], kind, tokens)
@@ -163,7 +166,7 @@ def _map(each, mediator, of_kind, kind, tokens) -> Iterator[Part]:
                  canvas=len(data) > charts.LARGE)
 
 
-def attention_parts(looked) -> Iterator[Part]:
+def attention_parts(looked: Sequence[Mapping[str, Any]]) -> Iterator[Part]:
     """Attention from the pronoun, in single examples."""
     for each in looked:
         tokens = each["tokens"]
@@ -186,7 +189,7 @@ def attention_parts(looked) -> Iterator[Part]:
                      charts.attention_bars(), {"rows": charts.columns_of(pd.DataFrame(rows))})
 
 
-def one_example(each) -> Iterator[Part]:
+def one_example(each: StudyResults) -> Iterator[Part]:
     """Maps of one example, picked from a list."""
     for name, single in each.measured.maps.items():
         if len(single.values) < 2 or single.values.size > LINKED:
@@ -215,11 +218,12 @@ def one_example(each) -> Iterator[Part]:
             picker=Picker("cells", "value", labels, values.tolist()))
 
 
-def interval_of(row, value="value", form=".3g"):
+def interval_of(row: Mapping[str, Any] | pd.Series | None, value: str = "value", form: str = ".3g") -> str:
+    """A mean with its interval, from a row with `low` and `high`."""
     return "not known" if row is None else with_interval(row[value], row["low"], row["high"], form)
 
 
-def short(texts, length):
+def short(texts: Sequence[str], length: int) -> str:
     """An example in a line."""
     null, alternative, one, other = texts
     whole = null + (f" → {alternative}" if alternative else "") + f": {one} / {other}"

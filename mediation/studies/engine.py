@@ -5,11 +5,12 @@ once.
 
 A study yields stages, which are lists of tasks. Tasks of one stage do not need each other; they may need
 what tasks of earlier stages gave. A run that was stopped goes on with the first task that has no shard.
-Another engine replaces `run` and nothing else.
+Another engine (`cluster.py`) replaces `run_here` and nothing else.
 """
 
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, fields
 from typing import Any, TypeVar
 
@@ -99,6 +100,11 @@ class Task:
         """What tells this task's shard from all others of a run."""
         return self.table, self.name
 
+    @property
+    def needs(self) -> Sequence[Key]:
+        """Keys of all earlier tasks that `compute` may ask for: their arrays travel to where it runs."""
+        return ()
+
 
 class Shards:
     """Reads what tasks gave, by their keys; as much as fits into BYTES_IN_MEMORY is not read again."""
@@ -127,15 +133,36 @@ class Shards:
         return sum(array.nbytes for arrays in self.in_memory.values() for array in arrays.values())
 
 
+Engine = Callable[[Any, Iterable[Sequence[Task]], RunFolder, tqdm], Shards]
+_chosen: list[Engine] = []  # the last one computes
+
+
+@contextmanager
+def computed_by(engine: Engine) -> Iterator[None]:
+    """While open, this engine computes in place of `run_here`."""
+    _chosen.append(engine)
+    try:
+        yield
+    finally:
+        _chosen.pop()
+
+
 def run(model: Any, stages: Iterable[Sequence[Task]], run_folder: RunFolder,
         progress: tqdm) -> Shards:
-    """Compute every task that has no shard yet, in this process, one after the other.
+    """Compute every task that has no shard yet.
 
     Args:
         run_folder: after `claim`; progress: a bar that counts interventions.
 
     Returns: the shards of all of them.
     """
+    engine = _chosen[-1] if _chosen else run_here
+    return engine(model, stages, run_folder, progress)
+
+
+def run_here(model: Any, stages: Iterable[Sequence[Task]], run_folder: RunFolder,
+             progress: tqdm) -> Shards:
+    """`run` in this process, one task after the other."""
     shards = Shards(run_folder)
     needed: dict[Key, Arrays] = {}
     with fixed_weights():

@@ -19,7 +19,7 @@ from mediation.mediators.neurons import INTERVENTION_TYPES
 from mediation.model.language_model import LanguageModel, families
 from mediation.stimuli.interventions import Intervention
 from mediation.studies.checks import check_finite, hash_of
-from mediation.studies.engine import Arrays, Earlier, Task
+from mediation.studies.engine import Arrays, Earlier, Key, Task
 from mediation.studies.error_budget import NOTHING_CHECKED
 from mediation.studies.trees import Tree, digest, reaches_output
 
@@ -106,6 +106,11 @@ class EstimatedTree(Tree):
 
     gradients: tuple = ()
     compared: bool = False
+
+    @property
+    def needs(self) -> Sequence[Key]:
+        """See `Task`."""
+        return tuple(dict.fromkeys(key for prompts in self.gradients for key, _ in prompts))
 
     def compute(self, model: LanguageModel, earlier: Earlier, progress: Progress) -> Arrays:
         """See `Task`."""

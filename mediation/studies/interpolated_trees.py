@@ -23,7 +23,7 @@ from mediation.model.architectures import has_kinks
 from mediation.model.language_model import TOKENS_TOGETHER, LanguageModel
 from mediation.stimuli.interventions import Intervention
 from mediation.studies.checks import check_finite
-from mediation.studies.engine import Arrays, Earlier, StudyOptions, Task
+from mediation.studies.engine import Arrays, Earlier, Key, StudyOptions, Task
 from mediation.studies.error_budget import budget
 from mediation.studies.trees import Tree, digest, reaches_output
 
@@ -128,6 +128,11 @@ class InterpolatedLayer(Task):
     layer: int
     values: tuple[str, str]
 
+    @property
+    def needs(self) -> Sequence[Key]:
+        """See `Task`."""
+        return (self.values,)
+
     def compute(self, model: LanguageModel, earlier: Earlier, progress: Progress) -> Arrays:
         """See `Task`."""
         at = np.ascontiguousarray(earlier(self.values)["values"][:, self.layer])
@@ -147,6 +152,11 @@ class InterpolatedTree(Tree):
     word: int = 0
     columns: tuple[int, ...] = ()
     layers: tuple[tuple[str, str], ...] = ()
+
+    @property
+    def needs(self) -> Sequence[Key]:
+        """See `Task`."""
+        return self.layers
 
     def compute(self, model: LanguageModel, earlier: Earlier, progress: Progress) -> Arrays:
         """See `Task`.

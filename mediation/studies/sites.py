@@ -147,6 +147,11 @@ class Sites(Task):
     means: Key | None = None
     compared: bool = False
 
+    @property
+    def needs(self) -> Sequence[Key]:
+        """See `Task`."""
+        return (self.means,) if self.means else ()
+
     @torch.no_grad()
     def compute(self, model: LanguageModel, earlier: Earlier, progress: Progress) -> Arrays:
         """See `Task`."""
