@@ -347,6 +347,9 @@ def sparsity(
             orders = over_orders(found["random order"]["val"], k)
             curve.fill_between(orders.index, orders["smallest"], orders["largest"], color="0.6", alpha=0.4,
                                linewidth=0, label=f"{len(found['random order']['val'])} random orders")
+            for end in ("low", "high") if "low" in found["random order"] else ():
+                curve.plot(orders.index, found["random order"][end][:k], color="0.4", linewidth=0.6,
+                           linestyle=":", label=f"their mean: {INTERVAL}" if end == "low" else None)
         curve.axhline(all_units, color="0.3", linewidth=0.8, linestyle="--",
                       label=f"all {shape[0] * shape[1]:,} {label}s")
         curve.xaxis.set_major_locator(MaxNLocator(integer=True))

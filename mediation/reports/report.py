@@ -182,7 +182,10 @@ def selection(found: Mapping[str, dict[str, Any]], k: int, label: str, all_units
     for name, content in found.items():
         if name == "random order":
             orders = over_orders(content["val"], k)
-            table["random, mean"], table["random, largest"] = orders["mean"], orders["largest"]
+            table["random, mean"] = orders["mean"]
+            for end in ("low", "high") if "low" in content else ():
+                table[f"random {end}"] = pd.Series(content[end], range(1, len(content[end]) + 1), float)
+            table["random, largest"] = orders["largest"]
         else:
             numbers = pd.RangeIndex(1, len(content["val"]) + 1)
             table[name] = pd.Series(content["val"], numbers, float)
@@ -193,9 +196,8 @@ def selection(found: Mapping[str, dict[str, Any]], k: int, label: str, all_units
     interval = "" if np.isnan(of_all[0]) else f" [{of_all[0]:.6f}, {of_all[1]:.6f}]"
     lines = [table.to_string(float_format="%.6f", na_rep=""), "",
              f"all {label}s together: {all_units:.6f}{interval}"]
-    chosen = [name for name in found if name != "random order"]
-    without = [name for name in chosen if "low" not in found[name]]
-    if len(without) < len(chosen):
+    without = [name for name in found if "low" not in found[name]]
+    if len(without) < len(found):
         lines.append("low, high: 95% interval of the mean, bootstrap over "
                      + ("the occupations that a context names" if label == "head" else
                         "professions and templates")

@@ -274,13 +274,13 @@ def _selections(selected, everything) -> Iterator[Part]:
     for each in selected:
         rows = []
         for name, content in each.selections.items():
-            if name != "random order":
-                numbers = len(content["val"])
-                rows.append(pd.DataFrame({
-                    "choice": name, "number": np.arange(1, numbers + 1),
-                    "value": np.asarray(content["val"], float),
-                    "low": content.get("low", np.full(numbers, np.nan)),
-                    "high": content.get("high", np.full(numbers, np.nan))}))
+            values = np.asarray(content["val"], float)
+            if name == "random order":
+                name, values = f"{len(values)} random orders, mean", values.mean(axis=0)
+            unknown = np.full(len(values), np.nan)
+            rows.append(pd.DataFrame({
+                "choice": name, "number": np.arange(1, len(values) + 1), "value": values,
+                "low": content.get("low", unknown), "high": content.get("high", unknown)}))
         data = pd.concat(rows, ignore_index=True)
         yield Figure(f"What is the effect of a few {each.unit}s together, {each.name}?", _fewest(each),
                      "Lines: effect against the number of units replaced together; bands: 95% intervals.",

@@ -1,7 +1,8 @@
 """The pickles of selections of heads or neurons, read back: ours and those of 2020.
 
-`by_example` is ours: {"clusters": {what is drawn again: the cluster of each example}, "topk", "greedy" and
-"lazy": objectives [N, number of units], "all": [N, 1]}. The others, which have means alone, are as in 2020.
+`by_example` is ours: {"clusters": {what is drawn again: the cluster of each example}, "topk", "greedy",
+"lazy" and "random" (mean over its orders): objectives [N, number of units], "all": [N, 1]}. The others, which
+have means alone, are as in 2020.
 """
 
 from collections.abc import Mapping
@@ -126,8 +127,8 @@ def with_intervals(selections: Mapping[str, dict[str, Any]], by_example: Mapping
     """The selections with "low" and "high" beside "val", ends of 95% intervals from one set of draws; and
     the same of all units together.
 
-    What `by_example` does not have, is of 2020 or of an earlier version, or is a random order, gets none:
-    NaN in the case of all units.
+    What `by_example` does not have, is of 2020 or of an earlier version, gets none: NaN in the case of all
+    units. Those of random orders are of the mean over the orders.
     """
     if not by_example:
         return dict(selections), (np.nan, np.nan)
@@ -135,8 +136,9 @@ def with_intervals(selections: Mapping[str, dict[str, Any]], by_example: Mapping
     kinds = {title: kind for kind, title in TITLES.items()}
     for title, content in selections.items():
         table = by_example.get(kinds[title])
-        if table is not None and table.shape[1] >= len(content["val"]):
-            low, high = draws.of_means(np.asarray(table, float)[:, :len(content["val"])])
+        sizes = len(content["val"][0] if title == TITLES["random"] else content["val"])
+        if table is not None and table.shape[1] >= sizes:
+            low, high = draws.of_means(np.asarray(table, float)[:, :sizes])
             content = {**content, "low": low, "high": high}
         found[title] = content
     if "all" not in by_example:

@@ -283,8 +283,9 @@ class SelectionFiles:
             drawn = [np.random.default_rng([seed, number]).permutation(self.cells)[:k].tolist()
                      for number in range(orders)]
             sets = [order[:size] for order in drawn for size in range(1, k + 1)]
-            means = self.objectives("random", f"{orders}x{k}", sets).mean(axis=0)
-            selection = {"val": means.reshape(orders, k).tolist(),
+            values = self.objectives("random", f"{orders}x{k}", sets).reshape(-1, orders, k)
+            self.remember("random", values.mean(axis=1))
+            selection = {"val": values.mean(axis=0).tolist(),
                          self.label: [self.named(order) for order in drawn]}
             self.write("random", selection, k)
         return selection

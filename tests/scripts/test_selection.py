@@ -57,6 +57,10 @@ def test_what_random_orders_and_lazy_greedy_write(neurons, likely, tmp_path):
     assert code == 0 and "evaluations of sets" in output and "certified equal to plain greedy" in output
     contents = pickles(tmp_path / "out")
     assert np.shape(contents["random_toy-gpt2.pickle"]["val"]) == (4, 3)
+    of_examples = contents["by_example_toy-gpt2.pickle"]["random"]  # mean over the orders
+    np.testing.assert_allclose(np.mean(contents["random_toy-gpt2.pickle"]["val"], axis=0),
+                               of_examples.mean(axis=0))
+    assert "random low" in output
     assert len(contents["lazy_toy-gpt2.pickle"]["val"]) == 3
     assert (tmp_path / "out" / "sparsity_toy-gpt2.pdf").read_bytes().startswith(b"%PDF")
 
