@@ -102,7 +102,8 @@ class _Study:
         self.several = len(found) > 1
 
     def findings(self) -> Iterator[str]:
-        """Answers, a sentence each."""
+        """Answers, a sentence each; what several models say together comes first."""
+        yield from self._trend()
         for each in self.found:
             name = f"In {each.measured.model}, the" if self.several else "The"
             row = self._mean(each, "total effect")
@@ -116,7 +117,6 @@ class _Study:
             for mediator, units in by_mediator(each.units):
                 yield (strongest_in_words(mediator, units, each.measured.model if self.several else "")
                        + estimated(each, mediator))
-        yield from self._trend()
 
     def sections(self) -> Iterator[Section]:
         """All of this study."""
@@ -216,7 +216,7 @@ class _Study:
             above = (measured.total > 0).mean()
             yield Figure(
                 f"Is it the same in all examples{f' of {measured.model}' if self.several else ''}?",
-                f"{above:.0%} of {len(data):,} examples have an effect above 0; the median is "
+                f"{above:.0%} of {count(len(data), 'example')} have an effect above 0; the median is "
                 f"{np.median(measured.total):.4g}, the strongest tenth begins at "
                 f"{np.quantile(measured.total, .9):.4g}.",
                 "A tick per example at its total effect, in a row per group.",
