@@ -65,8 +65,9 @@ def main(options: argparse.Namespace) -> None:
     for reason, names in left_out.items():
         print(f"left out, {reason}: {', '.join(dict.fromkeys(names))}")
     if not aggregate.prompts:
-        raise InputError(f"{options.folder}: no profession of {options.model!r} is left to aggregate: run "
-                         "more professions or types, or see --definitional")
+        raise InputError(f"{options.folder}: no profession of {options.model!r} is left to aggregate "
+                         f"({'; '.join(left_out) or 'no tables'}): an aggregate is of professions that have "
+                         "the direct and the indirect effect; run these types, or see --definitional")
     print(f"{options.model}: {aggregate.prompts} prompts, {aggregate.female_biased} of female-biased "
           f"professions, {aggregate.prompts - aggregate.female_biased} of others; "
           f"{len(aggregate.layers)} neurons")

@@ -148,6 +148,13 @@ def test_the_contrast_table_needs_both_indirect_types(run_script, results):
     assert pd.read_csv(results / "toy-gpt2_neuron_effects.csv").shape[0] == 64
 
 
+def test_an_aggregate_of_indirect_effects_alone_is_refused(run_script, results):
+    for path in results.glob("*_direct_*.csv"):
+        path.unlink()
+    assert_refused(run_script("compute_and_save_neuron_agg_effect.py", results, "toy-gpt2"),
+                   "_direct of The_X_said_that", "the direct and the indirect effect")
+
+
 def test_figures_of_several_models_and_random_ones(run_script, results):
     run_script("compute_and_save_neuron_agg_effect.py", results, "toy-gpt2")
     (results / "random").mkdir()
