@@ -21,13 +21,15 @@ import struct
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
+from importlib.util import find_spec
 from pathlib import Path
 
 PROJECT = Path(__file__).parent.parent
 MODULES = ["experiment", "mediation.reports.plots", "mediation.reports.report",
            "mediation.studies.professions", "mediation.studies.selection", "pyarrow.parquet",
            "transformers.models.gpt2.modeling_gpt2", "transformers.models.llama.modeling_llama",
-           "transformers.processing_utils"]
+           "transformers.processing_utils",
+           *(["distributed.cli.dask_worker"] if find_spec("distributed") else [])]
 NUMBER = struct.Struct("i")  # pids and exit codes, as they come through the pipe
 LONGEST = 2**17  # bytes of a request
 

@@ -6,6 +6,7 @@ lost costs the task that it had, which another one gets. A driver that is lost i
 with either engine.
 """
 
+import asyncio
 import logging
 import os
 import pickle
@@ -165,7 +166,7 @@ def on_cluster(client: Client, content: Any) -> Future:
 
 
 class Cluster:
-    """Workers, which are started, or joined, when there is something to compute first; `run` is an
+    """Workers, which are joined at once, or started when there is something to compute; `run` is an
     `engine.Engine`.
 
     Args:
@@ -181,6 +182,11 @@ class Cluster:
         self._recipes: dict[int, Recipe] = {}  # of models, none of which changes while this is open
 
     def __enter__(self) -> "Cluster":
+        """A scheduler that does not answer, or GPUs that are not there, are told before anything else."""
+        if self.scheduler:
+            _ = self.client
+        elif self.gpus:
+            gpus(self.workers)
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None,
@@ -207,13 +213,13 @@ class Cluster:
         loop = self._open.enter_context(uninterrupted_loop())
         cluster = self._open.enter_context(SpecCluster(scheduler=scheduler, loop=loop, security=security,
                                                        silence_logs=logging.CRITICAL))
-        # only now, so that an interrupted start, too, ends with its processes
+        # only now, and shielded, so that an interrupted start, too, ends with its processes
         cluster.worker_spec.update(workers)
         try:
-            cluster.sync(lambda: cluster)
+            cluster.sync(asyncio.shield, cluster)
         except RuntimeError as error:
             raise InputError(f"the workers did not start ({str(error).splitlines()[0]}): a script that asks "
-                             'for them does so under if __name__ == "__main__":') from error
+                             'for them is a file, and does so under if __name__ == "__main__":') from error
         return self._open.enter_context(Client(cluster, security=security))
 
     def run(self, model: LanguageModel, stages: Iterable[Sequence[Task]], run_folder: RunFolder,
