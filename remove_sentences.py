@@ -32,8 +32,8 @@ def main(options: argparse.Namespace) -> None:
             parts.append((path.name.replace("_unfiltered", "_filtered"), filtered(content)))
         for name, part in parts:
             if out_dir / name in contents:
-                raise InputError(f"{path}: there would be two files {out_dir / name}: give this one a name of "
-                                 "its own, with _unfiltered in it where --filtered is asked for")
+                raise InputError(f"{path}: there would be two files {out_dir / name}: give this one a name "
+                                 "of its own, with _unfiltered in it where --filtered is asked for")
             contents[out_dir / name] = numbered(part, path)
     for path in contents:
         if path.exists():

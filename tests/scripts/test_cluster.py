@@ -36,7 +36,7 @@ from distributed.cli import dask_worker
 
 from mediation.studies import cluster
 
-CURVE = "ec_paramgen_curve:prime256v1"
+KEY = "-newkey ec -pkeyopt ec_paramgen_curve:prime256v1 -nodes"
 HERE = {"host": cluster.LOOPBACK, "dashboard": False, "dashboard_address": f"{cluster.LOOPBACK}:0"}
 
 
@@ -133,14 +133,12 @@ def command(toy_checkpoint):
     return f"{NEURONS} --intervention_types man_indirect -model {toy_checkpoint('llama')} -out_dir"
 
 
-@pytest.fixture
-def of_local(command, run_script, tmp_path_factory, made={}):  # noqa: B006  # once for all tests
+@pytest.fixture(scope="module")
+def of_local(command, start_script, tmp_path_factory):
     """The tables of the local engine."""
-    if not made:
-        folder = tmp_path_factory.mktemp("local")
-        assert run_script(f"{command} {folder}")[0] == 0
-        made |= tables(folder)
-    return made
+    folder = tmp_path_factory.mktemp("local")
+    assert start_script(f"{command} {folder}").wait() == 0
+    return tables(folder)
 
 
 def test_a_worker_lost_half_way_and_one_added_change_no_byte(run_script, command, of_local, workers,
@@ -209,10 +207,10 @@ def test_a_task_that_fails_for_good_ends_in_one_line_and_the_rest_is_kept(
     tasks = [Failing("table", each, each, 1, tmp_path) for each in ("first", "raises twice", name)]
     with engine_of(ClusterOptions("dask", scheduler=workers.address)), tqdm(disable=True) as progress:
         with pytest.raises(InputError) as error:
-            engine.run(toy_model("gpt2"), [tasks], run_folder, progress)
+            engine.run(toy_model("llama"), [tasks], run_folder, progress)
         assert line in str(error.value) and "\n" not in str(error.value)
         assert len(list(tmp_path.glob(f"{name}-*"))) == times
-        shards = engine.run(toy_model("gpt2"), [tasks[:2]], run_folder, progress)
+        shards = engine.run(toy_model("llama"), [tasks[:2]], run_folder, progress)
     assert shards(tasks[1].key)["number"] == 2
     # what a worker gave is computed again where it died before that was fetched
     assert len(list(tmp_path.glob("first-*"))) == 1 or name == "kills"
@@ -220,10 +218,10 @@ def test_a_task_that_fails_for_good_ends_in_one_line_and_the_rest_is_kept(
 
 def test_workers_take_the_drivers_copy_where_they_have_no_such_model(toy_checkpoint, two, tmp_path):
     """The folder is gone, and a weight is another one."""
-    shutil.copytree(toy_checkpoint("gpt2"), tmp_path / "mine")
+    shutil.copytree(toy_checkpoint("llama"), tmp_path / "mine")
     model = LanguageModel(str(tmp_path / "mine"))
     shutil.rmtree(tmp_path / "mine")
-    model.model.transformer.h[1].mlp.c_proj.weight.data *= 2
+    model.model.model.layers[1].mlp.down_proj.weight.data *= 2
     found = [mediation.mediate(model, [GOOD_STIMULUS], "mlps", progress=False, **options)
              for options in ({"engine": "dask", "scheduler": two.address}, {})]
     assert found[0].effects.equals(found[1].effects) and len(found[0].effects)
@@ -253,8 +251,8 @@ def certificates(tmp_path_factory):
 
     def make(name):
         folder = tmp_path_factory.mktemp(name)
-        for command in (f"req -x509 -newkey ec -pkeyopt {CURVE} -nodes -keyout ca.key -out ca.pem -subj /CN=authority",
-                        f"req -newkey ec -pkeyopt {CURVE} -nodes -keyout key.pem -out request.pem -subj /CN=worker",
+        for command in (f"req -x509 {KEY} -keyout ca.key -out ca.pem -subj /CN=authority",
+                        f"req {KEY} -keyout key.pem -out request.pem -subj /CN=worker",
                         "x509 -req -in request.pem -CA ca.pem -CAkey ca.key -CAcreateserial -out cert.pem"):
             subprocess.run(["openssl", *command.split()], cwd=folder, check=True, capture_output=True)
         return {"tls_ca_file": folder / "ca.pem", "tls_cert": folder / "cert.pem",
