@@ -51,7 +51,8 @@ class Server:
         self.socket, other = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         with other:
             command = [sys.executable, "-m", "tests.preloaded", str(other.fileno()), *modules]
-            self.process = subprocess.Popen(command, cwd=PROJECT, pass_fds=[other.fileno()],
+            quiet = os.environ | {"DASK_DISTRIBUTED__WORKER__PROFILE__ENABLED": "False"}  # workers idle a lot
+            self.process = subprocess.Popen(command, cwd=PROJECT, pass_fds=[other.fileno()], env=quiet,
                                             stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
 
     def start(self, command, *arguments):

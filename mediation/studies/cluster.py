@@ -45,7 +45,8 @@ SECONDS = 1.0  # between looks at how many workers there are
 LOOPBACK = "127.0.0.1"
 TIMEOUT = 30  # seconds that a scheduler may take to answer
 KEPT = "what was finished is kept: give the same command again"
-QUIET = {"distributed.admin.large-graph-warning-threshold": "1TB"}  # arrays are sent once, and knowingly
+SETTINGS = {"distributed.admin.large-graph-warning-threshold": "1TB",  # arrays are sent once, and knowingly
+            "distributed.worker.profile.enabled": False}  # it takes 2% of a core of each worker
 Packed = bytes  # a pickle: the scheduler passes it on, and need not have what it is made of
 
 
@@ -201,7 +202,7 @@ class Cluster:
             InputError: there is none, or it is refused.
         """
         logging.getLogger("distributed").setLevel(logging.CRITICAL)  # what matters ends in one line
-        self._open.enter_context(dask.config.set(QUIET))
+        self._open.enter_context(dask.config.set(SETTINGS))
         security = security_of(self.tls)
         if self.scheduler:
             try:
