@@ -25,13 +25,16 @@ def main(options: argparse.Namespace) -> None:
     contents = {}
     for path in map(Path, options.files):
         content = read_results(path)
-        contents[out_dir / path.name] = numbered(content, path)
+        if options.filtered and content["do_filter"]:
+            raise InputError(f"{path} is filtered already: name the unfiltered file, or leave --filtered out")
+        parts = [(path.name, content)]
         if options.filtered:
-            if content["do_filter"]:
-                raise InputError(f"{path} is filtered already: name the unfiltered file, or leave --filtered "
-                                 "out")
-            name = path.name.replace("_unfiltered", "_filtered")
-            contents[out_dir / name] = numbered(filtered(content), path)
+            parts.append((path.name.replace("_unfiltered", "_filtered"), filtered(content)))
+        for name, part in parts:
+            if out_dir / name in contents:
+                raise InputError(f"{path}: there would be two files {out_dir / name}: give this one a name "
+                                 "of its own, with _unfiltered in it where --filtered is asked for")
+            contents[out_dir / name] = numbered(part, path)
     for path in contents:
         if path.exists():
             raise InputError(f"{path} is already there: move it away, or choose another -out_dir")

@@ -21,13 +21,15 @@ import struct
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
+from importlib.util import find_spec
 from pathlib import Path
 
 PROJECT = Path(__file__).parent.parent
 MODULES = ["experiment", "mediation.reports.plots", "mediation.reports.report",
            "mediation.studies.professions", "mediation.studies.selection", "pyarrow.parquet",
            "transformers.models.gpt2.modeling_gpt2", "transformers.models.llama.modeling_llama",
-           "transformers.processing_utils"]
+           "transformers.processing_utils",
+           *(["distributed.cli.dask_worker"] if find_spec("distributed") else [])]
 NUMBER = struct.Struct("i")  # pids and exit codes, as they come through the pipe
 LONGEST = 2**17  # bytes of a request
 
@@ -49,7 +51,8 @@ class Server:
         self.socket, other = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         with other:
             command = [sys.executable, "-m", "tests.preloaded", str(other.fileno()), *modules]
-            self.process = subprocess.Popen(command, cwd=PROJECT, pass_fds=[other.fileno()],
+            quiet = os.environ | {"DASK_DISTRIBUTED__WORKER__PROFILE__ENABLED": "False"}  # workers idle a lot
+            self.process = subprocess.Popen(command, cwd=PROJECT, pass_fds=[other.fileno()], env=quiet,
                                             stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
 
     def start(self, command, *arguments):

@@ -232,12 +232,12 @@ def strong_examples(odds_ratios: ArrayLike, quantile: float) -> tuple[list[int],
     aligned = odds_ratios[odds_ratios > 1]
     if not len(aligned):
         raise InputError("no example has an odds ratio above 1 in this model, filtering leaves nothing: "
-                         "use --do-filter False")
+                         "leave the filter out (--do-filter False)")
     threshold = float(np.quantile(aligned, quantile))
     strong = np.flatnonzero(odds_ratios > threshold)
     if not len(strong):
         raise InputError(f"no example has an odds ratio above the threshold {threshold:.6f}: use more "
-                         "examples or --do-filter False")
+                         "examples, or leave the filter out (--do-filter False)")
     return strong.tolist(), len(aligned), threshold
 
 

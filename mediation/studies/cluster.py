@@ -6,18 +6,21 @@ lost costs the task that it had, which another one gets. A driver that is lost i
 with either engine.
 """
 
+import asyncio
 import logging
 import os
 import pickle
+import signal
 import tempfile
 import threading
 import time
 from collections import deque
-from collections.abc import Collection, Iterable, Sequence
-from contextlib import ExitStack
+from collections.abc import Collection, Iterable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from importlib import import_module
+from multiprocessing import resource_tracker
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -27,6 +30,8 @@ import numpy as np
 import torch
 from distributed import CancelledError, Client, Future, KilledWorker, Nanny, Scheduler, SpecCluster, wait
 from distributed.security import Security
+from distributed.utils import LoopRunner
+from tornado.ioloop import IOLoop
 from tqdm import tqdm
 
 from mediation.errors import InputError
@@ -40,7 +45,8 @@ SECONDS = 1.0  # between looks at how many workers there are
 LOOPBACK = "127.0.0.1"
 TIMEOUT = 30  # seconds that a scheduler may take to answer
 KEPT = "what was finished is kept: give the same command again"
-QUIET = {"distributed.admin.large-graph-warning-threshold": "1TB"}  # arrays are sent once, and knowingly
+SETTINGS = {"distributed.admin.large-graph-warning-threshold": "1TB",  # arrays are sent once, and knowingly
+            "distributed.worker.profile.enabled": False}  # it takes 2% of a core of each worker
 Packed = bytes  # a pickle: the scheduler passes it on, and need not have what it is made of
 
 
@@ -161,7 +167,7 @@ def on_cluster(client: Client, content: Any) -> Future:
 
 
 class Cluster:
-    """Workers, which are started, or joined, when there is something to compute first; `run` is an
+    """Workers, which are joined at once, or started when there is something to compute; `run` is an
     `engine.Engine`.
 
     Args:
@@ -177,6 +183,11 @@ class Cluster:
         self._recipes: dict[int, Recipe] = {}  # of models, none of which changes while this is open
 
     def __enter__(self) -> "Cluster":
+        """A scheduler that does not answer, or GPUs that are not there, are told before anything else."""
+        if self.scheduler:
+            _ = self.client
+        elif self.gpus:
+            gpus(self.workers)
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None,
@@ -191,7 +202,7 @@ class Cluster:
             InputError: there is none, or it is refused.
         """
         logging.getLogger("distributed").setLevel(logging.CRITICAL)  # what matters ends in one line
-        self._open.enter_context(dask.config.set(QUIET))
+        self._open.enter_context(dask.config.set(SETTINGS))
         security = security_of(self.tls)
         if self.scheduler:
             try:
@@ -199,11 +210,17 @@ class Cluster:
             except (OSError, ValueError) as error:
                 raise InputError(f"--scheduler {self.scheduler}: nobody answers there, or this "
                                  f"command is refused ({str(error).splitlines()[0]})") from error
+        workers, scheduler = local_cluster(self.workers, self.gpus, security)
+        loop = self._open.enter_context(uninterrupted_loop())
+        cluster = self._open.enter_context(SpecCluster(scheduler=scheduler, loop=loop, security=security,
+                                                       silence_logs=logging.CRITICAL))
+        # only now, and shielded, so that an interrupted start, too, ends with its processes
+        cluster.worker_spec.update(workers)
         try:
-            cluster = self._open.enter_context(local_cluster(self.workers, self.gpus, security))
+            cluster.sync(asyncio.shield, cluster)
         except RuntimeError as error:
             raise InputError(f"the workers did not start ({str(error).splitlines()[0]}): a script that asks "
-                             'for them does so under if __name__ == "__main__":') from error
+                             'for them is a file, and does so under if __name__ == "__main__":') from error
         return self._open.enter_context(Client(cluster, security=security))
 
     def run(self, model: LanguageModel, stages: Iterable[Sequence[Task]], run_folder: RunFolder,
@@ -336,8 +353,26 @@ def security_of(tls: Sequence[str | Path]) -> Security:
     return Security(require_encryption=True, tls_ca_file=authority, **files)
 
 
-def local_cluster(number: int, with_gpus: bool, security: Security) -> SpecCluster:
-    """Processes on this machine, reachable from this machine only."""
+@contextmanager
+def uninterrupted_loop() -> Iterator[IOLoop]:
+    """The loop of a thread that Ctrl-C does not reach, nor the processes that it starts: a terminal sends it
+    to all of them, and this process alone heeds it."""
+    resource_tracker.ensure_running()  # else the first process starts it, and can be interrupted again
+    runner = LoopRunner()
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        runner.start()
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+    try:
+        yield runner.loop
+    finally:
+        runner.stop()
+
+
+def local_cluster(number: int, with_gpus: bool, security: Security) -> tuple[dict[int, Any], dict[str, Any]]:
+    """Workers and a scheduler on this machine, reachable from this machine only, as SpecCluster takes
+    them."""
     protocol = "tls://" if security.require_encryption else "tcp://"
     here = {"host": LOOPBACK, "protocol": protocol, "security": security, "dashboard": False,
             "dashboard_address": f"{LOOPBACK}:0"}
@@ -347,7 +382,7 @@ def local_cluster(number: int, with_gpus: bool, security: Security) -> SpecClust
                for index, environment in enumerate(own)}
     # a worker's death is an attempt of the task that it had
     scheduler = {"cls": Scheduler, "options": {**here, "allowed_failures": ATTEMPTS - 1}}
-    return SpecCluster(workers, scheduler, security=security, silence_logs=logging.CRITICAL)
+    return workers, scheduler
 
 
 def gpus(number: int) -> list[str]:

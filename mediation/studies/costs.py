@@ -68,8 +68,9 @@ class Sizes:
         config = model.model.config.get_text_config()
         head = model.parts.head.weight
         maps = [weight for weight in model.parts.blocks[0].parameters() if weight.dim() > 1]
-        size = getattr(config, "head_dim", None) or model.num_neurons // model.num_heads
-        return cls(model.num_layers, model.num_neurons, model.num_heads, size,
+        heads = model.num_heads or 1  # where none are found attention is taken to be as wide as the model
+        size = getattr(config, "head_dim", None) or model.num_neurons // heads
+        return cls(model.num_layers, model.num_neurons, heads, size,
                    sum(weight.numel() for weight in maps), max(max(weight.shape) for weight in maps),
                    len(head), head.element_size(), bool(model.masking), model.full_passes)
 

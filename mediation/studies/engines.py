@@ -82,10 +82,15 @@ def engine_of(options: Any) -> Iterator[None]:
     if find_spec("distributed") is None:
         raise InputError("--engine dask needs the package distributed, which is not here: "
                          "pip install -r requirements-cluster.txt")
+    if getattr(options, "plan", False):  # nothing is run
+        yield
+        return
+    from dask.system import CPU_COUNT
+
     from mediation.studies.cluster import Cluster
     from mediation.studies.engine import computed_by
 
-    workers = chosen.gpus or chosen.workers or len(os.sched_getaffinity(0))
+    workers = chosen.gpus or chosen.workers or CPU_COUNT
     with (Cluster(workers, bool(chosen.gpus), chosen.scheduler, list(filter(None, chosen.tls))) as cluster,
           computed_by(cluster.run)):
         yield

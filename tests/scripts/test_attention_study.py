@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 import subprocess
 
 import numpy as np
@@ -70,11 +71,17 @@ def test_results_without_sentences_are_the_same_results(study, run_script, tmp_p
             assert ours[key] == (pytest.approx(known[key], rel=1e-5) if isinstance(known[key], float)
                                  else known[key])
     before = {path: path.read_bytes() for path in shared.iterdir()}
+    shutil.copy(run / unfiltered, tmp_path / "mine.json")
+    renamed = f"remove_sentences.py {tmp_path / 'mine.json'} -out_dir {tmp_path / 'other'} --filtered"
     for again, reason in ((command, "is already there"),
+                          (renamed, "there would be two files"),
+                          (f"remove_sentences.py {run / unfiltered} {shared / unfiltered} -out_dir "
+                           f"{tmp_path / 'other'}", "there would be two files"),
                           (f"remove_sentences.py {run / filtered} -out_dir {shared} --filtered",
                            "is filtered already")):
         code, _, error = run_script(again)
         assert code == 2 and reason in error
+    assert not (tmp_path / "other").exists()
     (run / "manifest.json").unlink()  # as where a file was brought along
     code, _, error = study("winobias", "--do-filter", "False", *options)
     assert code == 2 and "is already there and no manifest tells how it was made" in error

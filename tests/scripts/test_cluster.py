@@ -9,9 +9,10 @@ import signal
 import subprocess
 import threading
 import time
-from contextlib import closing, suppress
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import psutil
@@ -35,6 +36,7 @@ from distributed.cli import dask_worker
 
 from mediation.studies import cluster
 
+KEY = "-newkey ec -pkeyopt ec_paramgen_curve:prime256v1 -nodes"
 HERE = {"host": cluster.LOOPBACK, "dashboard": False, "dashboard_address": f"{cluster.LOOPBACK}:0"}
 
 
@@ -114,6 +116,7 @@ def written(folder):
 @pytest.mark.parametrize("study", STUDIES)
 def test_files_equal_the_local_engines(run_script, toy_checkpoint, two, tmp_path, monkeypatch, study):
     monkeypatch.setattr(interpolated_trees, "INTERPOLATED_FROM", 3)
+    monkeypatch.setattr("mediation.analysis.write_report", lambda found: ("", found.run_folder.folder))
     stimuli = tmp_path / "mine.jsonl"
     stimulus_files.write(stimuli, stimulus_files.of_records([
         {**GOOD_STIMULUS, "id": word, "substitutes": [word, "man"]} for word in ("nurse", "captain")]))
@@ -124,10 +127,23 @@ def test_files_equal_the_local_engines(run_script, toy_checkpoint, two, tmp_path
     assert written(tmp_path / "dask") == written(tmp_path / "local") != {}
 
 
-def test_a_worker_lost_half_way_and_one_added_change_no_byte(run_script, toy_checkpoint, workers, tmp_path):
+@pytest.fixture(scope="module")
+def command(toy_checkpoint):
+    """Two tables, of four tasks."""
+    return f"{NEURONS} --intervention_types man_indirect -model {toy_checkpoint('llama')} -out_dir"
+
+
+@pytest.fixture(scope="module")
+def of_local(command, start_script, tmp_path_factory):
+    """The tables of the local engine."""
+    folder = tmp_path_factory.mktemp("local")
+    assert start_script(f"{command} {folder}").wait() == 0
+    return tables(folder)
+
+
+def test_a_worker_lost_half_way_and_one_added_change_no_byte(run_script, command, of_local, workers,
+                                                             tmp_path):
     lost = workers.add()
-    command = f"{NEURONS} --intervention_types man_indirect -model {toy_checkpoint('llama')}"
-    assert run_script(f"{command} -out_dir {tmp_path / 'local'}")[0] == 0
 
     def replace():
         while len(list(tmp_path.glob("dask/results/*/unfinished/*/*.npz"))) < 2:
@@ -137,17 +153,15 @@ def test_a_worker_lost_half_way_and_one_added_change_no_byte(run_script, toy_che
 
     killer = threading.Thread(target=replace, daemon=True)
     killer.start()
-    code, _, error = run_script(f"{command} -out_dir {tmp_path / 'dask'} {workers.options}")
+    code, _, error = run_script(f"{command} {tmp_path / 'dask'} {workers.options}")
     assert code == 0 and not killer.is_alive(), error
     assert lost.wait() == -signal.SIGKILL
-    assert tables(tmp_path / "dask") == tables(tmp_path / "local") != {}
+    assert tables(tmp_path / "dask") == of_local != {}
 
 
 @pytest.mark.parametrize("first", ["dask", "local"])
-def test_a_lost_driver_is_resumed_by_either_engine(run_script, toy_checkpoint, two, tmp_path, monkeypatch,
+def test_a_lost_driver_is_resumed_by_either_engine(run_script, command, of_local, two, tmp_path, monkeypatch,
                                                    first):
-    command = f"{NEURONS} --intervention_types man_indirect -model {toy_checkpoint('llama')} -out_dir"
-    assert run_script(f"{command} {tmp_path / 'whole'}")[0] == 0
     saved, options = [], {"dask": two.options, "local": ""}
     with monkeypatch.context() as patch:
         saved += interrupt_at(patch, (RunFolder, "save_shard"), call=3)
@@ -158,7 +172,7 @@ def test_a_lost_driver_is_resumed_by_either_engine(run_script, toy_checkpoint, t
         second = options["local" if first == "dask" else "dask"]
         assert run_script(f"{command} {tmp_path / 'parts'} {second}")[0] == 0
     assert len(saved) == 2  # of four
-    assert tables(tmp_path / "parts") == tables(tmp_path / "whole") != {}
+    assert tables(tmp_path / "parts") == of_local != {}
 
 
 @dataclass(frozen=True)
@@ -184,18 +198,19 @@ class Failing(engine.Task):
     ("kills", 3, "kills: 3 workers died while they computed it"),
     ("is refused", 1, "it cannot be mended: name another one")])
 def test_a_task_that_fails_for_good_ends_in_one_line_and_the_rest_is_kept(
-        workers, toy_model, tmp_path, name, times, line):
-    for _ in range(4 if name == "kills" else 1):
+        request, toy_model, tmp_path, name, times, line):
+    workers = request.getfixturevalue("workers" if name == "kills" else "two")
+    for _ in range(4 if name == "kills" else 0):
         workers.add()
     run_folder = RunFolder(tmp_path / "run")
     run_folder.claim([], {})
     tasks = [Failing("table", each, each, 1, tmp_path) for each in ("first", "raises twice", name)]
     with engine_of(ClusterOptions("dask", scheduler=workers.address)), tqdm(disable=True) as progress:
         with pytest.raises(InputError) as error:
-            engine.run(toy_model("gpt2"), [tasks], run_folder, progress)
+            engine.run(toy_model("llama"), [tasks], run_folder, progress)
         assert line in str(error.value) and "\n" not in str(error.value)
         assert len(list(tmp_path.glob(f"{name}-*"))) == times
-        shards = engine.run(toy_model("gpt2"), [tasks[:2]], run_folder, progress)
+        shards = engine.run(toy_model("llama"), [tasks[:2]], run_folder, progress)
     assert shards(tasks[1].key)["number"] == 2
     # what a worker gave is computed again where it died before that was fetched
     assert len(list(tmp_path.glob("first-*"))) == 1 or name == "kills"
@@ -203,10 +218,10 @@ def test_a_task_that_fails_for_good_ends_in_one_line_and_the_rest_is_kept(
 
 def test_workers_take_the_drivers_copy_where_they_have_no_such_model(toy_checkpoint, two, tmp_path):
     """The folder is gone, and a weight is another one."""
-    shutil.copytree(toy_checkpoint("gpt2"), tmp_path / "mine")
+    shutil.copytree(toy_checkpoint("llama"), tmp_path / "mine")
     model = LanguageModel(str(tmp_path / "mine"))
     shutil.rmtree(tmp_path / "mine")
-    model.model.transformer.h[1].mlp.c_proj.weight.data *= 2
+    model.model.model.layers[1].mlp.down_proj.weight.data *= 2
     found = [mediation.mediate(model, [GOOD_STIMULUS], "mlps", progress=False, **options)
              for options in ({"engine": "dask", "scheduler": two.address}, {})]
     assert found[0].effects.equals(found[1].effects) and len(found[0].effects)
@@ -236,8 +251,8 @@ def certificates(tmp_path_factory):
 
     def make(name):
         folder = tmp_path_factory.mktemp(name)
-        for command in ("req -x509 -newkey rsa:2048 -nodes -keyout ca.key -out ca.pem -subj /CN=authority",
-                        "req -newkey rsa:2048 -nodes -keyout key.pem -out request.pem -subj /CN=worker",
+        for command in (f"req -x509 {KEY} -keyout ca.key -out ca.pem -subj /CN=authority",
+                        f"req {KEY} -keyout key.pem -out request.pem -subj /CN=worker",
                         "x509 -req -in request.pem -CA ca.pem -CAkey ca.key -CAcreateserial -out cert.pem"):
             subprocess.run(["openssl", *command.split()], cwd=folder, check=True, capture_output=True)
         return {"tls_ca_file": folder / "ca.pem", "tls_cert": folder / "cert.pem",
@@ -245,28 +260,26 @@ def certificates(tmp_path_factory):
     return make
 
 
-def test_a_stranger_is_refused(run_script, start_script, toy_checkpoint, certificates, tmp_path, monkeypatch):
+def test_a_stranger_is_refused(run_script, start_script, command, of_local, certificates, tmp_path,
+                               monkeypatch):
     monkeypatch.setattr(cluster, "TIMEOUT", 2)
     own, others = certificates("own"), certificates("others")
     security = cluster.security_of(list(own.values()))
     with closing(Workers(start_script, security)) as workers:
         files = own["tls_ca_file"], own["tls_cert"], own["tls_key"]
         workers.add("--tls-ca-file", files[0], "--tls-cert", files[1], "--tls-key", files[2])
-        command = (f"{NEURONS} --intervention_types man_indirect -model {toy_checkpoint('llama')} "
-                   f"{workers.options}")
 
-        def run(folder, options, command=command):
-            chosen = [text for name, path in options.items() for text in (f"--{name}", path)]
-            return run_script(command, *chosen, "-out_dir", tmp_path / folder)
+        def run(options, files):
+            chosen = [text for name, path in files.items() for text in (f"--{name}", path)]
+            return run_script(f"{command} {tmp_path / 'out'} {options}", *chosen)
 
-        code, _, error = run("others", others)
-        assert code == 2 and "this command is refused" in error.splitlines()[-1], error
-        plain = command.replace("tls://", "tcp://")
-        code, _, error = run("plain", {}, plain)
-        assert code == 2 and "this command is refused" in error.splitlines()[-1], error
-        assert not tables(tmp_path)
-        code, _, error = run("own", own)
-        assert code == 0 and len(tables(tmp_path / "own")) == 2, error
+        for options, files in ((workers.options, others),
+                               (workers.options.replace("tls://", "tcp://"), {})):
+            code, _, error = run(options, files)
+            assert code == 2 and "this command is refused" in error and len(error.splitlines()) == 1, error
+            assert not (tmp_path / "out").exists()
+        code, _, error = run(workers.options, own)
+        assert code == 0 and tables(tmp_path / "out") == of_local, error
 
 
 # what does not go together
@@ -292,10 +305,19 @@ def test_without_the_package_one_line_says_how_to_come_to_it(run_script, tmp_pat
                      "pip install -r requirements-cluster.txt\n")
 
 
-def test_more_gpus_than_there_are(run_script, toy_checkpoint, tmp_path):
-    code, _, error = run_script(f"{NEURONS} -model {toy_checkpoint('llama')} -out_dir {tmp_path} "
-                                "--engine dask --gpus 99")
-    assert code == 2 and "--gpus 99: this machine has" in error.splitlines()[-1]
+@pytest.mark.parametrize("options, line", [
+    ({"gpus": 99}, "--gpus 99: this machine has"),
+    ({"scheduler": "tcp://127.0.0.1:9"}, "nobody answers there")])
+def test_what_is_not_there_is_told_before_anything_else_and_a_plan_does_not_ask_for_it(
+        run_script, tmp_path, monkeypatch, options, line):
+    monkeypatch.setattr(cluster, "TIMEOUT", 0.2)
+    [(name, value)] = options.items()
+    code, _, error = run_script(f"{NEURONS} -model gpt2 -out_dir {tmp_path / 'out'} --engine dask --{name} "
+                                f"{value}")
+    assert code == 2 and line in error and len(error.splitlines()) == 1
+    assert not (tmp_path / "out").exists()
+    with engine_of(SimpleNamespace(**vars(ClusterOptions("dask", **options)), plan=True)):
+        pass
 
 
 def test_each_worker_sees_its_own_gpu(monkeypatch):
@@ -306,17 +328,21 @@ def test_each_worker_sees_its_own_gpu(monkeypatch):
     assert cluster.gpus(2) == ["5", "7"]
 
 
-def test_workers_of_this_machine_listen_on_the_loopback_address_alone(start_script, toy_checkpoint, tmp_path):
-    """A cluster of its own, as the shell starts it."""
-    command = (f"{NEURONS} --intervention_types man_indirect -model {toy_checkpoint('llama')} -out_dir "
-               f"{tmp_path} --engine dask --workers 1")
-    process = start_script(command)
-    listening = set()
-    while process.poll() is None:
-        time.sleep(0.5)
-        with suppress(psutil.Error):
-            family = psutil.Process(process.pid)
-            listening |= {connection.laddr.ip for each in (family, *family.children(recursive=True))
-                          for connection in each.net_connections() if connection.status == "LISTEN"}
-    assert process.returncode == 0, process.communicate()
-    assert listening == {cluster.LOOPBACK} and len(tables(tmp_path)) == 2
+def test_workers_of_this_machine_listen_on_the_loopback_address_and_end_with_the_command(
+        start_script, run_script, command, of_local, tmp_path):
+    """A cluster of its own, as the shell starts it; a terminal's Ctrl-C reaches the workers, too."""
+    driver = start_script(f"{command} {tmp_path} --engine dask --workers 1")
+    while not list(tmp_path.glob("results/*/unfinished/*/*.npz")):
+        assert driver.poll() is None, driver.communicate()
+        time.sleep(0.05)
+    family = [psutil.Process(driver.pid), *psutil.Process(driver.pid).children(recursive=True)]
+    assert len(family) > 1
+    assert {connection.laddr.ip for each in family for connection in each.net_connections()
+            if connection.status == "LISTEN"} == {cluster.LOOPBACK}
+    for each in family:
+        each.send_signal(signal.SIGINT)
+    _, error = driver.communicate()
+    assert driver.returncode == 130 and "Traceback" not in error, error
+    assert error.splitlines()[-1].startswith("interrupted:")
+    assert not psutil.wait_procs(family, timeout=10)[1]
+    assert run_script(f"{command} {tmp_path}")[0] == 0 and tables(tmp_path) == of_local
