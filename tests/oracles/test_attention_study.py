@@ -115,6 +115,21 @@ def test_the_published_figures_that_are_brought_along_are_the_published_ones(sha
         np.testing.assert_allclose(entry["indirect_effect_head"], expected["indirect_effect_head"], rtol=1e-6)
 
 
+def test_the_results_that_come_along_are_numbers_alone_and_pass_the_filter(examples):
+    files = {kind: PROJECT / "winobias_data" / f"attention_intervention_smollm2-135m_{kind}_dev.json"
+             for kind in ("unfiltered", "filtered")}
+    contexts = [example.base_string for example in examples[0]["winobias_dev"]]
+    for path in files.values():
+        text = path.read_text()
+        assert not any(context.partition(" {}")[0] in text for context in contexts)
+    unfiltered, filtered = (read_results(path) for path in files.values())
+    assert len(unfiltered["results"]) == 160
+    assert (len(filtered["results"]), filtered["num_examples_aligned"]) == (87, 116)
+    assert filtered["mean_total_effect"] == pytest.approx(0.2466, abs=5e-5)  # docs/attention_study.md
+    heads = np.mean([entry["indirect_effect_head"] for entry in filtered["results"]], axis=0)
+    assert np.unravel_index(heads.argmax(), heads.shape) == (14, 8)
+
+
 def test_published_masked_results_are_read_and_their_examples_found(shared):
     name = "attention_intervention_distilbert-base-uncased_filtered_dev_1.json"
     path = shared / "published" / "winobias_data" / name
