@@ -88,7 +88,7 @@ def select_heads(
     settings = {"model": model.name, "weights_sha256": model.weights_sha256(), "data": data,
                 "examples_sha256": sha256(repr(examples).encode()).hexdigest(),
                 "filter_quantile": options.filter_quantile if options.do_filter else None,
-                "max_examples": options.max_examples, "dtype": options.dtype, "seed": options.seed}
+                "max_examples": options.max_examples, **model.describe_dtype(), "seed": options.seed}
     run_folder = RunFolder(options.out_dir)
     run_folder.claim(names.values(), settings)
 

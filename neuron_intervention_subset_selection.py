@@ -74,7 +74,7 @@ def main(options: argparse.Namespace) -> None:
     names = {"marg_contrib": "marg_contrib.pickle",
              **{kind: f"{kind}_{name}.pickle" for kind in KINDS}}
     settings = {"model": model.name, "weights_sha256": model.weights_sha256(), "prompts": list(prompts),
-                "dtype": options.dtype, "seed": options.seed}
+                **model.describe_dtype(), "seed": options.seed}
     run_folder = RunFolder(options.out_dir)
     run_folder.claim(names.values(), settings)
     examples = {key: selection.NeuronExample(*prompt, options.batch_size, first * width)

@@ -249,7 +249,7 @@ def describe_settings(
         "professions": list(dict.fromkeys(word for words in interventions.values() for word in words)),
         "candidates": list(options.candidates),
         "alpha": options.alpha,
-        "dtype": options.dtype,
+        **model.describe_dtype(),
         "seed": options.seed if options.randomize else None,
     } | describe_defaults_left(options) | describe_method(options)
 

@@ -93,7 +93,7 @@ def mediate(
         folder = tempfile.TemporaryDirectory() if out_dir is None else None
         written = run(model, read, requests, folder.name if folder else Path(str(out_dir)), AnalysisOptions(
             method=method, precision="fast" if model.fast_rows is not None else "exact",
-            dtype=str(model.model.dtype).removeprefix("torch."), batch_size=batch_size,
+            dtype=str(model.dtype).removeprefix("torch."), batch_size=batch_size,
             full_passes=model.full_passes, seed=seed, screen_share=screen_share, screen_sample=screen_sample,
             screen_top=screen_top, multi_token=multi_token, stimuli=name, command="mediation.mediate"))
     return Mediation(written, [request.name for request in requests], folder)

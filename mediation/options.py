@@ -115,6 +115,9 @@ def add_model_options(parser: argparse.ArgumentParser) -> None:
                         help="cpu, cuda, cuda:1 ...; auto takes CUDA where there is one (default)")
     parser.add_argument("--dtype", default="float32", choices=("float32", "float64", "bfloat16", "float16"),
                         help="of weights and activations (default: float32)")
+    parser.add_argument("--weights_dtype", choices=("bfloat16", "float16"), metavar="bfloat16|float16",
+                        help="keep the weights of a float32 model so, in half of the memory; all that is "
+                             "computed stays float32 (default: as --dtype says)")
     parser.add_argument("--resume", action="store_true",
                         help="go on with an unfinished run of the same settings in the same folder: always "
                              "done, as told here")

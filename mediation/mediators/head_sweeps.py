@@ -157,7 +157,7 @@ def attention_intervention(model: LanguageModel, context: Int[Tensor, "*one T"],
                          "use attention_intervention_experiment")
     context = context.reshape(-1).to(model.device)
     shape = (model.num_layers, model.num_heads, len(context), len(context))
-    weights = torch.zeros(shape, dtype=model.model.dtype, device=model.device)
+    weights = torch.zeros(shape, dtype=model.dtype, device=model.device)
     chosen = torch.zeros(1, *shape[:2], dtype=torch.bool, device=model.device)
     for entry in overrides:
         layer, override = entry["layer"], entry["attention_override"].to(model.device)

@@ -315,14 +315,14 @@ def direct_interpolants(model: LanguageModel, interventions: Sequence[Interventi
     (position,) = interventions[0].places[run_on]
     with Narrowing() as narrowing:
         base = run_base(model.model, model.parts, tree.tokens, tree)
-    dtype = str(model.model.dtype).removeprefix("torch.")
+    dtype = str(model.dtype).removeprefix("torch.")
     tolerance = interpolation.NARROWED if narrowing.seen else interpolation.TOLERANCE[dtype]
 
     def run(neurons: Int[np.ndarray, "K"],
             points: Float64[np.ndarray, "K M"]) -> Float64[np.ndarray, "K M Q"]:
         """Log-probabilities when the value of each of K neurons is each of its M points."""
         rows = torch.as_tensor(neurons, device=model.device).repeat_interleave(points.shape[1]).unsqueeze(1)
-        put_in = torch.as_tensor(points * options.alpha, dtype=model.model.dtype, device=model.device)
+        put_in = torch.as_tensor(points * options.alpha, dtype=model.dtype, device=model.device)
         edits = NeuronEdits(torch.full_like(rows, layer), rows, put_in.reshape(-1, 1), position)
         swept = sweep(model.parts, base, tree.predictions, edits, options.batch_size, options.odds_only,
                       progress)
@@ -348,7 +348,7 @@ def neuron_gradients_of(
     values of the neurons there; the last two of the model's dtype, at least float32.
     """
     shape = (len(interventions[0].places[prompt]), model.num_layers + 1, model.num_neurons)
-    dtype = np.float64 if model.model.dtype == torch.float64 else np.float32
+    dtype = np.float64 if model.dtype == torch.float64 else np.float32
     count = len(interventions)
     log_probabilities = np.empty((count, 2))
     gradients, values = np.empty((count, 2, *shape), dtype), np.empty((count, *shape), dtype)

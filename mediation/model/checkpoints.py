@@ -26,6 +26,7 @@ from mediation.files.assets import MODELS, cache_folder, only_process, sha256_of
 from mediation.files.storage import whole_folder, write_json
 from mediation.model.architectures import check_supported, is_masked
 from mediation.model.attention import make_changeable
+from mediation.model.half_weights import HALF, keep_in_half
 
 
 def model_name(name: str) -> str:
@@ -119,15 +120,19 @@ def find_device(name: str | torch.device) -> torch.device:
 
 def load_model(
     name: str, device: torch.device, dtype: torch.dtype = torch.float32, random_weights: bool = False,
-    seed: int = 0,
+    seed: int = 0, weights_dtype: torch.dtype | None = None,
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """A model in evaluation mode on `device`, and its tokenizer.
 
     Attention is eager everywhere: one implementation for every number.
 
+    Args:
+        weights_dtype: None, or the half precision in which a float32 model's weights are kept.
+
     Raises:
         InputError: the name is none of bundled, directory and reachable hub id; or a model that is not
-            supported, does not fit its tokenizer, or does not fit into memory.
+            supported, does not fit its tokenizer, or does not fit into memory; or weights that do not fit
+            into `weights_dtype`.
     """
     source = bundled_model(name) if name in MODELS else name
     try:
@@ -145,12 +150,13 @@ def load_model(
                     torch.manual_seed(seed)
                     model = kind.from_config(config, **how)
             else:
-                model, loading = kind.from_pretrained(
-                    source, **how, trust_remote_code=False, output_loading_info=True)
+                model, loading = _read(kind, source, how, as_it_is=weights_dtype is not None)
                 if loading["missing_keys"]:  # the library would draw them at random and say so in a warning
                     missing = ", ".join(sorted(loading["missing_keys"])[:3])
                     raise InputError(f"model {name!r} has no weights for {missing}: it is no language model, "
                                      "or not whole; name a checkpoint with its language-model head")
+            if weights_dtype is not None:
+                keep_in_half(model, weights_dtype)
             make_changeable(model)
             return model.to(device).eval(), tokenizer
     except InputError:
@@ -163,6 +169,21 @@ def load_model(
         raise InputError(f"cannot load model {name!r}: name a bundled one ({', '.join(MODELS)}), a local "
                          "directory with config, weights and tokenizer, or a hub id that can be reached "
                          f"({reason})") from error
+
+
+def _read(kind, source, how, as_it_is):
+    """A model from its files, and what the library says of their reading.
+
+    `as_it_is`: in the files' own precision, where all that the model makes besides is float32 then, too:
+    Gemma's would round the factor on its word embedding.
+    """
+    how = how | {"trust_remote_code": False, "output_loading_info": True}
+    if as_it_is:
+        model, loading = kind.from_pretrained(source, **how | {"dtype": "auto"})
+        if not any(buffer.dtype in HALF for buffer in model.buffers()):
+            return model, loading
+        del model
+    return kind.from_pretrained(source, **how)
 
 
 def load_tokenizer(name: str) -> PreTrainedTokenizerBase:

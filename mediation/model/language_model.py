@@ -18,8 +18,10 @@ from torch import Tensor
 from mediation.errors import InputError
 from mediation.model import checkpoints, masked
 from mediation.model.architectures import is_masked, masked_parts, parts_of
+from mediation.model.discovery import sample_tokens
 from mediation.model.fast_rows import FastRows
 from mediation.model.forward import BaseRun, Tree, last_logits, pack, pack_pairs, run_base
+from mediation.model.half_weights import HALF, check_float32
 from mediation.model.probes import known_architecture
 from mediation.model.products import check_bfloat16
 from mediation.model.readout import ReadOut, widen
@@ -61,6 +63,10 @@ def _by_size(interventions: Iterable) -> Iterator[list]:
         yield members
 
 
+def _name(dtype):
+    return str(dtype).removeprefix("torch.")
+
+
 class LanguageModel:
     """A model in evaluation mode and without gradients; a masked one is for the attention study only.
 
@@ -68,6 +74,8 @@ class LanguageModel:
         name: a bundled name (`smollm2-135m`), a local directory, or a hub id.
         device: "cpu", "cuda", "cuda:0" ..., or "auto": CUDA where there is one.
         dtype: of weights and activations.
+        weights_dtype: bfloat16 or float16: the weights of a float32 model are kept so, and all that is
+            computed stays float32, see `mediation.model.half_weights`. None: as `dtype` says.
         random_weights: keep the architecture, draw new weights with `seed`.
         masking_approach: 1 to 6, how a masked model scores a candidate, see `mediation.model.masked`.
         full_passes: run every intervention as a full forward pass under plain hooks, the slow reference of
@@ -77,6 +85,7 @@ class LanguageModel:
             `mediation.mediators.batches`); `fast_rows` counts them. For float32 models.
 
     Attributes:
+        dtype: of activations, and of weights if nothing else was asked for.
         name: the last path component, as files are named; `_random` appended where weights were drawn.
         source: what it was asked for by, for another process that is to load it.
         model, tokenizer, parts: the library's two, and the model's modules, see
@@ -92,11 +101,13 @@ class LanguageModel:
 
     def __init__(self, name: str, device: str | torch.device = "cpu", dtype: torch.dtype = torch.float32,
                  random_weights: bool = False, seed: int = 0, masking_approach: int = 1,
-                 full_passes: bool = False, precision: str = "exact") -> None:
+                 full_passes: bool = False, precision: str = "exact",
+                 weights_dtype: torch.dtype | None = None) -> None:
         self.name = checkpoints.model_name(name) + ("_random" if random_weights else "")
-        self.source = {"name": name, "device": device, "random_weights": random_weights, "seed": seed}
+        self.source = {"name": name, "device": device, "random_weights": random_weights, "seed": seed,
+                       "weights_dtype": weights_dtype}
         self.device = checkpoints.find_device(device)
-        self.full_passes = full_passes
+        self.dtype, self.full_passes = dtype, full_passes
         self.fast_rows = None
         if precision == "fast":
             check_bfloat16(self.device)
@@ -106,7 +117,15 @@ class LanguageModel:
             self.fast_rows = FastRows()
         elif precision != "exact":
             raise InputError(f"precision {precision!r} is unknown: choose exact or fast")
-        self.model, self.tokenizer = checkpoints.load_model(name, self.device, dtype, random_weights, seed)
+        if weights_dtype not in (None, *HALF):
+            raise InputError(f"weights_dtype {_name(weights_dtype)} is unknown: choose bfloat16 or float16")
+        if weights_dtype and dtype != torch.float32:
+            raise InputError(f"--weights_dtype {_name(weights_dtype)} keeps the weights alone so, all else "
+                             f"is float32: leave out --dtype {_name(dtype)}")
+        self.model, self.tokenizer = checkpoints.load_model(name, self.device, dtype, random_weights, seed,
+                                                            weights_dtype)
+        if weights_dtype:
+            check_float32(self.model, sample_tokens(self.model))
         self.parts = (masked_parts(self.model) if is_masked(self.model.config) else
                       parts_of(self.model, known_architecture(self.model)))
         architecture = self.parts.architecture
@@ -115,7 +134,7 @@ class LanguageModel:
                              f"{architecture.obstacle or 'whose logits are capped or scaled'}: use "
                              "--precision exact")
         self.full_passes |= not architecture.resumes
-        if dtype in (torch.bfloat16, torch.float16):
+        if self.parts.head.weight.dtype in HALF:
             widen(self.parts.head)
         self.num_layers: int = len(self.parts.blocks)
         self.num_neurons: int = architecture.width
@@ -141,6 +160,11 @@ class LanguageModel:
             digest.update(f"{name} {parameter.dtype} {tuple(parameter.shape)}".encode())
             digest.update(parameter.contiguous().cpu().view(torch.uint8).numpy())
         return digest.hexdigest()
+
+    def describe_dtype(self) -> dict[str, str]:
+        """For a manifest: the precision of what is computed; and of the weights, where it is another."""
+        kept = self.source["weights_dtype"]
+        return {"dtype": _name(self.dtype)} | ({"weights_dtype": _name(kept)} if kept else {})
 
     def check_causal(self) -> None:
         """Raises InputError for a masked model."""

@@ -36,6 +36,7 @@ from mediation.model.forward import (
     pack,
     run_base,
 )
+from mediation.model.half_weights import keeps_half
 
 FEW = 16  # numbers of each weight that tell one checkpoint from another
 LONGEST = 120  # characters of the library's own words
@@ -100,6 +101,8 @@ def _read(stored: dict[str, Any]) -> Architecture:
 @torch.no_grad()
 def probed(model: PreTrainedModel) -> Architecture:
     """The parts of a causal model, found and tried out. Errors as in `known_architecture`."""
+    if keeps_half(model):  # what it computes is float32
+        return _probed(model)
     with in_float32(model):
         return _probed(model)
 

@@ -178,12 +178,13 @@ def on_differences(blocks: nn.ModuleList, record: Recorded, first: int) -> Forwa
 
     @no_type_check  # as in `forward.run_base`
     def forward_of(linear_map, inputs, outputs):
+        own = linear_map.forward
         multiply = _product_of(linear_map, torch.bfloat16)
 
         def forward(x):
             # where what is cached is made into keys and values later, the map is given all positions
             if x.dim() > 2 and x.shape[-2] != len(inputs):
-                return type(linear_map).forward(linear_map, x)
+                return own(x)
             if x is not last[0]:
                 rows = x.view(-1, *inputs.shape)  # some blocks give their maps rows and positions in one
                 last[:] = x, (rows - inputs).bfloat16()

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from mediation.errors import InputError
 from mediation.model.architectures import Parts
 from mediation.model.forward import Prediction, logits_behind
+from mediation.model.half_weights import times
 from mediation.model.products import product, version_of
 
 ROWS_AT_ONCE = 96  # rows of logits: larger buffers spend their time in page faults
@@ -57,16 +58,17 @@ class Normaliser:
         logits[exact] = -torch.inf  # what is left in `logits` is expanded
         mean = self._mean(head, logits)
         # the bound U is set by the token farthest from the mean: without the few farthest it is much smaller
-        chunks = [(chunk - mean).norm(dim=1) for chunk in head.weight.split(TOKENS_AT_ONCE)]
+        chunks = [(chunk.to(base.dtype) - mean).norm(dim=1) for chunk in head.weight.split(TOKENS_AT_ONCE)]
         distances = torch.cat(chunks).masked_fill(logits == -torch.inf, 0)
         exact = torch.cat([exact, distances.topk(FARTHEST).indices])
         logits[exact] = -torch.inf
-        self.exact = product(head.weight[exact], None if head.bias is None else head.bias[exact])
+        weight = head.weight[exact].to(base.dtype)
+        self.exact = product(weight, None if head.bias is None else head.bias[exact])
         self.log_sum = logits.logsumexp(0)  # of the others in the base run
         self.mean, self.farthest = self._mean(head, logits), 0.0
         covariance = base.new_zeros(len(base), len(base))
         for chunk in (logits > -torch.inf).nonzero().flatten().split(TOKENS_AT_ONCE):
-            centred = head.weight[chunk] - self.mean
+            centred = head.weight[chunk].to(base.dtype) - self.mean
             probabilities = (logits[chunk] - self.log_sum).exp().to(base.dtype)
             covariance = covariance + (centred * probabilities.unsqueeze(1)).T @ centred
             self.farthest = max(self.farthest, float(centred.norm(dim=1).max()))
@@ -74,7 +76,7 @@ class Normaliser:
 
     def _mean(self, head: nn.Linear, logits: Float64[Tensor, "V"]) -> Float[Tensor, "D"]:
         """Of the unembeddings, weighted by exp(logits)."""
-        return logits.softmax(0).to(self.base.dtype) @ head.weight
+        return times(logits.softmax(0).to(self.base.dtype), head.weight.T)
 
     @classmethod
     def of(cls, head: nn.Linear, base: Float[Tensor, "D"]) -> "Normaliser":
@@ -124,7 +126,7 @@ def widen(head: nn.Linear) -> None:
 
 def _float32_logits(head: nn.Linear, hidden: Float[Tensor, "... D"]) -> Float[Tensor, "... V"]:
     """The unembedding is copied in chunks."""
-    chunks = [hidden.float() @ chunk.float().T for chunk in head.weight.split(TOKENS_AT_ONCE)]
+    chunks = [times(hidden.float(), chunk) for chunk in head.weight.split(TOKENS_AT_ONCE)]
     return torch.cat(chunks, dim=-1) + (0 if head.bias is None else head.bias.float())
 
 

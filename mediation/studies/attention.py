@@ -122,7 +122,7 @@ def describe_settings(model: LanguageModel, examples: Sequence[PronounStimulus],
         **about, "model": model.name, "weights_sha256": model.weights_sha256(),
         "examples_sha256": sha256(repr(examples).encode()).hexdigest(),
         "filter_quantile": options.filter_quantile if options.do_filter else None,
-        "max_examples": options.max_examples, "dtype": options.dtype,
+        "max_examples": options.max_examples, **model.describe_dtype(),
         "seed": options.seed if options.randomize else None, **method}
     if options.full_passes:
         settings["full_passes"] = True

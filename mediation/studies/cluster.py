@@ -72,7 +72,7 @@ class Recipe:
         """Of a model as it is now."""
         name = str(model.source["name"])
         arguments = {**model.source, "name": os.path.abspath(name) if os.path.isdir(name) else name,
-                     "device": str(model.source["device"]), "dtype": model.model.dtype,
+                     "device": str(model.source["device"]), "dtype": model.dtype,
                      "full_passes": model.full_passes,
                      "masking_approach": model.masking.approach if model.masking else 1,
                      "precision": "exact" if model.fast_rows is None else "fast"}

@@ -72,7 +72,7 @@ class Sizes:
         size = getattr(config, "head_dim", None) or model.num_neurons // heads
         return cls(model.num_layers, model.num_neurons, heads, size,
                    sum(weight.numel() for weight in maps), max(max(weight.shape) for weight in maps),
-                   len(head), head.element_size(), bool(model.masking), model.full_passes)
+                   len(head), model.dtype.itemsize, bool(model.masking), model.full_passes)
 
     @property
     def units(self) -> int:

@@ -37,7 +37,7 @@ from mediation.studies.trees import digest
 
 def describe_stimuli(model: LanguageModel, stimuli: Sequence[Stimulus], options: Any) -> dict[str, Any]:
     """What decides total effects, and all else as well."""
-    settings = {"model": model.name, "weights_sha256": model.weights_sha256(), "dtype": options.dtype,
+    settings = {"model": model.name, "weights_sha256": model.weights_sha256(), **model.describe_dtype(),
                 "multi_token": options.multi_token,
                 "stimuli_sha256": sha256(repr(stimuli).encode()).hexdigest()}
     return settings | ({"masking_approach": model.masking.approach} if model.masking else {})

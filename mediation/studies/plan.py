@@ -342,7 +342,8 @@ def memory_of(model: LanguageModel, of_all: Cost, sizes: Sizes, before: float) -
     """By count, on top of what the process holds with the model loaded."""
     weights = sum(each.nbytes for each in model.model.parameters())
     # estimates alone run no descent
-    packs = model.device.type == "cpu" and sizes.element == 4 and not model.full_passes and of_all.sweep
+    in_float32 = model.parts.head.weight.dtype == torch.float32
+    packs = model.device.type == "cpu" and in_float32 and not model.full_passes and of_all.sweep
     copies = sizes.weights if packs else 0
     if model.fast_rows:
         copies += sizes.layers * sizes.block * 2
