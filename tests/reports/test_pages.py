@@ -71,14 +71,15 @@ def published(shared, tmp_path_factory):
     return folder
 
 
-def page_of(folder):
+@pytest.fixture(scope="module")
+def page_of_published(published):
     rated = professions.load()
-    return study_page([study_results.read(source, rated) for source in sources_in(folder)])
+    return study_page([study_results.read(source, rated) for source in sources_in(published)])
 
 
-def test_a_page_of_published_files(published):
+def test_a_page_of_published_files(page_of_published):
     """It answers which heads, how sure, whether it grows with size, and what is missing."""
-    text = page.markdown(page_of(published))
+    text = page.markdown(page_of_published)
     assert re.search(r"In gpt2, the mean total effect is \*\*0.209 \[0.17\d, 0.24\d\]\*\*, over 87 examples",
                      text)
     assert "gpt2: Of the attention heads (their weights), **5-8** has the strongest indirect effect" in text
@@ -87,8 +88,8 @@ def test_a_page_of_published_files(published):
     assert "python attention_intervention_subset_selection.py" in text
 
 
-def test_figures_show_the_numbers_of_the_tables(published):
-    for section in page_of(published).sections:
+def test_figures_show_the_numbers_of_the_tables(page_of_published):
+    for section in page_of_published.sections:
         if "Which attention heads" not in section.heading:
             continue
         figure, table = (next(part for part in section.parts if isinstance(part, kind))
@@ -103,8 +104,8 @@ def test_figures_show_the_numbers_of_the_tables(published):
         np.testing.assert_allclose(effects.mean(axis=0), cells["value"], rtol=1e-3, atol=1e-6)
 
 
-def test_the_question_of_every_figure_ends_in_a_question_mark(published):
-    figures = [part for section in page_of(published).sections for part in section.parts
+def test_the_question_of_every_figure_ends_in_a_question_mark(page_of_published):
+    figures = [part for section in page_of_published.sections for part in section.parts
                if isinstance(part, Figure)]
     assert figures
     for figure in figures:
