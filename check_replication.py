@@ -130,10 +130,9 @@ def find_file(options: argparse.Namespace) -> Path:
 
 def key_of(example: PronounStimulus) -> Key:
     """The key of a data set's example, as that of a result file's entry."""
-    from mediation.results.attention_results import example_key
+    from mediation.results.attention_results import example_key, strings_of
 
-    first, second = (example.base_string.replace("{}", word) for word in example.substitutes)
-    return example_key(first, second, *example.candidates)
+    return example_key(*strings_of(example))
 
 
 def selected(

@@ -83,6 +83,12 @@ def example_key(base_string1: str, base_string2: str, candidate1: str, candidate
     return base_string1, base_string2, *candidates
 
 
+def strings_of(example: PronounStimulus) -> tuple[str, str, str, str]:
+    """The STRINGS of a data set's example: its contexts and candidates."""
+    female, male = (example.base_string.replace("{}", word) for word in example.substitutes)
+    return female, male, *example.candidates
+
+
 def data_set_of(content: Mapping[str, Any]) -> list[PronounStimulus]:
     """All examples of a result file's data set: Winogender's names its statistic, WinoBias's its split."""
     if "stat" in content:
@@ -139,9 +145,7 @@ def _fill_in_strings(path, content, remedy):
         if not isinstance(number, int) or not 0 <= number < len(examples):
             raise InputError(f"{path}: example {number!r} is none of the data set's {len(examples)}: "
                              f"{remedy}")
-        example = examples[number]
-        contexts = [example.base_string.replace("{}", word) for word in example.substitutes]
-        entry |= dict(zip(STRINGS, (*contexts, *example.candidates)))
+        entry |= dict(zip(STRINGS, strings_of(examples[number])))
 
 
 def _check_effects(where, entry, kind, shape, remedy):

@@ -6,7 +6,7 @@ from typing import Any
 
 from mediation.effects.estimands import strong_examples
 from mediation.errors import InputError
-from mediation.results.attention_results import STRINGS, data_set_of, example_key, means
+from mediation.results.attention_results import STRINGS, data_set_of, example_key, means, strings_of
 
 DIGITS = 6  # of every number: an effect is known to five
 FILTER_QUANTILE = 0.25  # of the study: the weakest quarter of the aligned examples is left out
@@ -19,10 +19,8 @@ def numbered(content: Mapping[str, Any], path: Path) -> dict[str, Any]:
     Raises:
         InputError: an example that is not in the data set.
     """
-    numbers = {}
-    for number, example in enumerate(data_set_of(content)):
-        first, second = (example.base_string.replace("{}", word) for word in example.substitutes)
-        numbers[example_key(first, second, *example.candidates)] = number
+    numbers = {example_key(*strings_of(example)): number
+               for number, example in enumerate(data_set_of(content))}
     results = []
     for entry in content["results"]:
         key = example_key(*(entry[name] for name in STRINGS))

@@ -89,6 +89,11 @@ class Work:
 Works = Callable[[StudyOptions], list[Work]]
 
 
+def tasks_of(works: Sequence[Work]) -> list[Task]:
+    """Their tasks, each once: works may share some."""
+    return list({task.key: task for work in works for task in work.tasks}.values())
+
+
 class TimeUp(Exception):
     """The probe has run long enough."""
 
@@ -384,7 +389,7 @@ def passes_of(works: Sequence[Work], sizes: Sizes) -> float:
 def make(model: LanguageModel, works: Sequence[Work], sizes: Sizes, speeds: Speeds,
          before: float, started: float, ending: str) -> Plan:
     """The Plan of these works at these speeds; `started`: seconds from the start of the command to here."""
-    tasks = list({task.key: task for work in works for task in work.tasks}.values())
+    tasks = tasks_of(works)
     costs = [cost(task, sizes, model) for task in tasks]
     of_all = sum(costs, Cost(passes=passes_of(works, sizes)))
     with tempfile.TemporaryDirectory() as folder:
@@ -417,11 +422,12 @@ def told(model: LanguageModel, works_of: Works, options: Any, folder: str | Path
         return False
     process = psutil.Process()
     started, before = time.time() - process.create_time(), float(process.memory_info().rss)
-    tasks = list({task.key: task for work in works for task in work.tasks}.values())
+    tasks = tasks_of(works)
     speeds = probe(model, tasks, sizes) if tasks else Speeds(_quick_speed(model) / SWEEP_SHARE)
     plan = make(model, works, sizes, speeds, before, started, getattr(options, "format", "csv"))
-    lines = [*describe(model, plan, speeds, folder), *savings(model, works_of, chosen, options, plan, speeds,
-                                                             sizes, more or {})]
+    here = replace(plan, seconds=plan.seconds - started)
+    lines = [*describe(model, plan, speeds, folder),
+             *savings(model, works_of, works, chosen, options, here, speeds, sizes, more or {})]
     print("\n".join(lines))
     return True
 
@@ -448,7 +454,7 @@ def before_running(model: LanguageModel, works: Sequence[Work], folder: str | Pa
     sizes = Sizes.of(model)
     shards = shards_at_most(works, sizes, model)
     check_space(folder, shards, "the shards of the run")
-    of_all = total((task for work in works for task in work.tasks), sizes, model)
+    of_all = total(tasks_of(works), sizes, model)
     if of_all.operations < LONG * SLOWEST:
         return
     seconds = of_all.operations * _quick_speed(model) / SWEEP_SHARE
@@ -510,13 +516,16 @@ def threads(model: LanguageModel) -> str:
     return f"{torch.get_num_threads()} of {os.cpu_count()} cores" if model.device.type == "cpu" else "one GPU"
 
 
-def savings(model: LanguageModel, works_of: Works, chosen: StudyOptions, options: Any, plan: Plan,
-            speeds: Speeds, sizes: Sizes, more: Mapping[str, Callable[[], list[Work]]]) -> list[str]:
-    """What the run would cost with other options, a line each."""
-    def of(works: Sequence[Work]) -> Plan:
-        return make(model, works, sizes, speeds, 0.0, 0.0, getattr(options, "format", "csv"))
+def savings(model: LanguageModel, works_of: Works, works: Sequence[Work], chosen: StudyOptions, options: Any,
+            here: Plan, speeds: Speeds, sizes: Sizes,
+            more: Mapping[str, Callable[[], list[Work]]]) -> list[str]:
+    """What the run would cost with other options, a line each.
 
-    here = of(works_of(chosen))
+    `here`: the plan of its `works` under the `chosen` options, without what lies before the sweep.
+    """
+    def of(others: Sequence[Work]) -> Plan:
+        return make(model, others, sizes, speeds, 0.0, 0.0, getattr(options, "format", "csv"))
+
     lines = [("as asked for", here.seconds, here.shards + here.tables, "")]
     exact = not chosen.full_passes and not model.full_passes and not model.masking
     if hasattr(options, "method") and chosen.method == "exact" and exact:
@@ -535,13 +544,13 @@ def savings(model: LanguageModel, works_of: Works, chosen: StudyOptions, options
         other = of(works_of(replace(chosen, odds_only=True)))
         lines.append(("--odds_only", other.seconds, other.shards + other.tables, "no probabilities"))
     if getattr(options, "format", None) == "csv":
-        other = make(model, works_of(chosen), sizes, speeds, 0.0, 0.0, "parquet")
+        other = make(model, works, sizes, speeds, 0.0, 0.0, "parquet")
         lines.append(("--format parquet", other.seconds, other.shards + other.tables, "the same numbers"))
-    for name, works in more.items():
-        other = of(works())
+    for name, fewer in more.items():
+        other = of(fewer())
         lines.append((name, other.seconds, other.shards + other.tables, "fewer stimuli"))
     for workers in (2, 8):
-        lines.append((f"{workers} such machines", here.seconds / min(workers, max(1, plan.tasks)),
+        lines.append((f"{workers} such machines", here.seconds / min(workers, max(1, here.tasks)),
                       here.shards + here.tables, "at best: tasks shared out evenly"))
     return ["what would be saved (time of the sweep, bytes on disk):",
             *(f"  {name:22}{'' if np.isnan(seconds) else in_words(seconds):14}{size_of(size):10}{what}"
