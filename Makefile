@@ -1,7 +1,7 @@
 # make demo   sets up .venv and runs a part of both studies on SmolLM2-135M; results and report.html in demo/
 # make test   sets up .venv-test and runs the tests
 # make test-avx2  the same as on a processor that does not multiply bfloat16
-# make soak   runs under SIGKILL at random moments, compared with undisturbed ones
+# make soak   runs under SIGKILL at random moments, compared with undisturbed ones; all prompts of the real model
 # make fuzz   2,000 damaged files for every reader
 # make bench  times everything against the 2020 algorithm and other libraries, in turns; report in bench/
 
@@ -41,7 +41,7 @@ test-avx2: export ATEN_CPU_CAPABILITY = avx2
 test-avx2: test
 
 soak: .venv-test/ready
-	.venv-test/bin/python -m pytest -q tests/soak.py
+	MEDIATION_WHOLE=1 .venv-test/bin/python -m pytest -q tests/soak.py tests/oracles/test_real_model.py
 
 fuzz: .venv-test/ready
 	.venv-test/bin/python -m tests.fuzz

@@ -48,6 +48,7 @@ from tests.helpers import (
     TINY_ONES,
     WINOBIAS_ROWS,
     InDouble,
+    no_report,
     tables,
     undrawn_figures,
 )
@@ -93,6 +94,13 @@ def quick_figures():
 def undrawn():
     """See `undrawn_figures`: for tests that do not look at figures."""
     with undrawn_figures():
+        yield
+
+
+@pytest.fixture
+def unreported():
+    """See `no_report`: for tests of mediate.py's tables."""
+    with no_report():
         yield
 
 

@@ -21,6 +21,7 @@ from tqdm import tqdm
 from transformers import AutoModelForCausalLM
 
 from experiment import Intervention
+from mediation import analysis
 from mediation.files.storage import RunFolder, read_pickle
 from mediation.model import architectures
 from mediation.stimuli import stimulus_files
@@ -180,6 +181,13 @@ def undrawn_figures():
         patch.setattr(Figure, "draw_without_rendering", lambda _: None)  # seaborn asks for it
         yield
 
+
+@contextlib.contextmanager
+def no_report():
+    """mediate.py ends with its tables: summaries, figures and page take longer than a toy's effects."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(analysis, "write_report", lambda written: ("", written.run_folder.folder))
+        yield
 
 
 COMMAND = ("run_profession_neuron_experiments.py -template_indices 1 13 "

@@ -60,9 +60,9 @@ def _ranked(means):
     return ranked
 
 
-def strongest(means: Float64[np.ndarray, "U"], top: int) -> Int[np.ndarray, " top"]:
+def strongest(means: Float64[np.ndarray, "*maps U"], top: int) -> Int[np.ndarray, "*maps top"]:
     """Indices of the `top` units of the largest size, strongest first; equal ones in their order."""
-    return np.argsort(-np.abs(means), kind="stable")[:top]
+    return np.argsort(-np.abs(means), kind="stable")[..., :top]
 
 
 @dataclass(frozen=True)
@@ -97,20 +97,30 @@ def halves(values: Float64[np.ndarray, "N U"], resampling: Resampling, top: int 
     if len(numbers) < 4:
         return Halves(np.nan, np.nan, np.nan, np.nan, top, len(numbers))
     means, rows = cluster_means(values, clusters), np.bincount(of_rows)
-    found = []
-    for _ in range(splits):
-        chosen = np.zeros(len(numbers))
-        chosen[rng.permutation(len(numbers))[:len(numbers) // 2]] = 1
-        first, second = ((weights @ means) / weights.sum()
-                         for weights in (chosen * rows, (1 - chosen) * rows))
-        varied = np.ptp(first) > 0 and np.ptp(second) > 0
-        r = float(np.corrcoef(first, second)[0, 1]) if varied else np.nan
-        best = strongest(first, top)
-        signs = np.sign(first[best])
-        found.append((r, len(np.intersect1d(best, strongest(second, top))) / top,
-                      (signs * first[best]).mean(), (signs * second[best]).mean()))
-    r, overlap, selected, other = map(float, np.mean(found, axis=0))
+    chosen = np.zeros((splits, len(numbers)))
+    for each in chosen:
+        each[rng.permutation(len(numbers))[:len(numbers) // 2]] = 1
+    step = max(1, AT_ONCE // values.shape[1])
+    found = np.concatenate([_of_splits(chosen[start:start + step], rows, means, top)
+                            for start in range(0, splits, step)])
+    r, overlap, selected, other = map(float, found.mean(axis=0))
     return Halves(2 * r / (1 + r) if r > 0 else r, overlap, selected, other, top, len(numbers))
+
+
+def _of_splits(chosen, rows, means, top):
+    """[splits, 4]: correlation, overlap, mean effect of the strongest where they were chosen, and in the
+    other half."""
+    first, second = ((weights @ means) / weights.sum(axis=1, keepdims=True)
+                     for weights in (chosen * rows, (1 - chosen) * rows))
+    around = [half - half.mean(axis=1, keepdims=True) for half in (first, second)]
+    varied = (np.ptp(first, axis=1) > 0) & (np.ptp(second, axis=1) > 0)
+    sizes = np.prod([np.linalg.norm(half, axis=1) for half in around], axis=0)
+    r = np.divide((around[0] * around[1]).sum(axis=1), sizes, out=np.full(len(sizes), np.nan), where=varied)
+    best, others = (strongest(half, top) for half in (first, second))
+    overlap = (best[:, :, None] == others[:, None]).any(axis=2).mean(axis=1)
+    effects, elsewhere = (np.take_along_axis(half, best, axis=1) for half in (first, second))
+    signs = np.sign(effects)
+    return np.column_stack([r, overlap, (signs * effects).mean(axis=1), (signs * elsewhere).mean(axis=1)])
 
 
 @dataclass(frozen=True)

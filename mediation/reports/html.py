@@ -6,13 +6,17 @@ page's own content policy forbids.
 
 import json
 import re
+from contextlib import suppress
 from functools import cache
+from importlib.metadata import version
 from pathlib import Path
 
 import jinja2
 import vl_convert
 from markupsafe import Markup, escape
 
+from mediation.errors import InputError
+from mediation.files.assets import cache_folder
 from mediation.files.storage import whole_file
 from mediation.reports.page import Figure, Page, markdown
 
@@ -49,9 +53,18 @@ def write_page(page: Page, path: Path) -> tuple[Path, Path]:
 
 @cache
 def _bundle():
-    """Vega, Vega-Lite and vega-embed; a closing tag within it would end the script that holds it."""
-    bundle = vl_convert.javascript_bundle(vl_version=VEGA_LITE)  # type: ignore[call-arg]
-    return bundle.replace("</script", "<\\/script")
+    """Vega, Vega-Lite and vega-embed. They take seconds to put together, so they are kept with the cached
+    data."""
+    made_by = f"vega-lite-{VEGA_LITE}-vl-convert-{version('vl-convert-python')}"
+    path = cache_folder() / "charts" / f"{made_by}.js"
+    try:
+        return path.read_bytes().decode()
+    except (OSError, ValueError):  # not there, or damaged
+        bundle = vl_convert.javascript_bundle(vl_version=VEGA_LITE)  # type: ignore[call-arg]
+    bundle = bundle.replace("</script", "<\\/script")  # which would end the script that holds it
+    with suppress(OSError, InputError), whole_file(path) as file:  # a cache costs time only
+        file.write(bundle)
+    return bundle
 
 
 def _json(data):

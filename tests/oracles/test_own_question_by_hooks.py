@@ -41,13 +41,11 @@ MIXED = [
     ("Paris is the {} of", ["capital", "heart"], ["France", "Italy"]),
     ("The capital of {} is", ["France", "Italy"], ["Paris", "Rome"]),
     ("My {} told me", ["mother-in-law", "father"], ["that she", "that he"]),
-    ("A {} has", ["bicycle", "car"], ["two wheels", "four wheels"]),
-    ("The {} barked", ["dog", "neighbour's dogs"], ["loudly", "at me"]),
     ("“{}” he said, and", ["Yes", "No"], ["smiled", "left"]),
 ]
 
 
-@pytest.mark.usefixtures("undrawn")
+@pytest.mark.usefixtures("unreported")
 def test_mixed_lines_on_the_real_model(smollm2, tmp_path, run_script):
     """A user's file of mixed lengths and words: five effects by hand, with nothing of the project's own."""
     stimuli = [Stimulus(f"q{number}", base, tuple(words), tuple(candidates), "mine")
@@ -57,7 +55,7 @@ def test_mixed_lines_on_the_real_model(smollm2, tmp_path, run_script):
     code, _, error = run_script(f"{command} --multi_token last --mediators mlps")
     assert code == 0, error
     totals, mlps = (read_own_table(folder, f"{name}_smollm2-135m.csv") for name in ("total_effects", "mlps"))
-    assert len(totals) == 10 and len(mlps) == 10 * 31
+    assert len(totals) == len(MIXED) and len(mlps) == len(MIXED) * 31
 
     tokenizer = AutoTokenizer.from_pretrained(smollm2)
     model = AutoModelForCausalLM.from_pretrained(smollm2, dtype=torch.float32,

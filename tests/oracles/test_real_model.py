@@ -1,5 +1,6 @@
 """SmolLM2-135M: the contract's figures for it, and sweeps against full passes."""
 
+import json
 import os
 
 import numpy as np
@@ -18,6 +19,7 @@ from mediation.mediators.neuron_sweeps import runs_and_edits
 from mediation.mediators.sweeps import by_full_passes, heads_by_full_passes
 from mediation.stimuli import winobias
 from mediation.studies.attention import build_interventions, odds_ratios
+from tests.helpers import PROJECT
 
 
 @pytest.fixture(scope="module")
@@ -59,17 +61,28 @@ def test_descent_equals_full_passes(model, nurse, kind, layer):
     np.testing.assert_allclose(swept[:, checked], reference.T.exp(), rtol=1e-4)
 
 
-def test_total_effects_over_all_templates_and_professions(smollm2, run_script, tmp_path):
-    code, output, _ = run_script("run_profession_neuron_experiments.py --total_effects_only", "-model",
-                                 smollm2, "-out_dir", tmp_path)
-    assert code == 0 and "prompts: 2601; professions used in each template: 153 of 320" in output
+# in every template and all examples: MEDIATION_WHOLE=1 (`make soak` does so)
+WHOLE = bool(os.environ.get("MEDIATION_WHOLE"))
+
+
+@pytest.mark.parametrize("options, prompts, rated, r, he_effect", [
+    pytest.param("", 2601, 2482, "0.334", 3.777, id="every template",
+                 marks=pytest.mark.skipif(not WHOLE, reason="a minute of the real model: MEDIATION_WHOLE=1")),
+    pytest.param("-template_indices 1 8 14", 459, 438, "0.385", 4.664, id="three templates")])
+def test_total_effects_of_all_professions(smollm2, run_script, tmp_path, options, prompts, rated, r,
+                                          he_effect):
+    """The contract's figures; those of three templates are its prompts' own."""
+    code, output, _ = run_script(f"run_profession_neuron_experiments.py --total_effects_only {options}",
+                                 "-model", smollm2, "-out_dir", tmp_path)
+    assert code == 0
+    assert f"prompts: {prompts}; professions used in each template: 153 of 320" in output
     (folder,) = tmp_path.glob("results/*")
     code, output, _ = run_script("compute_neuron_total_effect.py", folder, "smollm2-135m")
-    assert code == 0 and "r = 0.334" in output
+    assert code == 0 and f"r = {r} ({prompts} prompts)" in output
     table = pd.read_csv(folder / "smollm2-135m_total_effects.csv").set_index("name")
-    assert table.loc["male (he) effect", "value"] == pytest.approx(3.777, abs=5e-4)
-    assert table.loc["male (he) effect", "prompts"] == 2482
-    assert table.loc["female (she) effect", "value"] > 4 * table.loc["female (she) effect", "median"]
+    assert table.loc["male (he) effect", "value"] == pytest.approx(he_effect, abs=5e-4)
+    assert table.loc["male (he) effect", "prompts"] == rated
+    assert table.loc["female (she) effect", "value"] > 1.5 * table.loc["female (she) effect", "median"]
 
 
 @pytest.fixture(scope="module")
@@ -82,9 +95,18 @@ def winobias_dev(model):
             for example in examples]
 
 
+@pytest.mark.skipif(not WHOLE, reason="half a minute of the real model: MEDIATION_WHOLE=1")
 def test_filter_of_winobias(model, winobias_dev):
     indices, aligned, threshold = strong_examples(odds_ratios(winobias_dev, model), 0.25)
     assert (len(indices), aligned) == (87, 116) and threshold == pytest.approx(1.061123, abs=5e-6)
+
+
+def test_odds_ratios_that_the_filter_orders(model, winobias_dev):
+    """Of the first examples, those of the results that come along, which were swept one by one."""
+    path = PROJECT / "winobias_data" / "attention_intervention_smollm2-135m_unfiltered_dev.json"
+    stored = json.loads(path.read_text(encoding="utf-8"))["results"][:24]
+    np.testing.assert_allclose(odds_ratios(winobias_dev[:24], model),
+                               [entry["odds_alt"] / entry["odds_base"] for entry in stored], rtol=1e-4)
 
 
 @pytest.mark.parametrize("number, total, indirect, direct, kind, layer",

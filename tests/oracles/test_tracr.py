@@ -12,7 +12,7 @@ from mediation.effects.odds import log_odds
 FLOAT64 = 1e-6  # absolute, in a log effect
 
 
-@pytest.mark.usefixtures("undrawn")
+@pytest.mark.usefixtures("unreported")
 @pytest.mark.parametrize("program", ["tracr-hist", "tracr-pattern"])
 def test_compiled_programs_have_the_mediators_they_were_compiled_with(shared, run_script, tmp_path, program):
     folder = shared / "golden" / "tracr" / program
@@ -55,7 +55,7 @@ def test_compiled_programs_have_the_mediators_they_were_compiled_with(shared, ru
 AT_EACH = ("mlps", "head_outputs", "queries", "keys", "values", "attentions", "residuals")
 
 
-@pytest.mark.usefixtures("undrawn")
+@pytest.mark.usefixtures("unreported")
 @pytest.mark.parametrize("program, options", [("tracr-hist", ""), ("tracr-pattern", ""),
                                               ("tracr-pattern", "--full_passes")])
 def test_every_mediator_at_every_position(shared, run_script, tmp_path, program, options):

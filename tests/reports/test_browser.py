@@ -72,8 +72,7 @@ def heads_of(page):
     return page.locator("section", has=page.get_by_role("heading", name="attention heads"))
 
 
-@pytest.mark.parametrize("width", [1440, 390])
-@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize("width, scheme", [(1440, "light"), (390, "dark")])
 def test_it_fits_the_screen_and_every_chart_is_drawn(opened, report, width, scheme):
     page = opened(report, width, scheme)
     assert page.evaluate("document.documentElement.scrollWidth") <= width

@@ -112,11 +112,10 @@ def written(folder):
             if path.suffix in (".csv", ".json", ".pickle") and path.name != "manifest.json"}
 
 
-@pytest.mark.usefixtures("undrawn", "data")
+@pytest.mark.usefixtures("unreported", "data")
 @pytest.mark.parametrize("study", STUDIES)
 def test_files_equal_the_local_engines(run_script, toy_checkpoint, two, tmp_path, monkeypatch, study):
     monkeypatch.setattr(interpolated_trees, "INTERPOLATED_FROM", 3)
-    monkeypatch.setattr("mediation.analysis.write_report", lambda found: ("", found.run_folder.folder))
     stimuli = tmp_path / "mine.jsonl"
     stimulus_files.write(stimuli, stimulus_files.of_records([
         {**GOOD_STIMULUS, "id": word, "substitutes": [word, "man"]} for word in ("nurse", "captain")]))

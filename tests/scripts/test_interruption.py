@@ -25,7 +25,7 @@ def done(out_dir):
 
 def test_killed_and_continued_equals_undisturbed(start, undisturbed, tmp_path):
     rng, kills = random.Random(0), 0
-    for _ in range(4):
+    for _ in range(3):
         process, before = start(tmp_path), done(tmp_path)
         while done(tmp_path) == before and process.poll() is None:
             time.sleep(0.002)

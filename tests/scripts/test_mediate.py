@@ -178,7 +178,7 @@ def test_methods_and_formats(toy_checkpoint, tmp_path, run_script):
         assert np.corrcoef(estimated, tables["exact"][f"{kind}_effect"])[0, 1] > 0.5
 
 
-@pytest.mark.usefixtures("undrawn")
+@pytest.mark.usefixtures("unreported")
 def test_an_interrupted_run_goes_on(toy_checkpoint, tmp_path, run_script, monkeypatch):
     path = write_stimuli(tmp_path, TOY)
     command = (f"mediate.py {path} -model {toy_checkpoint('gpt2')} -out_dir {tmp_path / 'out'} "
@@ -228,7 +228,7 @@ def test_bad_input_ends_in_one_line(toy_checkpoint, tmp_path, run_script, rows, 
     assert not (tmp_path / "out").exists()
 
 
-@pytest.mark.usefixtures("undrawn")
+@pytest.mark.usefixtures("unreported")
 def test_masked_models_have_attention_only(toy_checkpoint, toy_tokenizer, tmp_path, run_script):
     folder = toy_checkpoint("roberta")
     names = toy_tokenizer.convert_ids_to_tokens([11, 12, 13])
@@ -243,7 +243,7 @@ def test_masked_models_have_attention_only(toy_checkpoint, toy_tokenizer, tmp_pa
     assert code == 0 and (tmp_path / "out" / "heads_toy-roberta_3.csv").exists(), error
 
 
-@pytest.mark.usefixtures("undrawn")
+@pytest.mark.usefixtures("unreported")
 def test_exported_professions_give_the_same_numbers(toy_checkpoint, tmp_path, run_script):
     folder = toy_checkpoint("gpt2")
     assert run_script(f"run_profession_neuron_experiments.py -model {folder} -out_dir {tmp_path / 'old'} "
@@ -268,7 +268,7 @@ def test_exported_professions_give_the_same_numbers(toy_checkpoint, tmp_path, ru
     assert run_script(f"export_stimuli.py professions -out {tmp_path / 'p.jsonl'}")[0] == 2
 
 
-@pytest.mark.usefixtures("undrawn")
+@pytest.mark.usefixtures("unreported")
 @pytest.mark.parametrize("study", ["winobias", "winogender"])
 def test_exported_pronouns_give_the_same_numbers(toy_checkpoint, data, tmp_path, run_script, study):
     folder = toy_checkpoint("llama")
@@ -320,7 +320,7 @@ def test_a_unit_drawn_for_a_tree_is_one_draw(toy_checkpoint, tmp_path, run_scrip
     assert RunFolder(folder).read()["runs"][0]["screening"]["drawn"] == entry["screen"]["drawn"]
 
 
-@pytest.mark.usefixtures("undrawn")
+@pytest.mark.usefixtures("unreported")
 def test_trees_that_share_a_null_prompt_draw_their_own_units(toy_checkpoint, tmp_path, run_script,
                                                              monkeypatch):
     stimulus = Stimulus("1", "The {} said that", ("nurse", "man", "woman", "king"), ("she", "he"))
@@ -335,7 +335,7 @@ def test_trees_that_share_a_null_prompt_draw_their_own_units(toy_checkpoint, tmp
     assert len(draws) == 6 and len({str(seed) for seed in draws}) == 6
 
 
-@pytest.mark.usefixtures("undrawn")
+@pytest.mark.usefixtures("unreported")
 @pytest.mark.parametrize("method", ["", "--method gradient", SCREEN])
 def test_what_cannot_reach_the_output_has_exactly_no_effect(toy_checkpoint, tmp_path, run_script, method):
     """The last layer's neurons before the last token, in the null prompt's run; the slot is one place."""
@@ -370,7 +370,7 @@ def test_an_error_in_one_place_is_found(toy_checkpoint, tmp_path, run_script, mo
     assert "the sweep and full passes differ by 1.0e-02 in a log-probability, more than the accepted" in error
 
 
-@pytest.mark.usefixtures("undrawn")
+@pytest.mark.usefixtures("unreported")
 def test_the_manifest_has_the_error_budget_and_what_the_check_supports(toy_checkpoint, tmp_path, run_script):
     path = write_stimuli(tmp_path, FOUR)
     assert run_script(f"mediate.py {path} -model {toy_checkpoint('llama')} -out_dir {tmp_path / 'out'} "

@@ -37,7 +37,7 @@ def checkpoint(toy_tokenizer, tmp_path_factory):
     return make
 
 
-@pytest.mark.usefixtures("undrawn")
+@pytest.mark.usefixtures("unreported")
 def test_a_model_that_cannot_be_resumed_runs_full_passes(checkpoint, tmp_path, run_script):
     path = write_stimuli(tmp_path, MINE)
     command = f"mediate.py {path} -model {checkpoint('bloom')} -out_dir {tmp_path / 'out'} --multi_token last"
@@ -130,6 +130,7 @@ def test_it_is_extended_and_goes_on_where_it_was_stopped(study, tmp_path, monkey
     assert tables(tmp_path / "extended") == tables(tmp_path / "whole")
 
 
+@pytest.mark.usefixtures("unreported")
 def test_full_passes_are_not_said_to_be_checked(study, checkpoint, tmp_path, run_script):
     nothing = "every intervention was a full pass of its own, there is nothing to check"
     code, printed = study("out", "1")
@@ -182,7 +183,7 @@ def kept_from_resuming(monkeypatch):
     return lambda: monkeypatch.setattr(language_model, "known_architecture", known)
 
 
-@pytest.mark.usefixtures("undrawn")
+@pytest.mark.usefixtures("unreported")
 @pytest.mark.parametrize("command", COMMANDS, ids=lambda command: command.split("{mine}")[-1][:80])
 def test_runs_by_full_passes_write_what_resumed_ones_do(
         command, toy_checkpoint, data, tmp_path, run_script, kept_from_resuming, monkeypatch):
@@ -229,6 +230,7 @@ def leaves(content):
 
 # attention in some blocks only
 
+@pytest.mark.usefixtures("undrawn")
 def test_attention_is_served_where_there_is_some_and_layers_keep_their_numbers(
         checkpoint, tmp_path, run_script):
     """Of LFM 2's three blocks here the second has attention."""

@@ -17,6 +17,7 @@ from tests.helpers import (
     assert_refused,
     contents,
     interrupt_at,
+    no_report,
     read_own_table,
     undrawn_figures,
     write_stimuli,
@@ -70,7 +71,7 @@ def test_positions_and_values_stand_beside_each_other_in_one_folder(command, tmp
     folder = tmp_path / "out"
     command = f"{command} --mediators mlps --multi_token last"
     for options in ("", "--positions last", "--values zero", "--values mean"):
-        with undrawn_figures():
+        with no_report():
             code, printed, error = run_script(f"{command} {options}")
         assert code == 0, error
     code, printed, error = run_script(f"{command} --values resample --seed 3")  # draws all
@@ -88,6 +89,7 @@ def test_positions_and_values_stand_beside_each_other_in_one_folder(command, tmp
     assert all(run["finished"] for run in runs)
 
 
+@pytest.mark.usefixtures("undrawn")
 @pytest.mark.parametrize("method", ["gradient", "screen"])
 def test_estimates_of_sites(command, tmp_path, run_script, method):
     options = f"--method {method} --screen_share 0.8 --screen_sample 5 --positions each"
@@ -104,7 +106,7 @@ def test_estimates_of_sites(command, tmp_path, run_script, method):
         assert "method screen: " in printed
 
 
-@pytest.mark.usefixtures("undrawn")
+@pytest.mark.usefixtures("unreported")
 def test_an_interrupted_map_goes_on(command, tmp_path, run_script, monkeypatch):
     whole, options = tmp_path / "whole", "--mediators residuals,head_outputs"
     code, _, error = run_script(f"{command} {options}".replace(str(tmp_path / "out"), str(whole)))
@@ -134,6 +136,7 @@ def test_bad_input_ends_in_one_line_and_writes_nothing(command, tmp_path, run_sc
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.usefixtures("unreported")
 def test_prompts_without_such_positions(toy_checkpoint, tmp_path, run_script):
     path = write_stimuli(tmp_path, MINE[2:])
     command = f"mediate.py {path} -model {toy_checkpoint('llama')} -out_dir {tmp_path / 'out'}"
@@ -155,7 +158,7 @@ RECORDS = [{"id": stimulus.id, "base": stimulus.base, "substitutes": list(stimul
             "candidates": list(stimulus.candidates), "group": stimulus.group} for stimulus in MINE]
 
 
-@pytest.mark.usefixtures("undrawn")
+@pytest.mark.usefixtures("unreported")
 def test_python_gives_what_the_script_writes(command, toy_model, tmp_path, run_script):
     code, _, error = run_script(f"{command} --mediators residuals,head_outputs")
     assert code == 0, error

@@ -181,8 +181,8 @@ def test_a_run_that_has_no_objectives_per_example_gets_them_from_its_intermediat
 
 def test_killed_and_continued_equals_undisturbed(start_script, golden_model, tmp_path):
     def start(out_dir, how=start_script):
-        return how(f"{NEURON_SELECTION} -template_indices 1 --k 4 --algo topk,greedy,random "
-                   "--professions actress nurse teacher doctor",
+        return how(f"{NEURON_SELECTION} -template_indices 1 --k 3 --algo topk,greedy,random "
+                   "--professions actress nurse teacher",
                    "-model", golden_model, "--out_dir", out_dir)
 
     def done(folder):
@@ -192,7 +192,7 @@ def test_killed_and_continued_equals_undisturbed(start_script, golden_model, tmp
     assert start(tmp_path / "undisturbed").wait() == 0
     rng = random.Random(0)
     kills = 0
-    while kills < 4:  # `make soak` kills a hundred times
+    while kills < 3:  # `make soak` kills a hundred times
         process, before, seen = start(tmp_path / "killed"), done(tmp_path / "killed"), 0
         writes = rng.randint(1, 6)  # so that it is killed in all of its steps
         while seen < writes and process.poll() is None:
@@ -204,7 +204,7 @@ def test_killed_and_continued_equals_undisturbed(start_script, golden_model, tmp
         kills += 1
         if process.wait() != -signal.SIGKILL:
             break  # it was done before
-    assert kills >= 3 and start(tmp_path / "killed", new_process).wait() == 0
+    assert kills >= 2 and start(tmp_path / "killed", new_process).wait() == 0
     assert same_values(pickles(tmp_path / "killed"), pickles(tmp_path / "undisturbed"))
 
 

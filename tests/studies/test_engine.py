@@ -23,7 +23,7 @@ STIMULI = [{"id": f"{word}-{number}", "base": template, "substitutes": [word, "m
 
 
 @pytest.fixture
-def mediate(run_script, toy_checkpoint, tmp_path, undrawn):
+def mediate(run_script, toy_checkpoint, tmp_path, unreported):
     """mediate(folder name, *options) -> (what was printed, {mediator: table}, the manifest's runs) on a
     toy."""
     def run(name, *options, stimuli=STIMULI):
