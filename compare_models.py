@@ -7,7 +7,8 @@ FOLDER_OR_FILE: JSONs of the attention study, ours or the published ones (a fold
 in its winobias_data and in its winogender_data), folders of the neuron study, folders or total_effects_*.csv
 of mediate.py. What was asked alike is compared: means with 95% intervals, differences on the examples that
 two models share, the trend over size on those that all share, overlap of the strongest units. Models named
-*_random are controls and not in the trend. Prints the comparison, writes model_comparison.csv and .pdf.
+*_random are controls and not in the trend. Prints the comparison, and writes it as
+model_comparison.html, a page for a browser, .md, .csv and .pdf.
 """
 
 import argparse
@@ -29,7 +30,10 @@ def main(options: argparse.Namespace) -> None:
         of_studies,
         trend_places,
     )
-    from mediation.reports import comparison, plots
+    from mediation.reports import plots
+    from mediation.reports.comparison import Compared, comparison_page
+    from mediation.reports.html import write_page
+    from mediation.reports.page import markdown
     from mediation.results.model_results import measured_in
 
     out_dir = Path(options.out_dir)
@@ -38,16 +42,18 @@ def main(options: argparse.Namespace) -> None:
     for path in dict.fromkeys(Path(each).resolve() for each in options.paths):
         measured += measured_in(path, rated)
     sizes = MILLIONS | dict(options.sizes)
-    studies, tables = of_studies(measured), []
+    studies, everything = of_studies(measured), []
     check_comparable(studies)
     for of_models in studies.values():
         places, step = trend_places([each.model for each in of_models], sizes)
         compared = Comparison(of_models, places, options.seed)
-        tables.append(compared.table(options.seed))
-        print(comparison.comparison(compared, tables[-1], step), end="\n\n\n")
-    print(comparison.LEGEND)
-    table = pd.concat(tables, ignore_index=True)
-    print("\nwrote", write_csv(out_dir / "model_comparison.csv", table))
+        everything.append(Compared(compared, compared.table(options.seed), step))
+    page = comparison_page(everything)
+    table = pd.concat([each.table for each in everything], ignore_index=True)
+    print(markdown(page))
+    for path in write_page(page, out_dir / "model_comparison.html"):
+        print("wrote", path)
+    print("wrote", write_csv(out_dir / "model_comparison.csv", table))
     print("wrote", plots.compared_models(table, out_dir / "model_comparison.pdf"))
 
 
@@ -59,7 +65,7 @@ if __name__ == "__main__":
                              "are known. Without any, models stand in the order of the command line")
     parser.add_argument("--seed", type=seed, default=0, help="of the draws (default: 0)")
     parser.add_argument("--out_dir", default=".", metavar="D",
-                        help="where model_comparison.csv and .pdf go (default: here)")
+                        help="where model_comparison.html, .md, .csv and .pdf go (default: here)")
     chosen_options = parser.parse_args()
     with exit_on_bad_input():
         main(chosen_options)

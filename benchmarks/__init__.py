@@ -8,13 +8,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import torch
-
-from mediation.model.checkpoints import find_device
-from mediation.model.products import multiplies_bfloat16
 from mediation.options import Parser, add_model_options, positive
 
 if TYPE_CHECKING:
+    import torch
+
     from experiment import Model
 
 GPT2_SMALL_SIZED = "gpt2-small-sized"
@@ -33,12 +31,20 @@ def parser(description: str | None) -> Parser:
 NO_BFLOAT16 = "not measured: the fast precision, for this processor does not multiply bfloat16"
 
 
+def has_bfloat16(device: str) -> bool:
+    """Whether the device multiplies bfloat16."""
+    from mediation.model.checkpoints import find_device
+    from mediation.model.products import multiplies_bfloat16
+
+    return multiplies_bfloat16(find_device(device))
+
+
 def choose_precision(options: argparse.Namespace) -> bool:
     """Make `load` load a fast model where its device multiplies bfloat16, and say so where it does not.
 
     Returns whether it is fast.
     """
-    fast = multiplies_bfloat16(find_device(options.device))
+    fast = has_bfloat16(options.device)
     options.precision = "fast" if fast else "exact"
     if not fast:
         print(NO_BFLOAT16)
@@ -61,6 +67,7 @@ def load(options: argparse.Namespace) -> "Model":
 
 def save_gpt2_small_sized(folder: Path, seed: int) -> Path:
     """A folder in `folder` with a model of GPT-2 small's size, random weights and SmolLM2's tokenizer."""
+    import torch
     from transformers import AutoTokenizer, GPT2Config, GPT2LMHeadModel
 
     from mediation.model.checkpoints import bundled_model
@@ -100,7 +107,7 @@ def compare(ways: dict[str, tuple[Callable, int, Any]], rounds: int) -> None:
               f"| {deviations[name]:.1e} |")
 
 
-def log_odds(log_probabilities: torch.Tensor) -> torch.Tensor:
+def log_odds(log_probabilities: "torch.Tensor") -> "torch.Tensor":
     """[rows, 2] -> [rows]: an effect is an odds ratio minus 1, so an error here is one in an effect."""
     return log_probabilities[:, 0] - log_probabilities[:, 1]
 
@@ -110,6 +117,8 @@ def share_of_products(run: Callable, rounds: int) -> float:
 
     It is the median over turns.
     """
+    import torch
+
     from mediation.model import products, readout
 
     calls, originals = [], (products._product_of, readout.product)

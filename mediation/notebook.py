@@ -42,7 +42,8 @@ def mediate(
     model: str | Path | LanguageModel, stimuli: str | Path | pd.DataFrame | Iterable[Mapping[str, Any]],
     mediators: str | Sequence[str] = ("heads",), positions: str | None = None, values: str = "alternative",
     method: str = "exact", *, out_dir: str | Path | None = None, multi_token: str | None = None,
-    device: str = "auto", dtype: str = "float32", batch_size: int | None = None, seed: int = 0,
+    device: str = "auto", dtype: str = "float32", weights_dtype: str | None = None,
+    batch_size: int | None = None, seed: int = 0,
     screen_share: float = 0.1, screen_sample: int = 64, screen_top: int = 50, progress: bool = True,
     engine: str = "local", workers: int | None = None, scheduler: str | None = None, gpus: int | None = None,
     tls_ca_file: str | Path | None = None, tls_cert: str | Path | None = None,
@@ -61,7 +62,8 @@ def mediate(
             gone with the result.
         multi_token: how words and candidates of several tokens are treated at the slot: None leaves them out,
             "last", "all".
-        device, dtype: of a model that is named.
+        device, dtype: of a model that is named; weights_dtype: bfloat16 or float16, for half of the memory:
+            the weights of a float32 model alone are kept so.
         progress: bars and messages on the way.
         engine: local, this process, or dask: `workers` processes, one for each of `gpus` GPUs, or those of a
             `scheduler` that is there already (docs/scaling.md). A script, other than a notebook, asks for
@@ -81,6 +83,10 @@ def mediate(
         raise InputError(f"multi_token {multi_token!r} is unknown: choose None, last or all")
     if dtype not in ("float32", "float64", "bfloat16", "float16"):
         raise InputError(f"dtype {dtype!r} is unknown: choose float32, float64, bfloat16 or float16")
+    if weights_dtype not in (None, "bfloat16", "float16"):
+        raise InputError(f"weights_dtype {weights_dtype!r} is unknown: choose bfloat16 or float16")
+    if weights_dtype and isinstance(model, LanguageModel):
+        raise InputError("weights_dtype is of a model that is named: this one is loaded already")
     check_numbers(batch_size, seed, screen_share, screen_sample, screen_top)
     name = str(stimuli) if isinstance(stimuli, str | Path) else "stimuli"
     read = read_stimuli(stimuli)
@@ -89,7 +95,8 @@ def mediate(
     mute: Any = contextlib.nullcontext() if progress else contextlib.redirect_stdout(io.StringIO())
     with computed_by, silent, mute:
         if isinstance(model, str | Path):
-            model = LanguageModel(str(model), device, getattr(torch, dtype))
+            model = LanguageModel(str(model), device, getattr(torch, dtype),
+                                  weights_dtype=getattr(torch, weights_dtype) if weights_dtype else None)
         folder = tempfile.TemporaryDirectory() if out_dir is None else None
         written = run(model, read, requests, folder.name if folder else Path(str(out_dir)), AnalysisOptions(
             method=method, precision="fast" if model.fast_rows is not None else "exact",

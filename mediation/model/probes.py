@@ -11,6 +11,7 @@ import json
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, replace
+from functools import cache
 from typing import Any
 
 import torch
@@ -25,8 +26,9 @@ from mediation.files.storage import write_json
 from mediation.model import architectures, attention, discovery, forward
 from mediation.model.architectures import Architecture, Form, Parts, parts_of
 from mediation.model.attention import near
-from mediation.model.discovery import discover, refusal, sample_tokens
+from mediation.model.discovery import discover, refusal, sample_tokens, watch
 from mediation.model.forward import (
+    BaseRun,
     Resumption,
     called_with,
     changed,
@@ -123,18 +125,20 @@ def in_float32(model: nn.Module) -> Iterator[None]:
 
 
 def _probed(model):
-    found = discover(model)
-    tokens = sample_tokens(model)
-    _check_causal_and_alone(model, tokens)
+    seen, tokens = watch(model), sample_tokens(model)
+    found = discover(model, seen)
+    _check_causal_and_alone(model, tokens, seen.logits[0])
     adds, stays = _tried(_embedding, model, found, tokens[0]) or (False, False)
     found = replace(found, embedding_adds=adds, mlp_adds=_tried(_mlps_add, model, found, tokens[0]),
                     mlps_alone=_tried(_mlps_alone, model, found, tokens))
     if not stays:
         obstacle = "cannot be changed in its embedding alone (blocks are given the word embedding, too)"
         return replace(found, resumes=False, obstacle=obstacle)
+    parts = parts_of(model, found)
+    base_of_first = cache(lambda: run_base(model, parts, tokens[0]))
     for probe, name in ((_resumes, "resumed at a block and position"), (_runs_trees, "run with branches")):
         try:
-            wrong = probe(model, parts_of(model, found), tokens)
+            wrong = probe(model, parts, tokens, base_of_first)
         except Exception as error:  # a block that cannot be called so raises whatever it likes
             wrong = first_line(error)
         if wrong:
@@ -153,11 +157,11 @@ def _has_own_window(model, found):
     return not seen and any("window" in name and isinstance(size, int) for name, size in settings)
 
 
-def _check_causal_and_alone(model, tokens):
-    """Another last token changes nothing before it, and other prompts in the batch change nothing at all."""
+def _check_causal_and_alone(model, tokens, alone):
+    """Another last token changes nothing before it, and other prompts in the batch change nothing at all:
+    `alone` are the logits of the first text in a run of its own."""
     other = tokens[0].clone()
     other[-1] = tokens[tokens != tokens[0, -1]][0]
-    alone = model(tokens[:1], use_cache=False).logits[0]
     first, second, _ = model(torch.stack([tokens[0], other, tokens[1]]), use_cache=False).logits
     if not near(first, alone, ROUNDING):
         raise InputError(refusal(model, "prompts that are run together change each other"))
@@ -261,7 +265,7 @@ def _mlps_alone(model, found, tokens):
     return bool(mlps) and len(right) == len(mlps) and all(right)
 
 
-def _resumes(model, parts: Parts, tokens: Int[Tensor, "2 T"]) -> str:
+def _resumes(model, parts: Parts, tokens: Int[Tensor, "2 T"], base_of_first: Callable[[], BaseRun]) -> str:
     """Rows that join before some blocks with a changed residual stream, and go through all that follow, equal
     full passes with that change.
 
@@ -271,7 +275,7 @@ def _resumes(model, parts: Parts, tokens: Int[Tensor, "2 T"]) -> str:
         return "its attention has a window that no mask tells of"
     if not parts.architecture.cache:
         return "its blocks take no cache of keys and values"
-    base = run_base(model, parts, tokens[0])
+    base = base_of_first()
     blocks = len(parts.blocks)
     joins = sorted({round(row * (blocks - 1) / JOINS) for row in range(JOINS + 1)})
     steps = [noise(base.residuals[index][PLACE], base.residuals[index].std()) for index in joins]
@@ -308,17 +312,19 @@ def _adding(row, step):
     return add
 
 
-def _runs_trees(model, parts: Parts, tokens: Int[Tensor, "2 T"]) -> str:
-    """Two prompts that part in the middle, and their continuations, are in a tree what they are alone."""
+def _runs_trees(model, parts: Parts, tokens: Int[Tensor, "2 T"], base_of_first: Callable[[], BaseRun]) -> str:
+    """Two prompts that part in the middle, and their continuations, are in a tree what they are alone.
+
+    The first prompt with its longer continuation is the first text.
+    """
     one, other = tokens.tolist()
     prompts = [one[:-2], [*one[:PLACE], *other[PLACE:-2]]]
     continuations = [[*one[-2:], 0], [other[-1], 0]]  # a candidate's last token is not run
     tree = pack(prompts, continuations, tokens.device)
     of_tree = run_base(model, parts, tree.tokens, tree).residuals[-1]
-    # of each prompt the first continuation, which is the longer one
-    for (places, _), prompt in zip(tree.predictions[::2], prompts):
-        alone = torch.tensor([*prompt, *continuations[0][:-1]], device=tokens.device)
-        residual = run_base(model, parts, alone).residuals[-1]
-        if not near(of_tree[list(places)], residual[len(prompt) - 1:], ROUNDING):
+    second = torch.tensor([*prompts[1], *continuations[0][:-1]], device=tokens.device)
+    alone = base_of_first(), run_base(model, parts, second)
+    for (places, _), prompt, of_prompt in zip(tree.predictions[::2], prompts, alone):
+        if not near(of_tree[list(places)], of_prompt.residuals[-1][len(prompt) - 1:], ROUNDING):
             return "the residual stream is another"
     return ""

@@ -1,92 +1,128 @@
-"""What `compare_models.py` prints: models side by side, their differences, the trend, the strongest units."""
+"""What `compare_models.py` says: models side by side, their differences, the trend, the strongest units."""
+
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
 
 from mediation.effects.model_comparison import EVERY, LOG, ODDS, SHARE, Comparison
-from mediation.reports.page import with_interval
+from mediation.reports.page import (
+    Bullets,
+    Cell,
+    Page,
+    Section,
+    Table,
+    estimate,
+    number,
+    text,
+    with_interval,
+)
 
-LEGEND = """\
+LEAD = """\
 Log odds ratios: 0 is no effect. In brackets: 95% intervals, bootstrap over clusters (2,000 draws, the same
 for all models). proportion mediated = (mean total - mean direct) / mean total; an interval that is not given:
 one cluster, or a total effect that may be 0. Differences and trends are of examples that the models share."""
+FORM = ".3f"
 
 
-def comparison(compared: Comparison, table: pd.DataFrame, step: str) -> str:
-    """The section of one study.
+class Compared(NamedTuple):
+    """One study: its comparison, the table of it, and what a step of the trend is, in words."""
 
-    Args:
-        table: that of `compared`; step: that of the trend, in words.
-    """
+    comparison: Comparison
+    table: pd.DataFrame
+    step: str
+
+
+def comparison_page(studies: Sequence[Compared]) -> Page:
+    """All studies, a section each."""
+    models = dict.fromkeys(model for each in studies for model in each.comparison.measured)
+    return Page(f"Comparison of {', '.join(models)}", LEAD,
+                [finding for each in studies for finding in _findings(each)],
+                [Section(each.comparison.study, list(_parts(each))) for each in studies])
+
+
+def _findings(of_study):
+    """The trend of the total effect, or without one the difference of two models."""
+    table, study = of_study.table, of_study.comparison.study
+    total = table[(table["quantity"] == "total effect") & (table["scale"] == LOG)]
+    trends, differences = (total[total["what"] == what] for what in ("trend", "difference"))
+    for row in trends.itertuples():
+        known = np.isfinite(row.above_0)
+        yield (f"{study}: over {row.model} the mean total effect changes by **{_with_interval(row)}** "
+               f"{of_study.step}"
+               + (f", and is larger at every step in {row.above_0:.0%} of the draws." if known else "."))
+    for row in differences.itertuples() if trends.empty else ():
+        yield (f"{study}: the mean total effect of {row.model} minus that of {row.other} is "
+               f"**{_with_interval(row)}**.")
+
+
+def _parts(of_study) -> Iterator[Bullets | Table]:
+    compared, table, step = of_study
+    notes = list(_notes(compared))
+    if notes:
+        yield Bullets(notes)
     means = table[table["what"] == "mean"]
-    parts = [f"# {compared.study}", *_notes(compared), "",
-             _side_by_side(means[means["group"] == EVERY], compared.controls)]
+    labels = [model + (" (control)" if model in compared.controls else "") for model in means["model"]]
+    yield from _grids("Means of each model", means.assign(label=labels)[means["group"] == EVERY])
     of_groups = means[means["group"] != EVERY]
     if len(of_groups):
         of_groups = pd.concat([of_groups, table[table["what"] == "difference of groups"]])
         labels = [f"{row.model}, {row.group}" + (" - the others" if row.other else "")
                   for row in of_groups.itertuples()]
-        parts += ["", "by group", _grid(of_groups.assign(label=labels))]
+        yield from _grids("Means by group", of_groups.assign(label=labels))
     differences = table[(table["what"] == "difference") & (table["scale"] != ODDS)]
-    if len(differences):
-        labels = [f"{row.model} - {row.other}" for row in differences.itertuples()]
-        parts += ["", "differences, on the examples that both have", _grid(differences.assign(label=labels))]
+    labels = [f"{row.model} - {row.other}" for row in differences.itertuples()]
+    yield from _grids("Differences, on the examples that both have", differences.assign(label=labels))
     trends = table[table["what"] == "trend"]
     if len(trends):
-        parts += ["", f"trend {step}, over {trends['model'].iloc[0]}, on the "
-                      f"{_examples(trends.iloc[0])} that all of them have"]
-        parts += [f"  {row.quantity + ', ' + row.scale:38} {_with_interval(row):28} larger at every step in "
-                  f"{row.above_0:.0%} of the draws" for row in trends.itertuples()]
+        first = trends.iloc[0]
+        yield Table(f"Trend {step}, over {first['model']}, on the {first['examples']} examples "
+                    f"({first['clusters']} clusters) that all of them have",
+                    ["quantity", "trend [low, high]", "larger at every step in"],
+                    [[text(f"{row.quantity}, {row.scale}"), _estimate(row), number(row.above_0, ".0%")]
+                     for row in trends.itertuples()])
     overlaps = table[table["what"].isin(["overlap", "correlation of maps"])]
     if len(overlaps):
-        parts += ["", "units of two models (of units where the models have the same, else by quarters of the "
-                      "depth)"]
-        parts += [f"  {row.model} and {row.other}, {row.quantity}: {_with_interval(row)} ({row.scale}"
-                  + (f"; {row.by_chance:.2f} by chance)" if np.isfinite(row.by_chance) else ")")
-                  for row in overlaps.itertuples()]
-    return "\n".join(parts)
+        yield Table("Units of two models: of units where the models have the same, else by quarters of the "
+                    "depth", ["models", "quantity", "measure", "value [low, high]", "by chance"],
+                    [[text(f"{row.model} and {row.other}"), text(row.quantity), text(row.scale),
+                      _estimate(row), number(row.by_chance, ".2f")] for row in overlaps.itertuples()])
 
 
 def _notes(compared):
     """Whose examples are compared, and who is left out of the trend."""
-    lines = []
     if len(compared.places) > 1:
         every = len(compared.examples)
-        lines.append(f"{every} examples in all, {compared.common} in all of {', '.join(compared.places)}; "
-                     f"{every - compared.common} are not common")
+        yield (f"{every} examples in all, {compared.common} in all of {', '.join(compared.places)}; "
+               f"{every - compared.common} are not common")
     if compared.study.endswith(", filtered"):
-        lines.append("filtered: every model has the examples on which its own total effect is large, which "
-                     "raises its means; unfiltered files (--do-filter False) have all")
+        yield ("filtered: every model has the examples on which its own total effect is large, which raises "
+               "its means; unfiltered files (--do-filter False) have all")
     without = [model for model in compared.measured if model not in (*compared.places, *compared.controls)]
     if without:
-        lines.append(f"not in the trend, size unknown: {', '.join(without)} (name it with --sizes)")
-    return lines
+        yield f"not in the trend, size unknown: {', '.join(without)} (name it with --sizes)"
 
 
-def _side_by_side(means, controls):
-    labels = [model + (" (control)" if model in controls else "") for model in means["model"]]
-    return _grid(means.assign(label=labels))
-
-
-def _grid(rows):
-    """A line per label, a column per quantity; 2020's means below."""
-    texts = []
-    for scales in ((LOG, SHARE), (ODDS,)):
-        some = rows[rows["scale"].isin(scales)]
-        if some.empty:
+def _grids(caption, rows) -> Iterator[Table]:
+    """A row per label, a column per quantity; 2020's means in a table of their own."""
+    for scales, title in (((LOG, SHARE), LOG), ((ODDS,), f"{ODDS}, as in 2020")):
+        of_scale = rows[rows["scale"].isin(scales)]
+        quantities = list(dict.fromkeys(of_scale["quantity"]))
+        if not quantities:
             continue
-        some = some.assign(text=[_with_interval(row) for row in some.itertuples()])
-        grid = some.pivot_table(index="label", columns="quantity", values="text", aggfunc="first", sort=False)
-        counts = some.drop_duplicates("label").set_index("label")[["examples", "clusters"]]
-        shown = counts.join(grid).rename_axis(None).rename_axis(None, axis=1).fillna("")
-        title = LOG if LOG in scales else f"{ODDS}, as in 2020"
-        texts.append(f"[{title}]\n{shown.to_string()}")
-    return "\n".join(texts)
+        lines = []
+        for label, of_label in of_scale.groupby("label", sort=False):
+            cells = {row.quantity: _estimate(row) for row in of_label.itertuples()}
+            lines.append([text(label), *(number(float(of_label[column].iloc[0]), ",.0f")
+                                         for column in ("examples", "clusters")),
+                          *(cells.get(quantity, Cell("")) for quantity in quantities)])
+        yield Table(f"{caption}: {title}", ["", "examples", "clusters", *quantities], lines)
+
+
+def _estimate(row):
+    return estimate(row.value, row.low, row.high, FORM)
 
 
 def _with_interval(row):
-    return with_interval(row.value, row.low, row.high, ".3f")
-
-
-def _examples(row):
-    return f"{row['examples']} examples ({row['clusters']} clusters)"
+    return with_interval(row.value, row.low, row.high, FORM)

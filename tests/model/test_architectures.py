@@ -14,7 +14,7 @@ from mediation.mediators.site_sweeps import run_with_sites, sweep_sites
 from mediation.mediators.sites import residuals
 from mediation.model import probes
 from mediation.model.architectures import parts_of
-from mediation.model.discovery import discover
+from mediation.model.discovery import discover, watch
 from mediation.model.fast_rows import FastRows
 from mediation.model.forward import Resumption, pack, run_base
 from tests.architectures import TOLERANCE, every_unit, row_of
@@ -67,15 +67,20 @@ def test_what_sees_later_tokens_is_refused(kind):
     assert row.served == "refused" and REFUSED[kind] in row.why
 
 
+def seen_in(model):
+    """What discovery finds."""
+    return discover(model, watch(model))
+
+
 def test_heads_whose_output_is_no_weighted_sum_of_values_are_left_out():
     model = tiny_model("granite_swa")
-    found = discover(model)
+    found = seen_in(model)
     assert not found.attentions and found.attention_outputs
 
 
 def test_attention_of_some_blocks_is_found_and_the_others_have_none():
     model = tiny_model("qwen3_next")
-    found = discover(model)
+    found = seen_in(model)
     parts = parts_of(model, found)
     assert found.attentions == ("", "model.layers.1.self_attn", "")
     assert parts.attending == [1] and parts.attentions[0] is None and parts.projections[0][2] is None
@@ -86,7 +91,7 @@ def test_an_attention_that_several_blocks_have_in_common_is_left_out():
     model = tiny_model("llama")
     layers = model.model.layers
     layers[2].self_attn = layers[0].self_attn
-    found = discover(model)
+    found = seen_in(model)
     assert not found.heads and not found.attentions and not found.queries and found.mlps
 
 
@@ -171,11 +176,11 @@ def test_other_weights_of_one_config_are_asked_anew(tmp_path, monkeypatch):
 
 
 def test_an_mlp_is_as_wide_as_the_stream_and_a_mixer_is_none():
-    assert not discover(tiny_model("zaya")).mlps and not discover(tiny_model("mamba")).mlps
+    assert not seen_in(tiny_model("zaya")).mlps and not seen_in(tiny_model("mamba")).mlps
 
 
 def test_layers_with_other_numbers_of_groups_offer_no_keys():
-    found = discover(tiny_model("mimo_v2_flash"))
+    found = seen_in(tiny_model("mimo_v2_flash"))
     assert not found.keys and not found.values and found.queries
 
 

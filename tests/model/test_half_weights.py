@@ -6,6 +6,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
+import mediation
 from experiment import Model
 from mediation.errors import InputError
 from mediation.mediators import batches
@@ -14,8 +15,9 @@ from mediation.mediators.head_sweeps import head_estimates, heads_in_sets
 from mediation.mediators.heads import heads_layers_model
 from mediation.mediators.neuron_sweeps import neuron_gradients_of, neurons_in_trees
 from mediation.model.half_weights import check_float32, keep_in_half
+from mediation.model.language_model import LanguageModel
 from mediation.model.readout import Normaliser, log_sum_exp, widen
-from tests.helpers import assert_refused, damaged_checkpoint, profession_stimulus, swept_by
+from tests.helpers import GOOD_STIMULUS, assert_refused, damaged_checkpoint, profession_stimulus, swept_by
 from tests.tiny_models import tiny_model
 
 # what tells the others apart is not how weights are kept
@@ -115,3 +117,18 @@ def test_the_manifest_says_how_weights_were_kept(toy_checkpoint, run_script, tmp
     assert code == 0, errors
     manifests = "".join(path.read_text() for path in tmp_path.rglob("*.json"))
     assert '"dtype": "float32"' in manifests and '"weights_dtype": "bfloat16"' in manifests
+
+
+def test_python_keeps_weights_in_half_precision_too(toy_checkpoint, tmp_path):
+    named = toy_checkpoint("llama")
+    kept, loaded = (mediation.mediate(model, [GOOD_STIMULUS], "mlps", out_dir=tmp_path / str(number),
+                                      progress=False, **options)
+                    for number, (model, options) in enumerate([
+                        (named, {"weights_dtype": "bfloat16"}),
+                        (LanguageModel(str(named), weights_dtype=torch.bfloat16), {})]))
+    assert kept.effects.equals(loaded.effects) and len(kept.effects)
+    assert '"weights_dtype": "bfloat16"' in (tmp_path / "0" / "manifest.json").read_text()
+    with pytest.raises(InputError, match="weights_dtype 'half' is unknown"):
+        mediation.mediate(named, [GOOD_STIMULUS], weights_dtype="half")
+    with pytest.raises(InputError, match="this one is loaded already"):
+        mediation.mediate(LanguageModel(str(named)), [GOOD_STIMULUS], weights_dtype="float16")

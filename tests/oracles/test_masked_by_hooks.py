@@ -86,6 +86,8 @@ def by_hooks(eager, intervention, effect, heads, approach):
 @torch.no_grad()
 def test_every_head_and_approach_equals_plain_hooks(masked_model, stimulus, architecture, in_double,
                                                     approach):
+    if approach not in (1, 6) and architecture != "bert":
+        pytest.skip("how masks are filled does not depend on the architecture")
     of_dtypes = [(torch.float64, 1e-10), (torch.float32, 1e-5)]
     for dtype, tolerance in of_dtypes[:None if approach in (1, 6) else 1]:
         model, eager = masked_model(architecture, approach, dtype)

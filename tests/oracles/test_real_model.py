@@ -48,12 +48,12 @@ def test_base_odds_and_the_effect_of_embedding_neuron_31(model, nurse):
 
 @pytest.mark.parametrize("kind, layer", [("man_indirect", -1), ("woman_direct", 9), ("man_direct", 28)])
 def test_descent_equals_full_passes(model, nurse, kind, layer):
-    """The 32 neurons of a layer with the largest effects, and every eighteenth."""
+    """The 16 neurons of a layer with the largest effects, and every 36th."""
     arguments = {"layers_to_adj": layer, "intervention_loc": "layer"}
     swept = np.concatenate(model.neuron_intervention_single_experiment(nurse, kind, **arguments)[6:])
     odds = log_odds(*swept)
-    strongest = np.abs(odds - np.median(odds)).argsort()[-32:]
-    checked = np.concatenate([strongest, np.arange(0, model.num_neurons, 18)])
+    strongest = np.abs(odds - np.median(odds)).argsort()[-16:]
+    checked = np.concatenate([strongest, np.arange(0, model.num_neurons, 36)])
     _, run_on, edits = runs_and_edits(model, nurse, kind, **arguments)
     with torch.no_grad():
         reference = by_full_passes(model.model, model.parts, nurse.base_strings_tok[run_on],

@@ -18,7 +18,7 @@ from mediation.results.attention_results import EFFECTS, MEANS, SCALARS
 @pytest.fixture(params=[True, False], ids=["bfloat16", "no-bfloat16"])
 def has_bfloat16(request, monkeypatch):
     """Whether the benchmarks are told that the processor multiplies bfloat16; else that is emulated."""
-    monkeypatch.setattr("benchmarks.multiplies_bfloat16", lambda device: request.param)
+    monkeypatch.setattr("benchmarks.has_bfloat16", lambda device: request.param)
     return request.param
 
 
@@ -70,8 +70,8 @@ def test_maps_are_compared_with_full_passes_and_what_is_not_installed_is_named(
 def test_a_benchmark_that_fails_is_told_by_the_exit_code(tmp_path, monkeypatch):
     """Parts that end badly and well, in processes of their own; then one that does nothing and ends well."""
     import benchmarks.__main__ as every
-    good = ("A part", "growth", "--help", "")
-    bad = ("A part without its model", "growth", f"-model {tmp_path}", "")
+    good = ("A part", "coverage", "--help", "")
+    bad = ("A part of no studies", "coverage", "--studies 0", "")
     options = SimpleNamespace(out_dir=str(tmp_path), only=None, quick=False)
     monkeypatch.setattr(every, "PARTS", [bad, good])
     with pytest.raises(SystemExit) as ended:

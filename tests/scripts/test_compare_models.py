@@ -6,7 +6,7 @@ import pandas as pd
 import pytest
 
 from mediation.stimuli.stimulus_files import Stimulus
-from tests.helpers import PROJECT, assert_refused, undrawn_figures, write_stimuli
+from tests.helpers import PROJECT, assert_refused, no_report, write_stimuli
 
 PUBLISHED = PROJECT / "experiment_data" / "published" / "attention_intervention_gpt2_filtered_dev.json"
 
@@ -31,6 +31,8 @@ def compare(run_script, tmp_path):
         code, output, errors = run_script("compare_models.py", *arguments, "-out_dir", out_dir)
         assert code == 0, errors
         assert (out_dir / "model_comparison.pdf").read_bytes().startswith(b"%PDF")
+        assert (out_dir / "model_comparison.md").read_text() in output
+        assert "<table" in (out_dir / "model_comparison.html").read_text()
         return output, pd.read_csv(out_dir / "model_comparison.csv", keep_default_na=False, na_values=[""])
     return run
 
@@ -52,7 +54,7 @@ def test_the_attention_study_of_two_models_and_a_control(compare, run_script, to
         assert row.low <= row.value <= row.high
     trend = table[table["what"] == "trend"]
     assert set(trend["model"]) == {"toy-llama, toy-gpt2"} and set(trend["examples"]) == {3}
-    assert "trend per doubling" in output and "toy-gpt2_random (control)" in output
+    assert "Trend per doubling" in output and "toy-gpt2_random (control)" in output
     assert compare(tmp_path / "winobias_data", "--sizes", "toy-gpt2=2", "toy-llama=1")[1].equals(table)
 
 
@@ -76,6 +78,9 @@ def test_the_published_figures_against_others_of_which_some_examples_are_the_sam
     assert difference["value"] == pytest.approx(common["gpt2"]) == pytest.approx(common["gpt2-medium"] / 2)
     overlap = table[table["what"] == "overlap"].iloc[0]
     assert (overlap["quantity"], overlap["value"]) == ("strongest 10 of heads, indirect", 1)
+    trend = chosen[chosen["what"] == "trend"].iloc[0]
+    told = f"over gpt2, gpt2-medium the mean total effect changes by **{trend['value']:.3f}** per doubling"
+    assert f"{told} of the parameters." in output and "nan" not in output  # one cluster has no interval
 
 
 def test_professions_of_two_models_by_group(compare, run_script, toy_checkpoint, tmp_path):
@@ -86,7 +91,7 @@ def test_professions_of_two_models_by_group(compare, run_script, toy_checkpoint,
         assert code == 0, errors
     (folder,) = tmp_path.glob("results/*")
     output, table = compare(folder)
-    assert "by group" in output and "per step in the order given, over toy-gpt2, toy-llama" in output
+    assert "Means by group" in output and "per step in the order given, over toy-gpt2, toy-llama" in output
     assert set(table["study"]) == {"professions"}
     assert set(table["group"]) == {"all", "female-biased", "male-biased"}
     whole = table[(table["what"] == "mean") & (table["group"] == "all")]
@@ -100,14 +105,14 @@ def test_stimuli_of_ones_own_with_their_mediators(compare, run_script, toy_check
         for number, (word, verb) in enumerate((word, verb) for word in ("nurse", "captain", "teacher")
                                               for verb in ("said", "wanted"))])
     for kind in ("gpt2", "llama"):
-        with undrawn_figures():
+        with no_report():
             code, _, errors = run_script("mediate.py", stimuli, "-model", toy_checkpoint(kind), "-out_dir",
                                          tmp_path / "mine", "--mediators", "mlps,layers,neurons")
         assert code == 0, errors
     output, table = compare(tmp_path / "mine" / "total_effects_toy-gpt2.csv", tmp_path / "mine" /
                             "total_effects_toy-llama.csv")
     assert {"heard - the others", "thought - the others"} <= {
-        line.split(", ")[1].split("  ")[0].strip() for line in output.splitlines() if " - the others" in line}
+        line.split(" | ")[0].split(", ")[1] for line in output.splitlines() if " - the others" in line}
     assert {"total effect", "indirect, model", "direct, model"} <= set(table["quantity"])
     overlap = table[table["what"] == "overlap"]
     assert list(overlap["quantity"]) == ["strongest 10 of neurons, indirect"]

@@ -12,7 +12,7 @@ from mediation.files.storage import RunFolder
 from mediation.stimuli.stimulus_files import Stimulus
 from mediation.studies import estimated_trees, own_question, trees
 from mediation.studies.comparisons import build_comparisons
-from tests.helpers import read_own_table, undrawn_figures, write_stimuli
+from tests.helpers import no_report, read_own_table, undrawn_figures, write_stimuli
 
 TOY = [Stimulus("1", "The {} said that", ("nurse", "man", "woman"), ("she", "he"), "short"),
        Stimulus("2", "The {} went home because", ("teacher", "man"), ("he", "she"), "long"),
@@ -106,7 +106,7 @@ def test_mediators_come_one_after_the_other_into_one_report(toy_checkpoint, tmp_
                          [*TOY, Stimulus("5", "The {} ran because", ("nurse", "man"), ("he", "she"), "$x_")])
     command = f"mediate.py {path} -model {toy_checkpoint('gpt2')} -out_dir {tmp_path / 'out'} --mediators"
     for mediators in ("heads", "heads,layers", "neurons --method screen --screen_share 0.55"):
-        with undrawn_figures():
+        with no_report():
             code, printed, error = run_script(f"{command} {mediators}")
         assert code == 0, error
     code, printed, error = run_script(f"{command} mlps")  # these figures name a group with signs of formulas
@@ -159,7 +159,7 @@ def test_methods_and_formats(toy_checkpoint, tmp_path, run_script):
                           ("parquet", "--format parquet")):
         code, printed, error = run_script(f"mediate.py {path} -model {toy_checkpoint('gpt2')} "
                                           f"-out_dir {tmp_path / name} --multi_token last "
-                                          f"--mediators neurons,heads {options}")
+                                          f"--mediators neurons {options}")
         assert code == 0, error
         file = tmp_path / name / f"neurons_toy-gpt2.{'parquet' if name == 'parquet' else 'csv'}"
         tables[name] = (pd.read_parquet if name == "parquet" else pd.read_csv)(file)
