@@ -55,6 +55,11 @@ from tests.helpers import (
 from tests.preloaded import Server, new_process
 
 
+def pytest_collection_modifyitems(items):
+    """The longest test comes first: begun last, it would leave all workers but one without work."""
+    items.sort(key=lambda item: item.path.name != "test_tutorial.py")
+
+
 @pytest.fixture(autouse=True, scope="session")
 def threads():
     """As many as OMP_NUM_THREADS says, one per worker in `make test`; else two: more only wait."""
@@ -266,12 +271,9 @@ def start_script(request):
 
 @pytest.fixture(scope="session")
 def start(start_script, toy_checkpoint):
-    """start(out_dir) -> a process of COMMAND on a toy.
-
-    start(out_dir, new_process): one with a hash seed of its own.
-    """
-    def run(out_dir, how=start_script):
-        return how(COMMAND, "-model", toy_checkpoint("llama"), "-out_dir", out_dir)
+    """start(out_dir) -> a process of COMMAND on a toy."""
+    def run(out_dir):
+        return start_script(COMMAND, "-model", toy_checkpoint("llama"), "-out_dir", out_dir)
     return run
 
 

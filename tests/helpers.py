@@ -62,6 +62,9 @@ TOLERANCE = {torch.float64: 1e-10, torch.float32: 1e-5}  # relative, on probabil
 SINGLE_TOKEN_WORDS = ("nurse", "teacher", "doctor", "captain", "maid", "king", "clerk")
 
 
+CONVERTING = frozenset((torch.Tensor.float, torch.Tensor.to, torch.Tensor.type))
+
+
 class InDouble(TorchFunctionMode):
     """In float64 models also the norms and softmax that the library computes in float32.
 
@@ -69,9 +72,11 @@ class InDouble(TorchFunctionMode):
     """
 
     def __torch_function__(self, function, _types, args=(), kwargs=None):
+        converts = function in CONVERTING
+        if not kwargs and not converts:  # nearly all of what a model calls
+            return function(*args)
         kwargs = kwargs or {}
-        converts = function in (torch.Tensor.float, torch.Tensor.to, torch.Tensor.type)
-        if not converts and "dtype" not in kwargs:  # nearly all of what a model calls
+        if not converts and "dtype" not in kwargs:
             return function(*args, **kwargs)
         if args and isinstance(args[0], torch.Tensor) and args[0].dtype == torch.float64:
             narrowing = torch.float32 in (*args[1:], kwargs.get("dtype"))

@@ -14,7 +14,6 @@ from safetensors.torch import load_file, save_file
 from mediation.mediators.interpolation import LEVELS
 from mediation.studies import estimated_trees, interpolated_trees, trees
 from tests.helpers import COMMAND, interrupt_at, tables
-from tests.preloaded import new_process
 
 
 def done(out_dir):
@@ -35,7 +34,7 @@ def test_killed_and_continued_equals_undisturbed(start, undisturbed, tmp_path):
             break  # it was done before
         kills += 1
     assert kills >= 2
-    process = start(tmp_path, new_process)
+    process = start(tmp_path)
     _, errors = process.communicate()
     assert process.returncode == 0, errors
     assert tables(tmp_path) == undisturbed

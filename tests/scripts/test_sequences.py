@@ -319,13 +319,13 @@ def drawn(examples):
                     print_blob=False, suppress_health_check=list(HealthCheck))
 
 
-@drawn(6)
+@drawn(5)
 @given(steps=sequences(STUDY))
 def test_a_sequence_of_runs_of_the_neuron_study(workplace, steps):
     check(workplace, steps)
 
 
-@drawn(4)
+@drawn(3)
 @given(steps=sequences(MEDIATE))
 def test_a_sequence_of_runs_on_stimuli_of_ones_own(workplace, steps):
     check(workplace, steps)
