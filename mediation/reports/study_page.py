@@ -42,6 +42,7 @@ from mediation.reports.unit_parts import (
     by_mediator,
     estimated,
     interval_of,
+    is_share,
     mediator_parts,
     one_example,
     plural,
@@ -148,7 +149,10 @@ class _Study:
         rows = self.table[(self.table["what"] == "mean") & (self.table["scale"] == SHARE)
                           & (self.table["group"] == EVERY) & (self.table["model"] == each.measured.model)
                           & (self.table["quantity"] == "proportion mediated")]
-        return None if rows.empty or not np.isfinite(rows["value"].iloc[0]) else rows.iloc[0]
+        if rows.empty:
+            return None
+        row, total = rows.iloc[0], self._mean(each, "total effect")
+        return row if is_share(row["value"], row["low"], np.nan if total is None else total["low"]) else None
 
     def _trend(self):
         rows = self.table[(self.table["what"] == "trend") & (self.table["scale"] == LOG)]

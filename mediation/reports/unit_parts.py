@@ -64,9 +64,16 @@ def strongest_in_words(mediator: str, units: pd.DataFrame, model: str = "") -> s
                   f"family-wise error of {ALPHA}")
     stable = ("" if np.isnan(top["in_top"]) else
               f", among the ten strongest in {top['in_top']:.0%} of the bootstrap draws")
-    share = "" if np.isnan(top["share"]) or kind == "ablation" else f", {_share_of(top)} of the total effect"
+    told = kind != "ablation" and is_share(top["share"], top["share_low"], top["low"])
+    share = f", {_share_of(top)} of the total effect" if told else ""
     return (f"{'' if not model else f'{model}: '}Of the {plural(mediator)}, **{_unit(top)}** has the "
             f"strongest {kind} effect: **{interval_of(top, 'mean')}**{share}{stable}{called}.")
+
+
+def is_share(share: float, share_low: float, low: float) -> bool:
+    """Whether a share of the total effect says anything: not where that may be 0, so that the share has no
+    interval though the effect itself has one."""
+    return bool(np.isfinite(share) and (np.isfinite(share_low) or np.isnan(low)))
 
 
 def estimated(each: StudyResults, mediator: str) -> str:
@@ -92,7 +99,10 @@ def mediator_parts(each: StudyResults, mediator: str, units: pd.DataFrame) -> It
     columns = {"unit": [Cell(_unit(row, tokens)) for _, row in shown.iterrows()],
                f"{kind} effect [low, high]": _estimates(shown, "mean", ""),
                "odds ratio - 1 [low, high]": _estimates(shown, "effect_mean", "effect_", ".3g"),
-               "share of the total [low, high]": _estimates(shown, "share", "share_", ".1%"),
+               "share of the total [low, high]": [
+                   cell if is_share(*row) else number(np.nan) for cell, row in
+                   zip(_estimates(shown, "share", "share_", ".1%"),
+                       shown[["share", "share_low", "low"]].itertuples(index=False))],
                "rank [low, high]": _estimates(shown, "rank", "rank_", ".0f")}
     columns |= {name: [number(value, form) for value in shown[column]] for name, column, form in
                 (("in top 10", "in_top", ".0%"), ("p", "p", ".2g"), ("q", "q", ".2g"))}

@@ -115,17 +115,24 @@ def test_the_published_figures_that_are_brought_along_are_the_published_ones(sha
         np.testing.assert_allclose(entry["indirect_effect_head"], expected["indirect_effect_head"], rtol=1e-6)
 
 
-def test_the_results_that_come_along_are_numbers_alone_and_pass_the_filter(examples):
-    files = {kind: PROJECT / "winobias_data" / f"attention_intervention_smollm2-135m_{kind}_dev.json"
-             for kind in ("unfiltered", "filtered")}
-    contexts = [example.base_string for example in examples[0]["winobias_dev"]]
-    for path in files.values():
+ALONG = {  # file: data set; examples, those that follow the stereotype, that pass; total effect of these
+    "winobias_data/attention_intervention_smollm2-135m_{}_dev.json": ("winobias_dev", 160, 116, 87, .2466),
+    "winogender_data/attention_intervention_bls_smollm2-135m_{}.json": ("bls", 44, 23, 17, .2048),
+    "winogender_data/attention_intervention_bergsma_smollm2-135m_{}.json": ("bergsma", 44, 26, 19, .2761)}
+
+
+@pytest.mark.parametrize("name", ALONG)
+def test_the_results_that_come_along_are_numbers_alone_and_pass_the_filter(examples, name):
+    data_set, loaded, aligned, passing, total = ALONG[name]
+    contexts = [example.base_string for example in examples[0][data_set]]
+    paths = [PROJECT / name.format(kind) for kind in ("unfiltered", "filtered")]
+    for path in paths:
         text = path.read_text()
         assert not any(context.partition(" {}")[0] in text for context in contexts)
-    unfiltered, filtered = (read_results(path) for path in files.values())
-    assert len(unfiltered["results"]) == 160
-    assert (len(filtered["results"]), filtered["num_examples_aligned"]) == (87, 116)
-    assert filtered["mean_total_effect"] == pytest.approx(0.2466, abs=5e-5)  # docs/attention_study.md
+    unfiltered, filtered = map(read_results, paths)
+    assert len(unfiltered["results"]) == loaded
+    assert (len(filtered["results"]), filtered["num_examples_aligned"]) == (passing, aligned)
+    assert filtered["mean_total_effect"] == pytest.approx(total, abs=5e-5)  # docs/attention_study.md
     heads = np.mean([entry["indirect_effect_head"] for entry in filtered["results"]], axis=0)
     assert np.unravel_index(heads.argmax(), heads.shape) == (14, 8)
 

@@ -132,15 +132,19 @@ def test_what_has_no_page(published, tmp_path, run_script, arguments, words):
     assert not (tmp_path / "out").exists()
 
 
-def test_shares_of_no_total_effect_are_not_told(published, tmp_path, run_script):
+@pytest.mark.parametrize("total", [0.0, None])
+def test_shares_of_a_total_effect_that_may_be_0_are_not_told(published, tmp_path, run_script, total):
     path = tmp_path / "attention_intervention_gpt2_filtered_dev.json"
     content = json.loads((published / path.name).read_text())
-    for entry in content["results"]:
-        entry["total_effect"] = 0.0
+    for number, entry in enumerate(content["results"]):
+        ratio = (1 + entry["total_effect"]) ** (-1) ** number  # the mean is near 0
+        entry["total_effect"] = ratio - 1 if total is None else total
+        entry["odds_alt"] = entry["odds_base"] * (1 + entry["total_effect"])
     path.write_text(json.dumps(content))
     code, _, error = run_script("make_report.py", path, "-out_dir", tmp_path / "page")
     text = (tmp_path / "page" / "report.md").read_text()
-    assert code == 0 and "total effect is **0 [0, 0]**" in text and "inf" not in text, error
+    assert code == 0 and ("total effect is **0 [0, 0]**" in text) == (total == 0), error
+    assert "inf" not in text and "of it is gone" not in text and "of the total effect," not in text
 
 
 @pytest.mark.usefixtures("undrawn")
