@@ -117,6 +117,7 @@ def test_the_published_figures_that_are_brought_along_are_the_published_ones(sha
 
 ALONG = {  # file: data set; examples, those that follow the stereotype, that pass; total effect of these
     "winobias_data/attention_intervention_smollm2-135m_{}_dev.json": ("winobias_dev", 160, 116, 87, .2466),
+    "winobias_data/attention_intervention_smollm2-135m_{}_test.json": ("winobias_test", 130, 81, 60, .2611),
     "winogender_data/attention_intervention_bls_smollm2-135m_{}.json": ("bls", 44, 23, 17, .2048),
     "winogender_data/attention_intervention_bergsma_smollm2-135m_{}.json": ("bergsma", 44, 26, 19, .2761)}
 
