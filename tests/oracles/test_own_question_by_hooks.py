@@ -36,7 +36,6 @@ def by_hooks(model, base, alternative, candidates, run_base_prompt, modules, cha
 MIXED = [
     ("The {} said that", ["electrician", "woman"], ["he", "she"]),
     ("The {} yelled because", ["registered nurse", "man"], ["she", "he"]),
-    ("{} went home, and then", ["Mary", "Christopher"], ["she", "he"]),
     ("The {}", ["author", "authors"], ["was born", "were born"]),
     ("The capital of {} is", ["France", "Italy"], ["Paris", "Rome"]),
     ("My {} told me", ["mother-in-law", "father"], ["that she", "that he"]),
@@ -71,13 +70,13 @@ def test_mixed_lines_on_the_real_model(smollm2, tmp_path, run_script):
         return filled, last, [ids(" " + candidate) for candidate in stimulus.candidates]
 
     with torch.no_grad():
-        (base, alternative), _, candidates = prompts_of(3)  # candidates of two tokens
+        (base, alternative), _, candidates = prompts_of(2)  # candidates of two tokens
         y = [by_hooks(model, prompt, None, candidates, True, {}, None) for prompt in (base, alternative)]
-        assert totals.set_index("id").loc["q3",
+        assert totals.set_index("id").loc["q2",
                                           "total_effect"] == pytest.approx(np.expm1(y[1] - y[0]), rel=1e-4)
 
         # words of several tokens
-        for number, layer, kind in ((1, 0, "indirect"), (0, 5, "direct"), (5, 11, "indirect")):
+        for number, layer, kind in ((1, 0, "indirect"), (0, 5, "direct"), (4, 11, "indirect")):
             (base, alternative), places, candidates = prompts_of(number)
             modules = [model.model.embed_tokens, *(block.mlp for block in model.model.layers)]
             outputs = []
@@ -99,7 +98,7 @@ def test_mixed_lines_on_the_real_model(smollm2, tmp_path, run_script):
             assert row[f"{kind}_effect"] == pytest.approx(np.expm1(odds - y), rel=1e-3, abs=1e-4)
 
         # attention weights of one head: the output projection is given the difference
-        (base, alternative), _, candidates = prompts_of(4)
+        (base, alternative), _, candidates = prompts_of(3)
         layer, head, size = 14, 3, model.config.hidden_size // model.config.num_attention_heads
         weights = [model(torch.tensor([prompt]), output_attentions=True).attentions[layer][0, head]
                    for prompt in (base, alternative)]
@@ -120,7 +119,7 @@ def test_mixed_lines_on_the_real_model(smollm2, tmp_path, run_script):
             handle.remove()
         y = by_hooks(model, base, None, candidates, True, {}, None)
         ours = LanguageModel(str(smollm2))
-        (comparison,) = build_comparisons(ours, "mine", [stimuli[4]], "last")
+        (comparison,) = build_comparisons(ours, "mine", [stimuli[3]], "last")
         chosen = torch.zeros(1, ours.num_layers, ours.num_heads, dtype=torch.bool)
         chosen[0, layer, head] = True
         (swept,) = heads_in_sets(ours, comparison.intervention, "indirect", chosen)
