@@ -43,9 +43,9 @@ class Model(LanguageModel):
 
     def __init__(self, device="cpu", output_attentions=False, random_weights=False, masking_approach=1,
                  gpt2_version="gpt2", dtype=torch.float32, seed=0, full_passes=False, precision="exact",
-                 weights_dtype=None):
+                 weights_dtype=None, device_map=None):
         super().__init__(gpt2_version, device, dtype, random_weights, seed, masking_approach, full_passes,
-                         precision, weights_dtype)
+                         precision, weights_dtype, device_map)
         kind = self.model.config.model_type
         self.is_gpt2, self.is_txl, self.is_xlnet = kind == "gpt2", kind == "transfo-xl", kind == "xlnet"
         self.is_bert, self.is_distilbert = kind == "bert", kind == "distilbert"

@@ -222,7 +222,7 @@ def report_stimuli(
     """Print the model, the numbers of templates and prompts, and every dropped profession with the reason."""
     counts = {template: len(words) for template, words in interventions.items()}
     print(f"model {model.name}: {model.num_layers} layers, {model.num_neurons} neurons a layer, "
-          f"{(model.num_layers + 1) * model.num_neurons} neurons with the word embedding, on {model.device}")
+          f"{(model.num_layers + 1) * model.num_neurons} neurons with the word embedding, on {model.where}")
     used = str(next(iter(counts.values()))) if len(set(counts.values())) == 1 else str(counts)
     print(f"templates: {len(templates)}; prompts: {sum(counts.values())}; professions used in each template: "
           f"{used} of {len(chosen)}")

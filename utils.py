@@ -32,6 +32,7 @@ def load_model(options: argparse.Namespace) -> "Model":
     model = Model(device=options.device, gpt2_version=options.model, random_weights=options.randomize,
                   seed=options.seed, dtype=getattr(torch, options.dtype), full_passes=options.full_passes,
                   weights_dtype=getattr(torch, options.weights_dtype) if options.weights_dtype else None,
+                  device_map=options.device_map,
                   # not all scripts have these two
                   precision=getattr(options, "precision", "exact"),
                   masking_approach=getattr(options, "masking_approach", 1))

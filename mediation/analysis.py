@@ -185,7 +185,7 @@ def prepared(model: LanguageModel, stimuli: Sequence[Stimulus], requests: Sequen
     comparisons = build_comparisons(model, options.stimuli, stimuli, options.multi_token)
     fitting = {request: applicable(model, comparisons, request, options.seed) for request in requests}
     print(f"stimuli: {len(stimuli)}, comparisons: {len(comparisons)}; model {model.name}: {model.num_layers} "
-          f"layers, {model.num_heads} heads and {model.num_neurons} neurons a layer, on {model.device}")
+          f"layers, {model.num_heads} heads and {model.num_neurons} neurons a layer, on {model.where}")
     report_left_out(fitting, comparisons, options)
 
     name, run_folder = model.name + masking_suffix(model), RunFolder(folder)

@@ -43,7 +43,7 @@ def mediate(
     mediators: str | Sequence[str] = ("heads",), positions: str | None = None, values: str = "alternative",
     method: str = "exact", *, out_dir: str | Path | None = None, multi_token: str | None = None,
     device: str = "auto", dtype: str = "float32", weights_dtype: str | None = None,
-    batch_size: int | None = None, seed: int = 0,
+    device_map: str | None = None, batch_size: int | None = None, seed: int = 0,
     screen_share: float = 0.1, screen_sample: int = 64, screen_top: int = 50, progress: bool = True,
     engine: str = "local", workers: int | None = None, scheduler: str | None = None, gpus: int | None = None,
     tls_ca_file: str | Path | None = None, tls_cert: str | Path | None = None,
@@ -63,7 +63,8 @@ def mediate(
         multi_token: how words and candidates of several tokens are treated at the slot: None leaves them out,
             "last", "all".
         device, dtype: of a model that is named; weights_dtype: bfloat16 or float16, for half of the memory:
-            the weights of a float32 model alone are kept so.
+            the weights of a float32 model alone are kept so; device_map: auto, for a model that does not fit
+            on one GPU: its blocks are divided over all.
         progress: bars and messages on the way.
         engine: local, this process, or dask: `workers` processes, one for each of `gpus` GPUs, or those of a
             `scheduler` that is there already (docs/scaling.md). A script, other than a notebook, asks for
@@ -85,18 +86,23 @@ def mediate(
         raise InputError(f"dtype {dtype!r} is unknown: choose float32, float64, bfloat16 or float16")
     if weights_dtype not in (None, "bfloat16", "float16"):
         raise InputError(f"weights_dtype {weights_dtype!r} is unknown: choose bfloat16 or float16")
-    if weights_dtype and isinstance(model, LanguageModel):
-        raise InputError("weights_dtype is of a model that is named: this one is loaded already")
+    if isinstance(model, LanguageModel):
+        for option, given in (("weights_dtype", weights_dtype), ("device_map", device_map)):
+            if given:
+                raise InputError(f"{option} is of a model that is named: this one is loaded already")
+        device_map = "auto" if len(model.devices) > 1 else None
     check_numbers(batch_size, seed, screen_share, screen_sample, screen_top)
     name = str(stimuli) if isinstance(stimuli, str | Path) else "stimuli"
     read = read_stimuli(stimuli)
-    computed_by = engine_of(ClusterOptions(engine, workers, scheduler, gpus, tls_ca_file, tls_cert, tls_key))
+    computed_by = engine_of(ClusterOptions(engine, workers, scheduler, gpus, tls_ca_file, tls_cert, tls_key,
+                                           device_map))
     silent: Any = contextlib.nullcontext() if progress else contextlib.redirect_stderr(io.StringIO())
     mute: Any = contextlib.nullcontext() if progress else contextlib.redirect_stdout(io.StringIO())
     with computed_by, silent, mute:
         if isinstance(model, str | Path):
             model = LanguageModel(str(model), device, getattr(torch, dtype),
-                                  weights_dtype=getattr(torch, weights_dtype) if weights_dtype else None)
+                                  weights_dtype=getattr(torch, weights_dtype) if weights_dtype else None,
+                                  device_map=device_map)
         folder = tempfile.TemporaryDirectory() if out_dir is None else None
         written = run(model, read, requests, folder.name if folder else Path(str(out_dir)), AnalysisOptions(
             method=method, precision="fast" if model.fast_rows is not None else "exact",

@@ -113,6 +113,10 @@ def add_model_options(parser: argparse.ArgumentParser) -> None:
                         help="keep the architecture, draw new weights with --seed; files are named M_random")
     parser.add_argument("--device", default="auto",
                         help="cpu, cuda, cuda:1 ...; auto takes CUDA where there is one (default)")
+    parser.add_argument("--device_map", choices=("auto",), metavar="auto",
+                        help="auto: for a model that does not fit on one GPU: its blocks are divided evenly "
+                             "over all GPUs (CUDA_VISIBLE_DEVICES names others than all), at least two "
+                             "(default: one device)")
     parser.add_argument("--dtype", default="float32", choices=("float32", "float64", "bfloat16", "float16"),
                         help="of weights and activations (default: float32)")
     parser.add_argument("--weights_dtype", choices=("bfloat16", "float16"), metavar="bfloat16|float16",

@@ -430,7 +430,7 @@ def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> str:
 def describe_machine(model: Any) -> dict[str, str]:
     """What a manifest tells of the machine and the versions."""
     packages = ("torch", "transformers", "tokenizers", "numpy", "pandas")
-    return {"device": str(model.device), "python": platform.python_version(), "processor": platform.machine(),
+    return {"device": model.where, "python": platform.python_version(), "processor": platform.machine(),
             **{package: importlib.metadata.version(package) for package in packages}}
 
 

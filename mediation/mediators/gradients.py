@@ -47,7 +47,8 @@ def neuron_gradients(
     def at_places(of_layers):
         """Outputs or gradients of the layers -> [B, P, layers, D]."""
         # some blocks give their MLP prompts and tokens in one
-        return torch.stack([of_layer.reshape(*prompts.shape, -1)[:, places] for of_layer in of_layers], dim=2)
+        return torch.stack([of_layer.reshape(*prompts.shape, -1)[:, places].to(prompts.device)
+                            for of_layer in of_layers], dim=2)
 
     of_candidates = torch.stack([at_places(of_candidate) for of_candidate in gradients], dim=1)
     return log_probabilities.detach(), of_candidates, at_places(outputs).detach()

@@ -54,12 +54,14 @@ def shift(edits: HeadEdits, layer: int) -> Change:
     """
     rows, heads = edits.chosen[:, layer].nonzero(as_tuple=True)
     length = edits.weights.shape[-1]  # T
-    new = edits.weights[layer, :, edits.first:]  # [H, R, T]
+    new = edits.weights[layer, :, edits.first:][heads]  # [n, R, T]
+    count = new.shape[1]
 
     def change(output, weights, values):
         groups = output.shape[2] // values.shape[1]  # heads that share keys and values
-        difference = new[heads] - weights[rows, heads, : new.shape[1], :length]  # [n, R, T]
-        output[rows, : new.shape[1], heads] += difference @ values[rows, heads // groups, :length]
+        row, head, put_in = (part.to(output.device) for part in (rows, heads, new))
+        difference = put_in - weights[row, head, :count, :length]
+        output[row, :count, head] += difference @ values[row, head // groups, :length]
         return output
 
     return change
@@ -77,13 +79,14 @@ def replacement(edits: HeadEdits, layer: int) -> Change:
     The context's square of weights is replaced, and the output computed again.
     """
     rows, heads = edits.chosen[:, layer].nonzero(as_tuple=True)
-    length = edits.weights.shape[-1]
+    length, put_in = edits.weights.shape[-1], edits.weights[layer, heads]
 
     def change(output, weights, values):
         groups = output.shape[2] // values.shape[1]
-        new = weights[rows, heads]  # [n, tokens, keys]
-        new[:, :length, :length] = edits.weights[layer, heads]
-        output[rows, :, heads] = new @ values[rows, heads // groups]
+        row, head = rows.to(output.device), heads.to(output.device)
+        new = weights[row, head]  # [n, tokens, keys]
+        new[:, :length, :length] = put_in.to(output.device)
+        output[row, :, head] = new @ values[row, head // groups]
         return output
 
     return change

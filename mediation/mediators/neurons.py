@@ -114,7 +114,7 @@ def change(outputs: Float[Tensor, "B T D"], position: int, edits: NeuronEdits, l
 
     The edits' first position has index `position` there.
     """
-    rows, offsets, neurons, values = edits.at(layer)
+    rows, offsets, neurons, values = (part.to(outputs.device) for part in edits.at(layer))
     places = rows, position + offsets, neurons
     outputs[places] = outputs[places] + values if edits.add else values
 

@@ -92,7 +92,7 @@ def by_descent(parts: Parts, base: BaseRun, edits: NeuronEdits,
     order = joins.argsort(stable=True)
     edits, first = edits[order], joins[order].tolist()
     resumption = Resumption(parts, base, edits.position)
-    hidden = resumption.rows(0, 0)
+    hidden = resumption.rows(first[0], 0)
     for block in range(first[0], len(parts.blocks) + 1):
         if len(hidden):  # the rows under way move one block on, at the positions from the changed one on
             hidden = _through_block(resumption, block - 1, hidden, edits[: len(hidden)])
@@ -136,7 +136,7 @@ def _changed_residual(resumption, layer, edits):
     norm = resumption.parts.mlp_norms[layer - 1]
     moved = new - own if norm is None else norm(new) - norm(own.expand_as(new))
     hidden = resumption.rows(layer, len(edits))
-    hidden[:, : edits.width] += moved
+    hidden[:, : edits.width] += moved.to(hidden.device)
     return hidden
 
 

@@ -136,8 +136,9 @@ def recorded_weights(parts: Parts) -> Iterator[list[Float[Tensor, "B H T T"]]]:
 
 def of_blocks(parts: Parts, weights: Sequence[Float[Tensor, "1 H T T"]]) -> Float[Tensor, "L H T T"]:
     """Weights, or their gradients, of the blocks with attention as those of all blocks: the others' are 0."""
-    here = iter(weights)
-    none = torch.zeros_like(weights[0])
+    home = parts.head.weight.device
+    here = iter([of_block.to(home) for of_block in weights])
+    none = torch.zeros_like(weights[0], device=home)
     return torch.cat([none if module is None else next(here) for module in parts.attentions])
 
 

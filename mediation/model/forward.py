@@ -71,7 +71,7 @@ class PrefixCache:
 
 @dataclass(frozen=True)
 class BaseRun:
-    """What one run of one prompt left behind. Tensors in the model's dtype, on its device.
+    """What one run of one prompt left behind. Tensors in the model's dtype, each where it was computed.
 
     `tokens`, `depths`: that were run, and their positions where these do not count up from 0;
     `embedding`: output of the word embedding; `residuals`: input of every block and output of the last;
@@ -94,7 +94,8 @@ class BaseRun:
 
     def representations(self, position: int) -> Float[Tensor, "{len(self.residuals)} D"]:
         """Values of all neurons at one position; row 0 the word embedding, row i the MLP of block i - 1."""
-        return torch.stack([self.embedding[position], *(output[position] for output in self.mlp_outputs)])
+        of_mlps = (output[position].to(self.embedding.device) for output in self.mlp_outputs)
+        return torch.stack([self.embedding[position], *of_mlps])
 
 
 @dataclass(frozen=True)
@@ -439,7 +440,7 @@ class Resumption:
 
     def block(self, index: int, hidden: Float[Tensor, "B S D"],
               where: Bool[Tensor, "B S"] | None = None) -> Float[Tensor, "B S D"]:
-        """Move `hidden` through one block.
+        """Move `hidden` through one block, and to where the base run's residual stream behind it is.
 
         Args:
             where: None, or where the output of the block's MLP can differ from the base run's, or is of
@@ -459,7 +460,8 @@ class Resumption:
 
         alone = where is not None and not where.all() and self.parts.architecture.mlps_alone
         with exchanged(self._mlp_at(index, where) if alone else {}):
-            return first_tensor(self.parts.blocks[index](hidden, **changed(repeat, self.arguments[index])))
+            behind = first_tensor(self.parts.blocks[index](hidden, **changed(repeat, self.arguments[index])))
+        return behind.to(self.base.residuals[index + 1].device)
 
     def _mlp_at(self, index, where):
         """An MLP, and what it does when it is run at these positions alone and gives the base run's output
@@ -486,7 +488,8 @@ class Resumption:
         """The residual stream before the first block when the word embedding gives `outputs`."""
         parts, base, first = self.parts, self.base, self.position
         if parts.architecture.embedding_adds:
-            return self.rows(0, len(outputs)) + (outputs - base.embedding[first:])
+            rows = self.rows(0, len(outputs))
+            return rows + (outputs - base.embedding[first:]).to(rows.device)
         whole = base.embedding.expand(len(outputs), -1, -1).clone()
         whole[:, first:] = outputs
         handle = parts.embedding.register_forward_hook(lambda _module, _inputs, _output: whole)
@@ -495,4 +498,4 @@ class Resumption:
                               base.tokens.expand(len(outputs), -1), **_positions(parts, base.depths))
         finally:
             handle.remove()
-        return hidden[:, first:]
+        return hidden[:, first:].to(base.residuals[0].device)

@@ -16,7 +16,7 @@ from jaxtyping import Float64, Int
 from torch import Tensor
 
 from mediation.errors import InputError
-from mediation.model import checkpoints, masked
+from mediation.model import checkpoints, masked, placement
 from mediation.model.architectures import is_masked, masked_parts, parts_of
 from mediation.model.discovery import sample_tokens
 from mediation.model.fast_rows import FastRows
@@ -76,6 +76,8 @@ class LanguageModel:
         dtype: of weights and activations.
         weights_dtype: bfloat16 or float16: the weights of a float32 model are kept so, and all that is
             computed stays float32, see `mediation.model.half_weights`. None: as `dtype` says.
+        device_map: "auto": blocks are divided over all GPUs, see `mediation.model.placement`. None: the model
+            is on one device.
         random_weights: keep the architecture, draw new weights with `seed`.
         masking_approach: 1 to 6, how a masked model scores a candidate, see `mediation.model.masked`.
         full_passes: run every intervention as a full forward pass under plain hooks, the slow reference of
@@ -85,6 +87,7 @@ class LanguageModel:
             `mediation.mediators.batches`); `fast_rows` counts them. For float32 models.
 
     Attributes:
+        devices: on which the model is; device: the first of them, on which all is that is no block.
         dtype: of activations, and of weights if nothing else was asked for.
         name: the last path component, as files are named; `_random` appended where weights were drawn.
         source: what it was asked for by, for another process that is to load it.
@@ -96,17 +99,19 @@ class LanguageModel:
 
     Raises:
         InputError: unknown model, unsupported architecture, a device that is not there, or one that has no
-            fast precision.
+            fast precision; fewer than two GPUs to be divided over.
     """
 
     def __init__(self, name: str, device: str | torch.device = "cpu", dtype: torch.dtype = torch.float32,
                  random_weights: bool = False, seed: int = 0, masking_approach: int = 1,
                  full_passes: bool = False, precision: str = "exact",
-                 weights_dtype: torch.dtype | None = None) -> None:
+                 weights_dtype: torch.dtype | None = None, device_map: str | None = None) -> None:
         self.name = checkpoints.model_name(name) + ("_random" if random_weights else "")
         self.source = {"name": name, "device": device, "random_weights": random_weights, "seed": seed,
-                       "weights_dtype": weights_dtype}
-        self.device = checkpoints.find_device(device)
+                       "weights_dtype": weights_dtype, "device_map": device_map}
+        self.devices = (placement.devices_of(device_map, device) if device_map else
+                        [checkpoints.find_device(device)])
+        self.device = self.devices[0]
         self.dtype, self.full_passes = dtype, full_passes
         self.fast_rows = None
         if precision == "fast":
@@ -122,7 +127,8 @@ class LanguageModel:
         if weights_dtype and dtype != torch.float32:
             raise InputError(f"--weights_dtype {_name(weights_dtype)} keeps the weights alone so, all else "
                              f"is float32: leave out --dtype {_name(dtype)}")
-        self.model, self.tokenizer = checkpoints.load_model(name, self.device, dtype, random_weights, seed,
+        loaded_to = torch.device("cpu") if device_map else self.device
+        self.model, self.tokenizer = checkpoints.load_model(name, loaded_to, dtype, random_weights, seed,
                                                             weights_dtype)
         if weights_dtype:
             check_float32(self.model, sample_tokens(self.model))
@@ -134,6 +140,8 @@ class LanguageModel:
                              f"{architecture.obstacle or 'whose logits are capped or scaled'}: use "
                              "--precision exact")
         self.full_passes |= not architecture.resumes
+        if device_map:
+            placement.spread(self.parts, self.devices)
         if self.parts.head.weight.dtype in HALF:
             widen(self.parts.head)
         self.num_layers: int = len(self.parts.blocks)
@@ -165,6 +173,11 @@ class LanguageModel:
         """For a manifest: the precision of what is computed; and of the weights, where it is another."""
         kept = self.source["weights_dtype"]
         return {"dtype": _name(self.dtype)} | ({"weights_dtype": _name(kept)} if kept else {})
+
+    @property
+    def where(self) -> str:
+        """Its devices in words."""
+        return ", ".join(map(str, self.devices))
 
     def check_causal(self) -> None:
         """Raises InputError for a masked model."""

@@ -21,7 +21,7 @@ class ClusterOptions:
     """What the command line's options of these names say.
 
     `workers`: processes on this machine; `gpus`: one process per GPU instead; `scheduler`: address of a
-    cluster that is there already.
+    cluster that is there already; `device_map`: how the model lies on GPUs, of which a worker has one.
     """
 
     engine: str = "local"
@@ -31,6 +31,7 @@ class ClusterOptions:
     tls_ca_file: str | Path | None = None
     tls_cert: str | Path | None = None
     tls_key: str | Path | None = None
+    device_map: str | None = None
 
     @property
     def tls(self) -> tuple[str | Path | None, ...]:
@@ -45,6 +46,9 @@ class ClusterOptions:
         if self.engine == "local" and (named or any(self.tls)):
             option = (named or ["tls_ca_file, --tls_cert and --tls_key"])[0]
             raise InputError(f"--{option} is for workers: add --engine dask")
+        if self.engine == "dask" and self.device_map:
+            raise InputError(f"--device_map {self.device_map} does not go with --engine dask, where each "
+                             "worker has one GPU for the whole model: leave out one of them")
         if len(named) > 1:
             raise InputError(f"--{named[0]} and --{named[1]} do not go together: name one of them")
         for name in ("workers", "gpus"):

@@ -504,7 +504,7 @@ def describe(model: LanguageModel, plan: Plan, speeds: Speeds, folder: str | Pat
         ("disk", f"{size_of(plan.shards)} of shards at most on the way, {size_of(plan.tables)} of tables in "
                  f"the end (figures and reports aside)"),
         ("", f"{size_of(free_space(folder))} are free in {folder}"),
-        ("time", f"{in_words(plan.seconds)} ({plan.seconds:.0f} s) on {model.device}, {threads(model)}"),
+        ("time", f"{in_words(plan.seconds)} ({plan.seconds:.0f} s) on {model.where}, {threads(model)}"),
         ("", f"from a probe of {speeds.seconds:.0f} seconds, {speeds.tried} interventions"),
     ]
     return [f"plan for {model.name}: nothing is run, nothing is written",
@@ -512,8 +512,10 @@ def describe(model: LanguageModel, plan: Plan, speeds: Speeds, folder: str | Pat
 
 
 def threads(model: LanguageModel) -> str:
-    """How many threads compute."""
-    return f"{torch.get_num_threads()} of {os.cpu_count()} cores" if model.device.type == "cpu" else "one GPU"
+    """What computes."""
+    if model.device.type == "cuda":
+        return "one GPU at a time" if len(model.devices) > 1 else "one GPU"
+    return f"{torch.get_num_threads()} of {os.cpu_count()} cores"
 
 
 def savings(model: LanguageModel, works_of: Works, works: Sequence[Work], chosen: StudyOptions, options: Any,

@@ -16,7 +16,7 @@ from mediation.mediators.neuron_sweeps import (
     neuron_sets,
     neurons_in_trees,
 )
-from mediation.model import checkpoints
+from mediation.model import checkpoints, placement
 from mediation.stimuli.stimulus_files import Stimulus
 from mediation.studies.comparisons import build_comparisons
 from tests.devices import Devices, MixedDevices
@@ -24,6 +24,8 @@ from tests.helpers import multi_token_stimulus, profession_stimuli, profession_s
 
 MINE = [Stimulus("one", "The {} went home because", ("nurse", "man"), ("he was", "she"))]
 # at each end of a module, one that keys and values cross, and one whose units are single numbers
+SPREAD = {"device": "auto", "device_map": "auto"}
+EVERY_SITE = [name for name, mediator in CATALOGUE.items() if mediator.positions]
 SITES = "residuals", "mlps", "head_outputs", "keys", "inner_neurons"
 
 
@@ -89,16 +91,17 @@ def of_sites(model, names, method="exact"):
             yield f"{name} {kind}", torch.as_tensor(numbers)
 
 
-def assert_same(model, devices, sweeps):
-    """What sweeps give on a GPU is what they give without one."""
+def assert_same(model, devices, sweeps, device="cuda", **how):
+    """What sweeps give on a GPU, or on several, is what they give without one."""
     with devices:
-        on_gpu = Model(gpt2_version=str(model.source["name"]), device="cuda")
+        on_gpu = Model(gpt2_version=str(model.source["name"]), device=device, dtype=model.dtype, **how)
         found = dict(sweeps(on_gpu))
         assert {devices.of(weight).type for weight in on_gpu.model.parameters()} == {"cuda"}
     assert devices.seen["cuda:0"] > 1000
+    tolerance = 1e-10 if model.dtype == torch.float64 else 2e-5
     for name, numbers in sweeps(model):
         scale = float(numbers.abs().max())
-        torch.testing.assert_close(found.pop(name), numbers, rtol=0, atol=2e-5 * scale, msg=name)
+        torch.testing.assert_close(found.pop(name), numbers, rtol=0, atol=tolerance * scale, msg=name)
     assert not found
 
 
@@ -140,6 +143,75 @@ def test_a_script_and_its_plan(toy_checkpoint, devices, run_script, tmp_path):
             code, _, errors = run_script(f"{run} {more}")
             assert code == 0, errors
     assert devices.seen["cuda:0"] > 1000
+
+
+# over several GPUs
+
+@pytest.fixture
+def several(devices, monkeypatch):
+    """Three GPUs: a toy's word embedding is on the first, its blocks are on the others."""
+    monkeypatch.setattr(placement, "gpus", lambda: [torch.device("cuda", index) for index in range(3)])
+    return devices
+
+
+def everything(model, stimulus):
+    """Of every sweep, with full passes and gradients."""
+    for part, sweeps in (("neurons", of_neurons(model)), ("heads", of_heads(model, stimulus(model))),
+                         ("exact", of_sites(model, EVERY_SITE)),
+                         ("gradient", of_sites(model, ("residuals", "keys", "neurons"), "gradient"))):
+        for name, numbers in sweeps:
+            yield f"{part} {name}", numbers
+
+
+def test_blocks_on_several_gpus(toy_model, stimulus, several, in_double):
+    model = toy_model("llama", torch.float64)
+    assert_same(model, several, lambda model: everything(model, stimulus), **SPREAD)
+    assert min(several.seen[f"cuda:{index}"] for index in range(3)) > 1000
+
+
+# a word embedding that adds positions, biases, packed projections; norms behind MLPs, two kinds of masks
+@pytest.mark.parametrize("kind", ["gpt2", "gemma3_text"])
+def test_other_blocks_on_several_gpus(toy_model, several, in_double, kind):
+    def sweeps(model):
+        nurse = profession_stimulus(model)
+        yield "neurons", neurons_in_trees(model, [nurse], "man_indirect", units=np.arange(0, 64, 3))
+        yield from of_sites(model, ("residuals", "values"))
+
+    assert_same(toy_model(kind, torch.float64), several, sweeps, **SPREAD)
+
+
+def test_masked_heads_on_several_gpus(masked_model, stimulus, several):
+    model, _ = masked_model("distilbert")
+
+    def sweeps(model):
+        chosen = heads_layers_model(3, 4)[::9]
+        yield "indirect", heads_in_sets(model, stimulus(model), "indirect", chosen)
+
+    assert_same(model, several, sweeps, **SPREAD)
+
+
+def test_kept_weights_and_fast_rows_on_several_gpus(toy_checkpoint, several):
+    """Together: the largest models."""
+    named = {"gpt2_version": str(toy_checkpoint("llama")), "weights_dtype": torch.bfloat16}
+    with several:
+        model = Model(**named, precision="fast", **SPREAD)
+        assert {weight.dtype for weight in model.parts.head.parameters()} == {torch.bfloat16}
+        found = neurons_in_trees(model, [profession_stimulus(model)], "man_indirect")
+    on_cpu = Model(**named)
+    expected = neurons_in_trees(on_cpu, [profession_stimulus(on_cpu)], "man_indirect")
+    assert model.fast_rows.rows > 0
+    torch.testing.assert_close(found, expected, rtol=0, atol=1e-3)
+
+
+def test_a_script_on_several_gpus(toy_checkpoint, several, run_script, tmp_path):
+    run = (f"run_profession_neuron_experiments.py -model {toy_checkpoint('llama')} -out_dir {tmp_path} "
+           "--device_map auto -template_indices 1 --professions nurse --intervention_types man_indirect")
+    with several:
+        for more in ("--plan", ""):
+            code, output, errors = run_script(f"{run} {more}")
+            assert code == 0 and "on cuda:0, cuda:1, cuda:2" in output, errors
+    assert '"device": "cuda:0, cuda:1, cuda:2"' in "".join(
+        path.read_text() for path in tmp_path.rglob("*manifest*.json"))
 
 
 # the harness
