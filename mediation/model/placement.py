@@ -69,8 +69,8 @@ def spread(parts: Parts, devices: Sequence[torch.device]) -> None:
         InputError: it does not fit there, or a short run of it fails, or gives other numbers than on the CPU.
     """
     model, tokens = parts.model, sample_tokens(parts.model)
-    before = last_logits(model, tokens, 1)
     try:
+        before = last_logits(model, tokens, 1)
         _place(parts, devices)
         behind: Float[Tensor, "2 1 V"] = last_logits(model, tokens.to(devices[0]), 1).cpu()
     except torch.OutOfMemoryError as error:

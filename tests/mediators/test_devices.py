@@ -1,10 +1,14 @@
 """Every sweep on GPUs that are not there (`tests.devices`): no operation meets tensors of two devices."""
 
+import copy
+
 import numpy as np
 import pytest
 import torch
 
+import mediation
 from experiment import Model
+from mediation.errors import InputError
 from mediation.mediators.catalogue import CATALOGUE, Request
 from mediation.mediators.head_sweeps import attention_intervention, head_estimates, heads_in_sets
 from mediation.mediators.heads import heads_layers_model
@@ -17,10 +21,19 @@ from mediation.mediators.neuron_sweeps import (
     neurons_in_trees,
 )
 from mediation.model import checkpoints, placement
+from mediation.model.architectures import parts_of
+from mediation.model.forward import changed
 from mediation.stimuli.stimulus_files import Stimulus
 from mediation.studies.comparisons import build_comparisons
 from tests.devices import Devices, MixedDevices
-from tests.helpers import multi_token_stimulus, profession_stimuli, profession_stimulus, swept_by
+from tests.helpers import (
+    GOOD_STIMULUS,
+    assert_refused,
+    multi_token_stimulus,
+    profession_stimuli,
+    profession_stimulus,
+    swept_by,
+)
 
 MINE = [Stimulus("one", "The {} went home because", ("nurse", "man"), ("he was", "she"))]
 # at each end of a module, one that keys and values cross, and one whose units are single numbers
@@ -212,6 +225,59 @@ def test_a_script_on_several_gpus(toy_checkpoint, several, run_script, tmp_path)
             assert code == 0 and "on cuda:0, cuda:1, cuda:2" in output, errors
     assert '"device": "cuda:0, cuda:1, cuda:2"' in "".join(
         path.read_text() for path in tmp_path.rglob("*manifest*.json"))
+
+
+def test_what_cannot_be_divided_is_refused_before_weights_are_loaded(toy_checkpoint, run_script, monkeypatch,
+                                                                     tmp_path):
+    monkeypatch.setattr(checkpoints, "load_model", None)
+    run = (f"run_profession_neuron_experiments.py -model {toy_checkpoint('llama')} --device_map auto "
+           f"-out_dir {tmp_path}/out")
+    for number in (0, 1):
+        monkeypatch.setattr(placement, "gpus", lambda number=number: [torch.device("cuda", 0)] * number)
+        assert_refused(run_script(run), f"{number} can be seen", "leave it out")
+    for device in ("cpu", "cuda:1"):
+        assert_refused(run_script(f"{run} --device {device}"), f"--device {device}", "use --device auto")
+    assert_refused(run_script(f"{run} --engine dask --gpus 2"), "does not go with --engine dask")
+    assert not (tmp_path / "out").exists()
+    with pytest.raises(InputError, match="device_map 'even' is unknown"):
+        mediation.mediate(toy_checkpoint("llama"), [GOOD_STIMULUS], device_map="even")
+
+
+def test_a_loaded_model_is_where_it_is(toy_model):
+    with pytest.raises(InputError, match="device_map is of a model that is named"):
+        mediation.mediate(toy_model("llama"), [GOOD_STIMULUS], device_map="auto")
+
+
+def test_blocks_that_share_weights_are_refused(toy_model, several):
+    model = copy.deepcopy(toy_model("llama").model)
+    parts = parts_of(model, toy_model("llama").parts.architecture)
+    parts.blocks[2].mlp = parts.blocks[0].mlp
+    with several, pytest.raises(InputError, match=r"not run on 3 GPUs together .MixedDevices"):
+        placement.spread(parts, placement.gpus())
+
+
+def test_other_numbers_than_on_the_cpu_are_refused(toy_model, several, monkeypatch):
+    model = copy.deepcopy(toy_model("llama").model)
+    parts = parts_of(model, toy_model("llama").parts.architecture)
+    to = torch.Tensor.to  # a GPU that rows do not arrive at
+    monkeypatch.setattr(placement, "changed", lambda function, given: changed(
+        lambda path, tensor: to(torch.zeros_like(tensor), function(path, tensor).device), given))
+    with several, pytest.raises(InputError, match="other numbers than on the CPU"):
+        placement.spread(parts, placement.gpus())
+
+
+@pytest.mark.parametrize(("sizes", "others", "devices", "expected"), [
+    ([5] * 8, 0, 4, [0, 0, 1, 1, 2, 2, 3, 3]),
+    ([5, 5, 5], 1, 2, [0, 1, 1]),
+    ([5, 5, 5], 0, 2, [0, 0, 1]),
+    ([5, 5, 5], 4, 2, [0, 1, 1]),
+    ([5] * 9, 0, 4, [0, 0, 0, 1, 1, 2, 2, 3, 3]),  # none is left empty
+    ([5] * 6, 20, 3, [1, 1, 1, 2, 2, 2]),
+    ([1, 1, 1, 9, 1, 1, 1], 0, 3, [0, 0, 0, 1, 2, 2, 2]),
+    ([5], 0, 3, [0]),
+])
+def test_blocks_are_divided_evenly_and_in_order(sizes, others, devices, expected):
+    assert placement.divided(sizes, others, devices) == expected
 
 
 # the harness
