@@ -107,7 +107,7 @@ def test_stimuli_of_ones_own_with_their_mediators(compare, run_script, toy_check
     for kind in ("gpt2", "llama"):
         with no_report():
             code, _, errors = run_script("mediate.py", stimuli, "-model", toy_checkpoint(kind), "-out_dir",
-                                         tmp_path / "mine", "--mediators", "mlps,layers,neurons")
+                                         tmp_path / "mine", "--mediators", "layers,neurons")
         assert code == 0, errors
     output, table = compare(tmp_path / "mine" / "total_effects_toy-gpt2.csv", tmp_path / "mine" /
                             "total_effects_toy-llama.csv")

@@ -12,7 +12,7 @@ from mediation.files.storage import RunFolder
 from mediation.stimuli.stimulus_files import Stimulus
 from mediation.studies import estimated_trees, own_question, trees
 from mediation.studies.comparisons import build_comparisons
-from tests.helpers import no_report, read_own_table, undrawn_figures, write_stimuli
+from tests.helpers import no_report, read_own_table, write_stimuli
 
 TOY = [Stimulus("1", "The {} said that", ("nurse", "man", "woman"), ("she", "he"), "short"),
        Stimulus("2", "The {} went home because", ("teacher", "man"), ("he", "she"), "long"),
@@ -91,7 +91,7 @@ def test_a_toy_study_from_file_to_report(toy_checkpoint, tmp_path, run_script):
     assert not (folder / "unfinished").exists()
     # nothing is computed again, nothing is mixed
     before = {file: file.stat().st_mtime_ns for file in folder.glob("*_toy-llama.csv")}
-    with undrawn_figures():
+    with no_report():
         code, printed, error = run_script(command)
     assert code == 0 and printed.count("kept:") == 8
     assert before == {file: file.stat().st_mtime_ns for file in folder.glob("*_toy-llama.csv")}
@@ -126,7 +126,8 @@ def test_mediators_come_one_after_the_other_into_one_report(toy_checkpoint, tmp_
 def test_a_table_of_means_that_is_gone_is_named_and_stops_no_report(toy_checkpoint, tmp_path, run_script):
     path, folder = write_stimuli(tmp_path, TOY[:1]), tmp_path / "out"
     command = f"mediate.py {path} -model {toy_checkpoint('llama')} -out_dir {folder}"
-    code, _, error = run_script(f"{command} --mediators mlps,heads")
+    with no_report():
+        code, _, error = run_script(f"{command} --mediators mlps,heads")
     assert code == 0, error
     (folder / "mlps_mean_toy-llama.csv").unlink()
     code, printed, error = run_script(f"{command} --mediators mlps --values zero")

@@ -325,7 +325,7 @@ def test_a_sequence_of_runs_of_the_neuron_study(workplace, steps):
     check(workplace, steps)
 
 
-@drawn(3)
+@drawn(2)
 @given(steps=sequences(MEDIATE))
 def test_a_sequence_of_runs_on_stimuli_of_ones_own(workplace, steps):
     check(workplace, steps)
