@@ -337,10 +337,14 @@ def _how_sure(found) -> Iterator[Part]:
 
 def _checked(run):
     """What was compared with full passes in one run, a sentence per mediator."""
-    swept = dict.fromkeys(entry.get("mediator", "neurons") for entry in run["files"].values()
-                          if "sweep_seconds" in entry)
-    for mediator in swept:
-        of_mediator = [one for one in run["files"].values() if one.get("mediator", "neurons") == mediator]
+    entries: dict[str, list[dict[str, Any]]] = {}
+    for name, entry in run["files"].items():
+        # the studies of 2020 have one mediator each, and do not name it
+        usual = "heads" if name.startswith("attention_intervention") else "neurons"
+        entries.setdefault(entry.get("mediator", usual), []).append(entry)
+    for mediator, of_mediator in entries.items():
+        if not any("sweep_seconds" in entry for entry in of_mediator):
+            continue
         if run["settings"].get("full_passes"):
             yield f"{mediator}: {FULL_PASSES[0].lower()}{FULL_PASSES[1:]}"
         elif not any("largest_deviation_from_full_passes" in one for one in of_mediator):

@@ -109,12 +109,10 @@ def _of_attention(source, measured):
     left_out = []
     loaded, kept = content.get("num_examples_loaded"), content["num_examples_analyzed"]
     aligned = content.get("num_examples_aligned", loaded)
-    if loaded:
-        left_out.append(f"{loaded - aligned:,} of {loaded:,} examples: their two continuations are not "
-                        "equally long in this model's tokens")
-    if loaded and aligned > kept:
-        left_out.append(f"{aligned - kept:,} examples by the filter: the total effect is not positive, or "
-                        f"among the weakest {content.get('filter_quantile', .25):.0%}; run again with "
+    if loaded and content["do_filter"]:
+        left_out.append(f"{loaded - aligned:,} of {loaded:,} examples by the filter: their odds ratio is not "
+                        f"above 1, the model does not follow the stereotype; {aligned - kept:,} more: the "
+                        f"weakest {content.get('filter_quantile', .25):.0%} of the others. Run again with "
                         "`--do-filter False` for all of them")
     missing = [] if runs else [NO_MANIFEST]
     if "method" not in content and not runs:

@@ -84,7 +84,7 @@ def test_a_page_of_published_files(page_of_published):
                      text)
     assert "gpt2: Of the attention heads (their weights), **5-8** has the strongest indirect effect" in text
     assert re.search(r"Along distilgpt2.* the total effect changes by \*\*.*per doubling", text)
-    assert "no manifest" in text and "29 examples by the filter" in text
+    assert "no manifest" in text and "29 more: the weakest 25% of the others" in text
     assert "python attention_intervention_subset_selection.py" in text
 
 
@@ -145,6 +145,10 @@ def test_shares_of_a_total_effect_that_may_be_0_are_not_told(published, tmp_path
     text = (tmp_path / "page" / "report.md").read_text()
     assert code == 0 and ("total effect is **0 [0, 0]**" in text) == (total == 0), error
     assert "inf" not in text and "of it is gone" not in text and "of the total effect," not in text
+    told = r"(\d+) of (\d+) examples by the filter: their odds ratio is not above 1, .*; (\d+) more"
+    not_aligned, loaded, weak = map(int, re.search(told, text).groups())
+    assert loaded - not_aligned - weak == len(content["results"])
+    assert loaded - not_aligned == content["num_examples_aligned"]
 
 
 @pytest.mark.usefixtures("undrawn")
