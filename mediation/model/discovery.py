@@ -83,9 +83,8 @@ def sample_tokens(model: PreTrainedModel) -> Int[Tensor, "2 T"]:
 
 
 @torch.no_grad()
-def watch(model: PreTrainedModel) -> Watched:
-    """Run the first of the sample texts and note what happens."""
-    tokens = sample_tokens(model)[:1]
+def watch(model: PreTrainedModel, tokens: Int[Tensor, "1 T"]) -> Watched:
+    """Run a prompt and note what happens."""
     clock = itertools.count(1)
     calls: list[Call] = []
     names = {module: name for name, module in model.named_modules()}
@@ -111,13 +110,12 @@ def watch(model: PreTrainedModel) -> Watched:
     return Watched(calls, attended, logits)
 
 
-def discover(model: PreTrainedModel, seen: Watched) -> Architecture:
-    """The parts of a causal model, as far as they can be seen in a run of it.
+def discover(model: PreTrainedModel, tokens: Int[Tensor, "2 T"], seen: Watched) -> Architecture:
+    """The parts of a causal model, as far as they can be seen in a run of the first of two texts.
 
     Raises:
         InputError: no blocks, word embedding or unembedding, or logits that are no numbers.
     """
-    tokens = sample_tokens(model)
     if seen.logits.isnan().any():  # numbers that are none equal nothing: nothing could be found
         raise InputError(NOT_PROBABILITIES)
     embedding, head = model.get_input_embeddings(), model.get_output_embeddings()

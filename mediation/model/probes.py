@@ -125,8 +125,9 @@ def in_float32(model: nn.Module) -> Iterator[None]:
 
 
 def _probed(model):
-    seen, tokens = watch(model), sample_tokens(model)
-    found = discover(model, seen)
+    tokens = sample_tokens(model)
+    seen = watch(model, tokens[:1])
+    found = discover(model, tokens, seen)
     _check_causal_and_alone(model, tokens, seen.logits[0])
     adds, stays = _tried(_embedding, model, found, tokens[0]) or (False, False)
     found = replace(found, embedding_adds=adds, mlp_adds=_tried(_mlps_add, model, found, tokens[0]),

@@ -7,17 +7,8 @@ import numpy as np
 import pandas as pd
 
 from mediation.effects.model_comparison import EVERY, LOG, ODDS, SHARE, Comparison
-from mediation.reports.page import (
-    Bullets,
-    Cell,
-    Page,
-    Section,
-    Table,
-    estimate,
-    number,
-    text,
-    with_interval,
-)
+from mediation.reports.page import Bullets, Cell, Page, Section, Table, estimate, number, text
+from mediation.reports.unit_parts import interval_of
 
 LEAD = """\
 Log odds ratios: 0 is no effect. In brackets: 95% intervals, bootstrap over clusters (2,000 draws, the same
@@ -47,14 +38,14 @@ def _findings(of_study):
     table, study = of_study.table, of_study.comparison.study
     total = table[(table["quantity"] == "total effect") & (table["scale"] == LOG)]
     trends, differences = (total[total["what"] == what] for what in ("trend", "difference"))
-    for row in trends.itertuples():
-        known = np.isfinite(row.above_0)
-        yield (f"{study}: over {row.model} the mean total effect changes by **{_with_interval(row)}** "
-               f"{of_study.step}"
-               + (f", and is larger at every step in {row.above_0:.0%} of the draws." if known else "."))
-    for row in differences.itertuples() if trends.empty else ():
-        yield (f"{study}: the mean total effect of {row.model} minus that of {row.other} is "
-               f"**{_with_interval(row)}**.")
+    for _, row in trends.iterrows():
+        sure = ("" if np.isnan(row["above_0"]) else
+                f", and is larger at every step in {row['above_0']:.0%} of the draws")
+        yield (f"{study}: over {row['model']} the mean total effect changes by "
+               f"**{interval_of(row, form=FORM)}** {of_study.step}{sure}.")
+    for _, row in differences.iterrows() if trends.empty else ():
+        yield (f"{study}: the mean total effect of {row['model']} minus that of {row['other']} is "
+               f"**{interval_of(row, form=FORM)}**.")
 
 
 def _parts(of_study) -> Iterator[Bullets | Table]:
@@ -123,6 +114,3 @@ def _grids(caption, rows) -> Iterator[Table]:
 def _estimate(row):
     return estimate(row.value, row.low, row.high, FORM)
 
-
-def _with_interval(row):
-    return with_interval(row.value, row.low, row.high, FORM)

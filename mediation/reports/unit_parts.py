@@ -99,10 +99,7 @@ def mediator_parts(each: StudyResults, mediator: str, units: pd.DataFrame) -> It
     columns = {"unit": [Cell(_unit(row, tokens)) for _, row in shown.iterrows()],
                f"{kind} effect [low, high]": _estimates(shown, "mean", ""),
                "odds ratio - 1 [low, high]": _estimates(shown, "effect_mean", "effect_", ".3g"),
-               "share of the total [low, high]": [
-                   cell if is_share(*row) else number(np.nan) for cell, row in
-                   zip(_estimates(shown, "share", "share_", ".1%"),
-                       shown[["share", "share_low", "low"]].itertuples(index=False))],
+               "share of the total [low, high]": _shares(shown),
                "rank [low, high]": _estimates(shown, "rank", "rank_", ".0f")}
     columns |= {name: [number(value, form) for value in shown[column]] for name, column, form in
                 (("in top 10", "in_top", ".0%"), ("p", "p", ".2g"), ("q", "q", ".2g"))}
@@ -125,6 +122,11 @@ def mediator_parts(each: StudyResults, mediator: str, units: pd.DataFrame) -> It
 def _estimates(rows, mean, ends, form=".4g"):
     return [estimate(float(value), low, high, form) for value, low, high in
             zip(rows[mean], rows[f"{ends}low"], rows[f"{ends}high"])]
+
+
+def _shares(rows):
+    known = [is_share(*row) for row in rows[["share", "share_low", "low"]].itertuples(index=False)]
+    return _estimates(rows.assign(share=rows["share"].where(known)), "share", "share_", ".1%")
 
 
 def _map(each, mediator, of_kind, kind, tokens) -> Iterator[Part]:

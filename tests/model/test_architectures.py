@@ -14,7 +14,7 @@ from mediation.mediators.site_sweeps import run_with_sites, sweep_sites
 from mediation.mediators.sites import residuals
 from mediation.model import probes
 from mediation.model.architectures import parts_of
-from mediation.model.discovery import discover, watch
+from mediation.model.discovery import discover, sample_tokens, watch
 from mediation.model.fast_rows import FastRows
 from mediation.model.forward import Resumption, pack, run_base
 from tests.architectures import TOLERANCE, every_unit, row_of
@@ -69,7 +69,8 @@ def test_what_sees_later_tokens_is_refused(kind):
 
 def seen_in(model):
     """What discovery finds."""
-    return discover(model, watch(model))
+    tokens = sample_tokens(model)
+    return discover(model, tokens, watch(model, tokens[:1]))
 
 
 def test_heads_whose_output_is_no_weighted_sum_of_values_are_left_out():

@@ -46,7 +46,7 @@ def test_base_odds_and_the_effect_of_embedding_neuron_31(model, nurse):
     assert effect(log_odds(result[6], result[7]), base).item() == pytest.approx(0.9395, abs=1e-4)
 
 
-@pytest.mark.parametrize("kind, layer", [("man_indirect", 12), ("woman_direct", 17), ("man_direct", 28)])
+@pytest.mark.parametrize("kind, layer", [("man_indirect", -1), ("woman_direct", 9), ("man_direct", 28)])
 def test_descent_equals_full_passes(model, nurse, kind, layer):
     """The 16 neurons of a layer with the largest effects, and every 36th."""
     arguments = {"layers_to_adj": layer, "intervention_loc": "layer"}
@@ -65,13 +65,16 @@ def test_descent_equals_full_passes(model, nurse, kind, layer):
 WHOLE = bool(os.environ.get("MEDIATION_WHOLE"))
 
 
-@pytest.mark.parametrize("options, prompts, rated, r, he_effect", [
-    pytest.param("", 2601, 2482, "0.334", 3.777, id="every template",
+@pytest.mark.parametrize("options, prompts, rated, r, he_effect, skewed", [
+    pytest.param("", 2601, 2482, "0.334", 3.777, 4, id="every template",
                  marks=pytest.mark.skipif(not WHOLE, reason="a minute of the real model: MEDIATION_WHOLE=1")),
-    pytest.param("-template_indices 1 8 14", 459, 438, "0.385", 4.664, id="three templates")])
+    pytest.param("-template_indices 1 8 14", 459, 438, "0.385", 4.664, 1.9, id="three templates")])
 def test_total_effects_of_all_professions(smollm2, run_script, tmp_path, options, prompts, rated, r,
-                                          he_effect):
-    """The contract's figures; those of three templates are its prompts' own."""
+                                          he_effect, skewed):
+    """The contract's figures; for three templates those of their prompts in the run of all.
+
+    `skewed`: how many times as large as its median the mean of the other effect is at least.
+    """
     code, output, _ = run_script(f"run_profession_neuron_experiments.py --total_effects_only {options}",
                                  "-model", smollm2, "-out_dir", tmp_path)
     assert code == 0
@@ -82,7 +85,7 @@ def test_total_effects_of_all_professions(smollm2, run_script, tmp_path, options
     table = pd.read_csv(folder / "smollm2-135m_total_effects.csv").set_index("name")
     assert table.loc["male (he) effect", "value"] == pytest.approx(he_effect, abs=5e-4)
     assert table.loc["male (he) effect", "prompts"] == rated
-    assert table.loc["female (she) effect", "value"] > 1.5 * table.loc["female (she) effect", "median"]
+    assert table.loc["female (she) effect", "value"] > skewed * table.loc["female (she) effect", "median"]
 
 
 @pytest.fixture(scope="module")

@@ -10,8 +10,6 @@ import os
 import re
 import resource
 import signal
-import subprocess
-import sys
 import textwrap
 import time
 
@@ -24,12 +22,7 @@ import mediation
 from mediation.files.storage import RunFolder
 from tests import fuzz
 from tests.helpers import COMMAND, PROJECT, damaged_checkpoint, resized, tables
-
-
-def run_new(model, out_dir, **environment):
-    """The command of `start`, in a new interpreter."""
-    return subprocess.run([sys.executable, *COMMAND.split(), "-model", str(model), "-out_dir", str(out_dir)],
-                          cwd=PROJECT, capture_output=True, text=True, env={**os.environ, **environment})
+from tests.preloaded import new_process
 
 
 def test_damaged_files_end_in_one_line(tmp_path):
@@ -138,7 +131,7 @@ def test_a_tokenizer_with_more_tokens_than_the_model(toy_checkpoint, toy_tokeniz
 
 
 def test_a_new_interpreter_a_clock_that_jumps_and_no_network_change_nothing(toy_checkpoint, undisturbed,
-                                                                            tmp_path):
+                                                                            tmp_path, monkeypatch):
     """A whole run of a local model, with a hash seed of its own.
 
     The clock on the wall runs backwards, an hour per look. Every connection fails, and counts.
@@ -155,8 +148,10 @@ def test_a_new_interpreter_a_clock_that_jumps_and_no_network_change_nothing(toy_
         socket.getaddrinfo = lambda *arguments, **_: refuse(socket.socket(), arguments[:2])
         open({str(tmp_path / "changed")!r}, "w").close()
     """))
-    process = run_new(toy_checkpoint("llama"), tmp_path / "out", PYTHONPATH=str(tmp_path))
-    assert process.returncode == 0 and not (tmp_path / "asked").exists(), process.stderr
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    process = new_process(COMMAND, "-model", toy_checkpoint("llama"), "-out_dir", tmp_path / "out")
+    _, errors = process.communicate()
+    assert process.returncode == 0 and not (tmp_path / "asked").exists(), errors
     assert tables(tmp_path / "out") == undisturbed
     (manifest,) = tmp_path.glob("out/results/*/manifest.json")
     assert json.loads(manifest.read_text())["runs"][0]["wall_time_seconds"] > 0
