@@ -54,7 +54,7 @@ if TYPE_CHECKING:
     from mediation.effects.screening import Screening
     from mediation.studies.engine import StudyOptions
     from mediation.studies.error_budget import Check
-    from mediation.studies.plan import Work
+    from mediation.studies.works import Work
 
     Interventions = dict[str, dict[str, Intervention]]  # {template: {word: its stimulus}}
     Dropped = dict[str, dict[str, str]]  # {template: {word: why it is dropped}}
@@ -164,8 +164,8 @@ def works(
     interventions: "Interventions", folder: Path, options: "StudyOptions",
 ) -> list["Work"]:
     """What is still to be done for these files, part by part, for a plan; nothing is written."""
-    from mediation.studies.plan import Work
     from mediation.studies.professions import ProfessionStudy, total_effects
+    from mediation.studies.works import Work
 
     ahead: list[Work] = []
     finished: set[str] = set()

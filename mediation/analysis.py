@@ -37,8 +37,9 @@ from mediation.studies.comparisons import Comparison, applicable, build_comparis
 from mediation.studies.engine import StudyOptions
 from mediation.studies.error_budget import Check, budget, describe_check
 from mediation.studies.neurons import describe_interpolation
-from mediation.studies.plan import Output, Work, before_running, told
+from mediation.studies.plan import before_running, told
 from mediation.studies.results import Account
+from mediation.studies.works import Output, Work
 
 SHOWN = 10  # rows of a table that are printed
 BYTES_OF_TOTAL = 250  # of a row of total effects

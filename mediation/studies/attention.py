@@ -28,8 +28,9 @@ from mediation.studies import engine
 from mediation.studies.engine import Arrays, StudyOptions
 from mediation.studies.error_budget import budget, describe_check
 from mediation.studies.heads import Heads, head_results, head_task, probabilities
-from mediation.studies.plan import Output, Work, told
+from mediation.studies.plan import told
 from mediation.studies.results import Account
+from mediation.studies.works import Output, Work
 
 
 def get_odds_ratio(intervention: Intervention, model: LanguageModel) -> float:

@@ -29,10 +29,10 @@ from mediation.studies.engine import Shards, StudyOptions, Task
 from mediation.studies.estimated_trees import Gradients, trees_to_compare
 from mediation.studies.heads import head_results, head_task, probabilities
 from mediation.studies.neurons import NeuronResults, plan
-from mediation.studies.plan import Output, Work
 from mediation.studies.results import Account, Swept
 from mediation.studies.sites import SiteMeans, Sites, kinds_of, site_results
 from mediation.studies.trees import digest
+from mediation.studies.works import Output, Work
 
 
 def describe_stimuli(model: LanguageModel, stimuli: Sequence[Stimulus], options: Any) -> dict[str, Any]:

@@ -19,8 +19,8 @@ from mediation.studies.engine import StudyOptions
 from mediation.studies.error_budget import NOTHING_CHECKED
 from mediation.studies.estimated_trees import Gradients
 from mediation.studies.neurons import NeuronResults, NeuronSweep, plan
-from mediation.studies.plan import Output, Work
 from mediation.studies.results import Account, Swept
+from mediation.studies.works import Output, Work
 
 
 class ProfessionStudy:

@@ -8,8 +8,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from mediation.studies.engine import Task
-from mediation.studies.plan import Output, Work
 from mediation.studies.selection import Example, SelectionFiles
+from mediation.studies.works import Output, Work
 
 
 def works(files: SelectionFiles, alone: str, sets: Sequence[Sequence[int]], options: Any,
