@@ -21,7 +21,7 @@ EXAMPLES = 100  # of WinoBias, about as many as pass the filter
 
 def sizes():
     """{name: Sizes}; biases and norms, which count for nothing, left out."""
-    from mediation.studies.costs import Sizes
+    from mediation.studies.sizes import Sizes
 
     def gpt2(layers, width, heads):
         return Sizes(layers, width, heads, width // heads, 12 * width * width, 4 * width, 50257)

@@ -38,6 +38,11 @@ def automatic_batch_size(parts: Parts, device: torch.device | str, positions: in
     """Interventions run at once when the user names no number."""
     kind = "cuda" if torch.device(device).type == "cuda" else "cpu"
     width = max(max(weight.shape) for weight in parts.blocks[0].parameters())
+    return rows_at_once(width, kind, positions)
+
+
+def rows_at_once(width: int, kind: str, positions: int) -> int:
+    """The same of a device of this kind, where a block's widest linear map is so wide."""
     return max(1, min(NUMBERS_AT_ONCE[kind] // width, TOKENS_AT_MOST[kind]) // positions)
 
 

@@ -98,8 +98,12 @@ class Normaliser:
         sum.
         """
         tokens, width = head.weight.shape
-        is_plain = type(head) is nn.Linear and dtype == torch.float32
-        return is_plain and rows > width and tokens > 4 * (LIKELIEST + FARTHEST + width)
+        return type(head) is nn.Linear and dtype == torch.float32 and Normaliser.pays(rows, tokens, width)
+
+    @staticmethod
+    def pays(rows: int, tokens: int, width: int) -> bool:
+        """`serves` by numbers alone: rows, tokens of the vocabulary, hidden size."""
+        return rows > width and tokens > 4 * (LIKELIEST + FARTHEST + width)
 
     def __call__(self, head: nn.Linear, rows: Float[Tensor, "B D"]) -> Float64[Tensor, "B"]:
         """Of each row; `head`, which a kept Normaliser must not hold on to, is the one that it is of."""

@@ -1,15 +1,11 @@
 """What a task costs, counted from the task itself and the model's sizes, before anything runs.
 
-An operation is one multiplication or addition of a linear map, of attention, or of the unembedding; norms and
-activation functions are left out. What depends on the numbers that come out (how many runs an interpolation
-needs, which rows get the whole sum over the vocabulary) is taken as it was measured.
-
-Symbols in shapes: S positions that can change, N nodes of a tree, L layers, D hidden size.
+How many runs an interpolation needs depends on the numbers that come out: it is taken as it was measured.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import lru_cache, singledispatch
+from functools import singledispatch
 from io import BytesIO
 from typing import Any
 
@@ -18,10 +14,7 @@ import numpy as np
 from mediation.files.storage import DIGEST
 from mediation.mediators.neurons import INTERVENTION_TYPES
 from mediation.mediators.positions import first_difference, places
-from mediation.mediators.sweeps import NUMBERS_AT_ONCE, TOKENS_AT_MOST
-from mediation.model.forward import pack
 from mediation.model.language_model import PROMPTS_AT_ONCE, LanguageModel
-from mediation.model.readout import FARTHEST, LIKELIEST, ROWS_AT_ONCE
 from mediation.results.attention_results import EFFECTS
 from mediation.stimuli.interventions import Intervention
 from mediation.studies.engine import StudyOptions, Task
@@ -31,125 +24,12 @@ from mediation.studies.heads import SCREENED, Heads
 from mediation.studies.interpolated_trees import InterpolatedLayer, InterpolatedTree, Values
 from mediation.studies.selection import HeadExample, NeuronExample, Objectives
 from mediation.studies.sites import MANY, NULL, SiteMeans, Sites, kinds_of, sites_of
+from mediation.studies.sizes import KEPT_LAYER, Form, Sizes
 from mediation.studies.trees import Tree, reaches_output
 
-WHOLE_SUM = 0.08  # share of the rows that get the whole sum over the vocabulary (docs/performance.md)
 EVALUATIONS = (12, 8.5)  # runs per neuron of an interpolation: first two layers, the others
-# a process ends up with so many times what one batch takes, pieces that were freed and oneDNN's kernels for
-# each size of a batch (measured on SmolLM2-135M): where a batch is of one layer's neurons, and where its rows
-# join at many blocks, so that it has another size in each
-KEPT_LAYER, KEPT_MIXED = 3, 8
 BACKWARD = 3  # operations of a forward pass and two backward passes, in forward passes
 Shapes = Mapping[str, tuple[tuple[int, ...], Any]]  # {name of an array: (shape, dtype)}
-
-
-@dataclass(frozen=True)
-class Sizes:
-    """A model's sizes, as far as its costs depend on them.
-
-    `block`: weights of the linear maps of one block; `inner`: the widest of what they give; `element`: bytes
-    of a number; `masked`, `full_passes`: as of a LanguageModel.
-    """
-
-    layers: int
-    width: int
-    heads: int
-    head_size: int
-    block: int
-    inner: int
-    vocabulary: int
-    element: int = 4
-    masked: bool = False
-    full_passes: bool = False
-
-    @classmethod
-    def of(cls, model: LanguageModel) -> "Sizes":
-        """Of a model that is loaded."""
-        config = model.model.config.get_text_config()
-        head = model.parts.head.weight
-        maps = [weight for weight in model.parts.blocks[0].parameters() if weight.dim() > 1]
-        heads = model.num_heads or 1  # where none are found attention is taken to be as wide as the model
-        size = getattr(config, "head_dim", None) or model.num_neurons // heads
-        return cls(model.num_layers, model.num_neurons, heads, size,
-                   sum(weight.numel() for weight in maps), max(max(weight.shape) for weight in maps),
-                   len(head), model.dtype.itemsize, bool(model.masking), model.full_passes)
-
-    @property
-    def units(self) -> int:
-        """Neurons, with the word embedding."""
-        return (self.layers + 1) * self.width
-
-    @property
-    def weights(self) -> int:
-        """Bytes of the weights that linear maps multiply by, which are those of the packed copies."""
-        return self.element * (self.layers * self.block + self.vocabulary * self.width)
-
-    def rows_at_once(self, positions: int, device: str = "cpu") -> int:
-        """Interventions of a batch, as `automatic_batch_size` has them."""
-        return max(1, min(NUMBERS_AT_ONCE[device] // self.inner, TOKENS_AT_MOST[device]) // positions)
-
-    def blocks(self, count: float, positions: int, nodes: int) -> float:
-        """Operations of a row in so many blocks, at these positions, which see so many nodes."""
-        attention = 4 * self.heads * self.head_size * positions * nodes
-        return count * (2 * self.block * positions + attention)
-
-    def read_out(self, positions: int, rows: int = 1, odds_only: bool = False) -> float:
-        """Operations of one of so many rows, whose normaliser is split where rows are many."""
-        whole = 2 * self.vocabulary * self.width
-        if odds_only:
-            return 0.0
-        if not self.is_split(rows):
-            return positions * whole
-        return positions * (2 * self.width * (LIKELIEST + FARTHEST + self.width) + WHOLE_SUM * whole)
-
-    def is_split(self, rows: int) -> bool:
-        """As `Normaliser.serves` has it."""
-        many = rows > self.width and self.vocabulary > 4 * (LIKELIEST + FARTHEST + self.width)
-        return many and self.element == 4
-
-    def normalisers(self, positions: int, rows: int, odds_only: bool = False) -> float:
-        """Operations of making the split normalisers."""
-        return 0.0 if odds_only or not self.is_split(rows) else (
-            2 * positions * self.vocabulary * self.width * self.width)
-
-    def full_pass(self, tokens: int, predicted: int = 1) -> float:
-        """Operations of one sequence from its first token to its last."""
-        return self.blocks(self.layers, tokens, tokens) + self.read_out(predicted)
-
-    def descents(self, layers: Iterable[tuple[int, float]], form: "Form", odds_only: bool = False) -> float:
-        """Operations of rows that join the descent: (layer of neurons, how many rows) each, 0 the word
-        embedding; layer i joins before block i."""
-        layers = list(layers)
-        rows = int(sum(count for _, count in layers))
-        if self.full_passes:
-            return rows * self.full_pass(form.nodes, form.predicted)
-        ways = sum(count * self.blocks(self.layers - layer, form.changing, form.nodes)
-                   for layer, count in layers)
-        reading = rows * self.read_out(form.predicted, rows, odds_only)
-        return ways + reading + self.normalisers(form.predicted, rows, odds_only)
-
-
-@dataclass(frozen=True)
-class Form:
-    """Of a tree of prompts: its nodes, how many from the first changed one on, positions that predict."""
-
-    nodes: int
-    changing: int
-    predicted: int
-
-    @classmethod
-    def of(cls, prompts: Sequence[Sequence[int]], candidates: Sequence[Sequence[int]], first: int) -> "Form":
-        """Of prompts and candidates as they are packed."""
-        nodes, predicted = _packed(tuple(map(tuple, prompts)), tuple(map(tuple, candidates)))
-        return cls(nodes, nodes - first, predicted)
-
-
-@lru_cache(maxsize=10_000)
-def _packed(prompts: tuple, candidates: tuple) -> tuple[int, int]:
-    """Nodes of a tree, and how many of them predict; asked for again for every intervention type and
-    method."""
-    tree = pack(prompts, candidates, "cpu")
-    return len(tree.tokens), len({position for positions, _ in tree.predictions for position in positions})
 
 
 @dataclass(frozen=True)
@@ -200,20 +80,6 @@ def _given(arrays: Shapes, fast: bool = False, check: bool = True) -> dict[str, 
         more["fast"] = ((5,), float)
     size = bytes_of_shard({**arrays, **more})
     return {"shards": size, "arrays": float(size)}
-
-
-def _batch(sizes: Sizes, form: Form, rows: int, asked: int | None, kept: int = KEPT_MIXED) -> float:
-    """Bytes that batches take: of one on its way through a block and of its logits, times `kept`."""
-    size = min(rows, asked or sizes.rows_at_once(form.changing))
-    tokens = size * (form.nodes if sizes.full_passes else form.changing)
-    block = tokens * (3 * sizes.inner + 8 * sizes.width) + 3 * size * sizes.heads * form.changing * form.nodes
-    return kept * sizes.element * (block + 2 * min(size * form.predicted, ROWS_AT_ONCE) * sizes.vocabulary)
-
-
-def _graph(sizes: Sizes, tokens: int, length: int) -> float:
-    """Bytes that a forward pass keeps for its backward pass."""
-    of_block = tokens * (4 * sizes.inner + 12 * sizes.width) + 3 * tokens * sizes.heads * length
-    return sizes.element * (sizes.layers * of_block + 4 * tokens // max(1, length) * sizes.vocabulary)
 
 
 @singledispatch
@@ -272,7 +138,7 @@ def _(task: Tree, sizes: Sizes, _model: Any = None) -> Cost:
              if options.full_passes else sizes.descents(layers, form, options.odds_only))
     return Cost(task.interventions, rows * len(task.stimuli), sweep,
                 passes=_base(sizes, task) + _checks(sizes, task.stimuli, options, CHECKED),
-                batch=_batch(sizes, form, rows, options.batch_size, KEPT_LAYER),
+                batch=sizes.batch_bytes(form, rows, options.batch_size, KEPT_LAYER),
                 **_given(_log_probabilities(sizes, task), options.precision == "fast"))
 
 
@@ -290,7 +156,7 @@ def _(task: PromptGradients, sizes: Sizes, _model: Any = None) -> Cost:
     longest = max(tokens) + behind
     same = max(tokens.count(length) for length in set(tokens))
     return Cost(gradients=operations,
-                gradients_at_once=_graph(sizes, min(same, PROMPTS_AT_ONCE) * longest, longest),
+                gradients_at_once=sizes.graph_bytes(min(same, PROMPTS_AT_ONCE) * longest, longest),
                 **_given(arrays, check=False))
 
 
@@ -314,7 +180,7 @@ def _(task: EstimatedTree, sizes: Sizes, _model: Any = None) -> Cost:
     return Cost(task.interventions, (chosen + drawn) * len(task.stimuli),
                 sizes.descents(layers, form, options.odds_only),
                 passes=passes + _checks(sizes, task.stimuli, options, CHECKED),
-                batch=_batch(sizes, form, chosen + drawn, options.batch_size, KEPT_LAYER),
+                batch=sizes.batch_bytes(form, chosen + drawn, options.batch_size, KEPT_LAYER),
                 **_given(arrays, options.precision == "fast"))
 
 
@@ -340,7 +206,7 @@ def _(task: InterpolatedLayer, sizes: Sizes, _model: Any = None) -> Cost:
     return Cost(task.interventions, rows * len(task.templates),
                 sizes.descents([(task.layer, rows)], form, task.options.odds_only),
                 passes=sizes.full_pass(form.nodes, form.predicted),
-                batch=_batch(sizes, form, int(evaluations), task.options.batch_size, KEPT_LAYER), **given)
+                batch=sizes.batch_bytes(form, int(evaluations), task.options.batch_size, KEPT_LAYER), **given)
 
 
 @cost.register
@@ -402,8 +268,8 @@ def _(task: Heads, sizes: Sizes, _model: Any = None) -> Cost:
     return Cost(task.interventions, run * len(EFFECTS),
                 sum(_of_heads(sizes, one, prompt, rows) for prompt in range(len(EFFECTS))), gradients,
                 again * (2 + len(EFFECTS) * (3 + checked + 2 * options.estimates)),
-                batch=_batch(sizes, form, int(run), options.batch_size),
-                gradients_at_once=_graph(sizes, form.nodes, form.nodes) if options.estimates else 0.0,
+                batch=sizes.batch_bytes(form, int(run), options.batch_size),
+                gradients_at_once=sizes.graph_bytes(form.nodes, form.nodes) if options.estimates else 0.0,
                 **_given(arrays, options.precision == "fast"))
 
 
@@ -448,7 +314,7 @@ def _(task: Sites, sizes: Sizes, model: LanguageModel | None = None) -> Cost:
             rows += sum(count for _, count in joining)
             if options.method != "gradient":
                 sweep += sizes.descents(joining, form)
-                batch = max(batch, _batch(sizes, form, units, options.batch_size))
+                batch = max(batch, sizes.batch_bytes(form, units, options.batch_size))
         if options.method == "gradient" or screened:
             gradients += BACKWARD * again
         run += rows if options.method != "gradient" else 0
@@ -462,7 +328,7 @@ def _(task: Sites, sizes: Sizes, model: LanguageModel | None = None) -> Cost:
             arrays |= {f"{kind}_chosen": ((chosen,), np.int64), f"{kind}_rest": ((), np.int64),
                        f"{kind}_drawn": ((options.screen_sample,), np.int64),
                        f"{kind}_estimates": ((options.screen_sample,), float)}
-    graph = _graph(sizes, whole.nodes, whole.nodes) if gradients else 0.0
+    graph = sizes.graph_bytes(whole.nodes, whole.nodes) if gradients else 0.0
     return Cost(task.interventions, run, sweep, gradients, passes, batch=batch, gradients_at_once=graph,
                 **_given(arrays, options.precision == "fast"))
 
@@ -485,7 +351,7 @@ def _(example: HeadExample, sets: Sequence[Sequence[int]], sizes: Sizes) -> Cost
     form = _context_form(one, NULL)
     sweep = _of_heads(sizes, one, NULL, _head_rows(sizes, sets))
     return Cost(len(sets), len(sets), sweep, passes=5 * sizes.full_pass(form.nodes, form.predicted),
-                batch=_batch(sizes, form, len(sets), example.batch_size), **_objectives(sets))
+                batch=sizes.batch_bytes(form, len(sets), example.batch_size), **_objectives(sets))
 
 
 @_of_example.register
@@ -498,7 +364,7 @@ def _(example: NeuronExample, sets: Sequence[Sequence[int]], sizes: Sizes) -> Co
             if layer < reaching]
     return Cost(len(sets), sum(count for _, count in rows), sizes.descents(rows, form),
                 passes=len(one.prompts) * sizes.full_pass(form.nodes),
-                batch=_batch(sizes, form, len(sets), example.batch_size, KEPT_LAYER),
+                batch=sizes.batch_bytes(form, len(sets), example.batch_size, KEPT_LAYER),
                 **_objectives(sets))
 
 

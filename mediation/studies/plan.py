@@ -23,8 +23,9 @@ from mediation.errors import InputError
 from mediation.files.storage import check_space, free_space
 from mediation.model.language_model import LanguageModel
 from mediation.model.products import multiplies_bfloat16
-from mediation.studies.costs import Cost, Sizes, cost, total
+from mediation.studies.costs import Cost, cost, total
 from mediation.studies.engine import BYTES_IN_MEMORY, StudyOptions
+from mediation.studies.sizes import Sizes
 from mediation.studies.speeds import Speeds, probe
 from mediation.studies.works import Work, Works, tasks_of
 

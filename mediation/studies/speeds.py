@@ -20,13 +20,14 @@ from mediation.mediators.sweeps import automatic_batch_size
 from mediation.model.language_model import LanguageModel, families
 from mediation.model.products import fixed_weights, packed
 from mediation.stimuli.interventions import Intervention
-from mediation.studies.costs import Cost, Form, Sizes, cost
+from mediation.studies.costs import Cost, cost
 from mediation.studies.engine import Arrays, Key, Task
 from mediation.studies.estimated_trees import EstimatedTree, PromptGradients
 from mediation.studies.heads import Heads
 from mediation.studies.interpolated_trees import InterpolatedLayer, InterpolatedTree, Values
 from mediation.studies.selection import NeuronExample, Objectives
 from mediation.studies.sites import Sites, sites_of
+from mediation.studies.sizes import Form, Sizes
 from mediation.studies.trees import Tree
 
 GRADIENTS_TRIED = 16  # prompts

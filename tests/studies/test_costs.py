@@ -5,13 +5,14 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from mediation.mediators import sweeps
 from mediation.mediators.catalogue import Request
-from mediation.studies.costs import Sizes, cost
+from mediation.studies.costs import cost
 from mediation.studies.engine import StudyOptions
 from mediation.studies.estimated_trees import Gradients
 from mediation.studies.heads import head_task
 from mediation.studies.neurons import plan
 from mediation.studies.selection import HeadExample, NeuronExample, Objectives
 from mediation.studies.sites import Sites
+from mediation.studies.sizes import Sizes
 from tests.helpers import profession_stimuli, profession_stimulus
 
 
