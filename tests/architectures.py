@@ -30,8 +30,9 @@ from mediation.mediators.sites import SiteEdits
 from mediation.mediators.sweeps import by_full_passes, heads_by_full_passes, sweep, sweep_heads
 from mediation.model.architectures import NOT_CAUSAL, parts_of
 from mediation.model.attention import EAGER, attention_weights
-from mediation.model.forward import Tree, pack, run_base
+from mediation.model.forward import run_base
 from mediation.model.probes import first_line, probed
+from mediation.model.token_trees import Tree, pack
 from tests.helpers import InDouble
 from tests.tiny_models import KINDS, tiny_model
 

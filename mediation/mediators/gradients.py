@@ -20,8 +20,9 @@ from transformers import PreTrainedModel
 from mediation.mediators.sites import mlps, recorded_sites, residuals
 from mediation.model.architectures import Parts
 from mediation.model.attention import of_blocks, recorded_weights
-from mediation.model.forward import Prediction, Tree, run
+from mediation.model.forward import run
 from mediation.model.readout import ReadOut
+from mediation.model.token_trees import Prediction, Tree
 
 
 def neuron_gradients(

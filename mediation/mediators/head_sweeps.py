@@ -20,8 +20,8 @@ from mediation.mediators.heads import HeadEdits, heads_layers_and_whole, heads_l
 from mediation.mediators.masked_heads import sweep_masked_heads
 from mediation.mediators.sweeps import heads_by_full_passes, sweep_heads
 from mediation.model.attention import attention_weights
-from mediation.model.forward import pack
 from mediation.model.language_model import LanguageModel
+from mediation.model.token_trees import pack
 from mediation.stimuli.interventions import Intervention
 
 

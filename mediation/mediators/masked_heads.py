@@ -20,8 +20,8 @@ from mediation.mediators.sweeps import sweep_heads_in
 from mediation.model.architectures import Parts
 from mediation.model.attention import attention_weights, changed_outputs
 from mediation.model.fast_rows import FastRows
-from mediation.model.forward import Tree
 from mediation.model.masked import Masking
+from mediation.model.token_trees import Tree
 
 
 def sweep_masked_heads(

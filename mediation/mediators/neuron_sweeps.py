@@ -29,8 +29,9 @@ from mediation.mediators.neurons import (
     single_neuron_edits,
 )
 from mediation.mediators.sweeps import sweep, sweep_by_full_passes
-from mediation.model.forward import BaseRun, Narrowing, Tree, pack, run_base
+from mediation.model.forward import BaseRun, Narrowing, run_base
 from mediation.model.language_model import PROMPTS_AT_ONCE, LanguageModel
+from mediation.model.token_trees import Tree, pack
 from mediation.stimuli.interventions import Intervention
 
 

@@ -23,8 +23,9 @@ from mediation.mediators.sites import Site, SiteEdits, edited_sites, recorded_si
 from mediation.mediators.sweeps import Descents, automatic_batch_size, in_full_passes
 from mediation.model.architectures import Parts
 from mediation.model.fast_rows import FastRows
-from mediation.model.forward import BaseRun, Resumption, Tree, run, run_bases
+from mediation.model.forward import BaseRun, Resumption, run, run_bases
 from mediation.model.readout import ReadOut
+from mediation.model.token_trees import Tree
 
 # rows x positions that take as long as reading a model's weights once: a descent of less is mostly that
 WORTH_A_DESCENT = 64

@@ -23,9 +23,10 @@ from mediation.mediators.neurons import NeuronEdits, change, edited, writing
 from mediation.model.architectures import Parts
 from mediation.model.attention import attention_weights, changed_outputs
 from mediation.model.fast_rows import FastRows
-from mediation.model.forward import BaseRun, Prediction, Resumption, Tree, last_logits, pack, run_base
+from mediation.model.forward import BaseRun, Resumption, last_logits, run_base
 from mediation.model.products import exchanged, on_differences, packed
 from mediation.model.readout import ReadOut
+from mediation.model.token_trees import Prediction, Tree, pack
 
 # rows x positions x width of the widest linear map: on a CPU what its cache holds (measured best between 2
 # and 3 million), on CUDA nothing was gained past it

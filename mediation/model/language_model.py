@@ -20,11 +20,12 @@ from mediation.model import checkpoints, masked, placement
 from mediation.model.architectures import is_masked, masked_parts, parts_of
 from mediation.model.discovery import sample_tokens
 from mediation.model.fast_rows import FastRows
-from mediation.model.forward import BaseRun, Tree, last_logits, pack, pack_pairs, run_base
+from mediation.model.forward import BaseRun, last_logits, run_base
 from mediation.model.half_weights import HALF, check_float32
 from mediation.model.probes import known_architecture
 from mediation.model.products import check_bfloat16
 from mediation.model.readout import ReadOut, widen
+from mediation.model.token_trees import Tree, pack, pack_pairs
 
 PROMPTS_AT_ONCE = 64
 TOKENS_AT_ONCE = 2048  # of these prompts: their attention weights have to fit into memory

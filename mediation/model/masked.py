@@ -16,8 +16,9 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from mediation.errors import InputError
 from mediation.model.architectures import Parts
-from mediation.model.forward import Tree, run_base
+from mediation.model.forward import run_base
 from mediation.model.readout import ReadOut
+from mediation.model.token_trees import Tree
 
 APPROACHES = (1, 2, 3, 4, 5, 6)
 

@@ -35,10 +35,10 @@ from mediation.model.forward import (
     first_argument,
     first_tensor,
     front,
-    pack,
     run_base,
 )
 from mediation.model.half_weights import keeps_half
+from mediation.model.token_trees import pack
 
 FEW = 16  # numbers of each weight that tell one checkpoint from another
 LONGEST = 120  # characters of the library's own words

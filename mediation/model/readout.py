@@ -18,9 +18,10 @@ from torch import Tensor, nn
 
 from mediation.errors import InputError
 from mediation.model.architectures import Parts
-from mediation.model.forward import Prediction, logits_behind
+from mediation.model.forward import logits_behind
 from mediation.model.half_weights import times
 from mediation.model.products import product, version_of
+from mediation.model.token_trees import Prediction
 
 ROWS_AT_ONCE = 96  # rows of logits: larger buffers spend their time in page faults
 NOT_PROBABILITIES = ("the model gave probabilities that are zero or not numbers: try --dtype float32 or "

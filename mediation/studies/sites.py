@@ -29,9 +29,10 @@ from mediation.mediators.site_sweeps import (
 )
 from mediation.mediators.sites import Site, SiteEdits
 from mediation.model.fast_rows import FastRows
-from mediation.model.forward import BaseRun, Tree, pack
+from mediation.model.forward import BaseRun
 from mediation.model.language_model import LanguageModel
 from mediation.model.readout import NOT_PROBABILITIES, ReadOut
+from mediation.model.token_trees import Tree, pack
 from mediation.results.attention_results import EFFECTS
 from mediation.stimuli.interventions import Intervention
 from mediation.studies.checks import hash_of

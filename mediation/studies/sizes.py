@@ -10,9 +10,9 @@ from dataclasses import dataclass
 from functools import lru_cache
 
 from mediation.mediators.sweeps import rows_at_once
-from mediation.model.forward import pack
 from mediation.model.language_model import LanguageModel
 from mediation.model.readout import FARTHEST, LIKELIEST, ROWS_AT_ONCE, Normaliser
+from mediation.model.token_trees import pack
 
 WHOLE_SUM = 0.08  # share of the rows that get the whole sum over the vocabulary (docs/performance.md)
 # a process ends up with so many times what one batch takes, pieces that were freed and oneDNN's kernels for

@@ -16,7 +16,8 @@ from mediation.model import probes
 from mediation.model.architectures import parts_of
 from mediation.model.discovery import discover, sample_tokens, watch
 from mediation.model.fast_rows import FastRows
-from mediation.model.forward import Resumption, pack, run_base
+from mediation.model.forward import Resumption, run_base
+from mediation.model.token_trees import pack
 from tests.architectures import TOLERANCE, every_unit, row_of
 from tests.helpers import InDouble
 from tests.tiny_models import tiny_model

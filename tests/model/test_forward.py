@@ -4,7 +4,8 @@ import pytest
 import torch
 
 from mediation.model import attention
-from mediation.model.forward import Resumption, pack, run_base, run_bases
+from mediation.model.forward import Resumption, run_base, run_bases
+from mediation.model.token_trees import pack
 from tests.helpers import profession_stimulus
 
 
