@@ -13,6 +13,7 @@ the strongest neurons of each layer, which compute_neuron_effect_per_layer.py dr
 
 import argparse
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from mediation.effects import summaries
 from mediation.errors import InputError
@@ -20,36 +21,52 @@ from mediation.files.storage import write_csv
 from mediation.options import exit_on_bad_input, folder_and_model_parser, positive, share
 from mediation.stimuli import professions
 
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from mediation.results.tidy import Piece
+
 TYPES = ("man_direct", "man_indirect", "woman_direct", "woman_indirect")
 
 
 def main(options: argparse.Namespace) -> None:
-    """Tables to one aggregate: one template at a time, so that memory does not grow."""
-    import pandas as pd
-    from tqdm import tqdm
-
-    from mediation.effects.unit_summaries import summarise
+    """Tables to one aggregate; means, contrasts and layers; intervals and tests of every neuron."""
     from mediation.options import output_folder
-    from mediation.reports import report
-    from mediation.results.neuron_tables import describe_methods, find_tables, read_pieces
+    from mediation.results.neuron_tables import describe_methods
 
     out_dir = output_folder(options)
-    paths = find_tables(options.folder, options.model, TYPES)
+    aggregate, left_out = aggregate_tables(options.folder, options.model, options.definitional)
+    describe(options, aggregate, left_out)
+    if method := describe_methods(options.folder, options.model):
+        print(method)
+    effects, name = aggregate.effects(), out_dir / options.model
+    print("wrote", write_csv(Path(f"{name}_neuron_effects.csv"), effects, index=True))
+    if aggregate.contrast.count:
+        print("wrote", write_csv(Path(f"{name}_neuron_gender_contrast.csv"), aggregate.gender_contrasts()))
+    layers = aggregate.top_of_layers(effects, options.shares)
+    print("wrote", write_csv(Path(f"{name}_neuron_layer_summary.csv"), layers))
+    print("wrote", write_csv(Path(f"{name}_neurons_summary.csv"), summary_of(aggregate, options.flips)))
+
+
+def aggregate_tables(
+    folder: str, model: str, definitional: str,
+) -> tuple[summaries.NeuronAggregate, dict[str, list[str]]]:
+    """The aggregate of all tables, one template at a time, so that memory does not grow; and {why words do
+    not count: these words}."""
+    from tqdm import tqdm
+
+    from mediation.results.neuron_tables import find_tables
+
+    paths = find_tables(folder, model, TYPES)
     rated = professions.load()
     aggregate = summaries.NeuronAggregate()
     left_out: dict[str, list[str]] = {}
-    stems = sorted({path.stem.removesuffix(f"_{kind}_{options.model}") for path, kind in paths.items()})
+    stems = sorted({path.stem.removesuffix(f"_{kind}_{model}") for path, kind in paths.items()})
     for stem in tqdm(stems, desc="templates", unit=" templates"):
-        tables: dict[str, dict] = {}  # {type: {word: Piece}}
-        for path, kind in paths.items():
-            if path.stem == f"{stem}_{kind}_{options.model}":
-                for piece in read_pieces(path, kind):
-                    assert piece.unit is not None
-                    aggregate.check_units(path, piece.layer, piece.unit)
-                    tables.setdefault(kind, {})[piece.cluster] = piece
-        words = dict.fromkeys(word for table in tables.values() for word in table)
-        for word in words:
-            reason = why_left_out(rated.get(word), options.definitional)
+        tables = read_template({path: kind for path, kind in paths.items()
+                                if path.stem == f"{stem}_{kind}_{model}"}, aggregate)
+        for word in dict.fromkeys(word for table in tables.values() for word in table):
+            reason = why_left_out(rated.get(word), definitional)
             missing = [] if reason else [kind for kind in aggregate.types_needed(rated[word])
                                          if word not in tables.get(kind, {})]
             if missing:
@@ -59,9 +76,34 @@ def main(options: argparse.Namespace) -> None:
             else:
                 pieces = {kind: table[word] for kind, table in tables.items() if word in table}
                 direct = pieces[aggregate.types_needed(rated[word])[0]]
+                assert direct.log_odds_alternative is not None
                 aggregate.add(word, direct.template, rated[word], direct.log_odds_alternative,
                               {kind: (piece.log_odds_base, piece.log_odds) for kind, piece in pieces.items()})
+    return aggregate, left_out
 
+
+def read_template(
+    paths: dict[Path, str], aggregate: summaries.NeuronAggregate,
+) -> dict[str, dict[str, "Piece"]]:
+    """{type: {word: Piece}} of one template's tables, which must have the aggregate's neurons."""
+    from mediation.results.neuron_tables import read_pieces
+
+    tables: dict[str, dict[str, Piece]] = {}
+    for path, kind in paths.items():
+        for piece in read_pieces(path, kind):
+            assert piece.unit is not None
+            aggregate.check_units(path, piece.layer, piece.unit)
+            tables.setdefault(kind, {})[piece.cluster] = piece
+    return tables
+
+
+def describe(options: argparse.Namespace, aggregate: summaries.NeuronAggregate,
+             left_out: dict[str, list[str]]) -> None:
+    """Print what the aggregate is of.
+
+    Raises:
+        InputError: of nothing.
+    """
     for reason, names in left_out.items():
         print(f"left out, {reason}: {', '.join(dict.fromkeys(names))}")
     if not aggregate.prompts:
@@ -71,22 +113,22 @@ def main(options: argparse.Namespace) -> None:
     print(f"{options.model}: {aggregate.prompts} prompts, {aggregate.female_biased} of female-biased "
           f"professions, {aggregate.prompts - aggregate.female_biased} of others; "
           f"{len(aggregate.layers)} neurons")
-    if method := describe_methods(options.folder, options.model):
-        print(method)
-    effects, name = aggregate.effects(), out_dir / options.model
-    print("wrote", write_csv(Path(f"{name}_neuron_effects.csv"), effects, index=True))
-    if aggregate.contrast.count:
-        print("wrote", write_csv(Path(f"{name}_neuron_gender_contrast.csv"), aggregate.gender_contrasts()))
-    layers = aggregate.top_of_layers(effects, options.shares)
-    print("wrote", write_csv(Path(f"{name}_neuron_layer_summary.csv"), layers))
+
+
+def summary_of(aggregate: summaries.NeuronAggregate, flips: int | None) -> "pd.DataFrame":
+    """Intervals and tests, a row per neuron, group and kind of effect; prints the strongest neurons."""
+    import pandas as pd
+    from tqdm import tqdm
+
+    from mediation.effects.unit_summaries import summarise
+    from mediation.reports import report
 
     kinds, groups = aggregate.kinds_and_groups()
     maps = tqdm(aggregate.maps(), total=len(kinds) * len(groups), desc="intervals and tests", unit=" maps")
-    found = [summarise([each], f"{each.labels['effect']} effects, {each.labels['group']} professions",
-                       options.flips) for each in maps]
-    print(f"\n{report.describe_units(found[0], 10)}\n")
-    table = pd.concat([of_map.table for of_map in found], ignore_index=True)
-    print("wrote", write_csv(Path(f"{name}_neurons_summary.csv"), table))
+    of_maps = [summarise([each], f"{each.labels['effect']} effects, {each.labels['group']} professions",
+                         flips) for each in maps]
+    print(f"\n{report.describe_units(of_maps[0], 10)}\n")
+    return pd.concat([of_map.table for of_map in of_maps], ignore_index=True)
 
 
 def why_left_out(profession: professions.Profession | None, definitional: str) -> str | None:

@@ -50,7 +50,6 @@ CANDIDATES = ("he", "she")
 def main(options: argparse.Namespace) -> None:
     """Stimuli, model, neurons alone, selection, table and figure."""
     from mediation.files.storage import describe_machine, now
-    from mediation.reports import plots, report
     from mediation.results.selections import with_intervals
     from mediation.studies import selection
     from mediation.studies.plan import told
@@ -62,11 +61,7 @@ def main(options: argparse.Namespace) -> None:
     check_writable(options.out_dir)
     model = load_model(options)
     CATALOGUE["neurons"].check_model(model)
-    layers, width = model.num_layers + 1, model.num_neurons
-    if not -1 <= options.layer < layers:
-        raise InputError(f"--layer {options.layer}: the model has layers 0 (word embedding) to {layers - 1}; "
-                         "-1 takes all of them")
-    first, shape = (0, (layers, width)) if options.layer == -1 else (options.layer, (1, width))
+    first, shape = layers_to_select_from(model, options.layer)
     selection.check_size(options.k, shape[0] * shape[1])
     prompts = objective_prompts(model, templates, chosen)
 
@@ -77,42 +72,42 @@ def main(options: argparse.Namespace) -> None:
                 **model.describe_dtype(), "seed": options.seed}
     run_folder = RunFolder(options.out_dir)
     run_folder.claim(names.values(), settings)
-    examples = {key: selection.NeuronExample(*prompt, options.batch_size, first * width)
+    examples = {key: selection.NeuronExample(*prompt, options.batch_size, first * model.num_neurons)
                 for key, prompt in prompts.items()}
+    files = selection.NeuronSelectionFiles(model, run_folder, None, names, examples, "", " prompts", shape,
+                                           "neuron", first)
     # the neurons of all layers, so that a selection in another layer goes on from the same file
     of_all_layers = {key: replace(example, first=0) for key, example in examples.items()}
-
-    def files_of(run: int | None = None) -> selection.NeuronSelectionFiles:
-        return selection.NeuronSelectionFiles(model, run_folder, run, names, examples, "", " prompts", shape,
-                                              "neuron", first)
-
-    units = [[unit] for unit in range(layers * width)]
-    if told(model, lambda _: works(files_of(), "marg_contrib", units, options, of_all_layers), options,
+    units = [[unit] for unit in range((model.num_layers + 1) * model.num_neurons)]
+    if told(model, lambda _: works(files, "marg_contrib", units, options, of_all_layers), options,
             run_folder.folder):
         return
     with run_folder.claimed(names.values(), settings):
-        run = run_folder.begin({"settings": settings, "files": {file: {} for file in names.values()},
-                                "command": shlex.join(sys.argv), "machine": describe_machine(model),
-                                "started": now(), "finished": None})
-
-        files = files_of(run)
-        alone = marginal_contributions(files, of_all_layers, units, width)
+        files.run = run_folder.begin({
+            "settings": settings, "files": {file: {} for file in names.values()},
+            "command": shlex.join(sys.argv), "machine": describe_machine(model), "started": now(),
+            "finished": None})
+        alone = marginal_contributions(files, of_all_layers, units)
         in_table = [(layer, neuron) for layer, neuron in zip(alone["layer"], alone["neuron"])
                     if options.layer in (-1, layer)]
         selections = selection.run(files, files.cells_of(in_table), options)
-        every_cell = [list(range(files.cells))]
-        objectives = [example.objectives(model, every_cell)[0] for example in examples.values()]
-        everything = float(sum(objectives) / len(prompts))
-        files.remember("all", np.array(objectives)[:, None])
+        everything = all_together(files)
         selections, of_all = with_intervals(selections, files.read("by_example"))
-        run_folder.update(run, finished=now())
+        run_folder.update(files.run, finished=now())
+    show(name, files, selections, everything, of_all, options)
 
-    print(f"\n{name}: mean odds ratio - 1 over {len(prompts)} prompts")
-    folder = Path(options.out_dir)
-    print(report.selection(selections, options.k, "neuron", everything, of_all))
-    print("wrote", plots.sparsity(selections, options.k, "neuron", everything, shape, name,
-                                  folder / f"sparsity_{name}.pdf"))
-    print("wrote", *(folder / file for file in names.values() if run_folder.is_finished(file)))
+
+def layers_to_select_from(model: "Model", layer: int) -> tuple[int, tuple[int, int]]:
+    """The first layer of neurons, and (layers, neurons of a layer); of all layers where `layer` is -1.
+
+    Raises:
+        InputError: no such layer.
+    """
+    layers, width = model.num_layers + 1, model.num_neurons
+    if not -1 <= layer < layers:
+        raise InputError(f"--layer {layer}: the model has layers 0 (word embedding) to {layers - 1}; "
+                         "-1 takes all of them")
+    return (0, (layers, width)) if layer == -1 else (layer, (1, width))
 
 
 def objective_prompts(
@@ -147,7 +142,7 @@ def objective_prompts(
 
 
 def marginal_contributions(
-    files: "NeuronSelectionFiles", examples: dict[str, "NeuronExample"], units: list[list[int]], width: int,
+    files: "NeuronSelectionFiles", examples: dict[str, "NeuronExample"], units: list[list[int]],
 ) -> dict[str, Any]:
     """Every neuron of the model alone, best mean odds ratio first: {"layer", "neuron", "val"}, arrays.
 
@@ -159,10 +154,34 @@ def marginal_contributions(
     if content is None:
         means = files.objectives("marg_contrib", "single", units, examples).mean(axis=0) + 1
         order = best_first(means)
+        width = files.shape[1]
         content = {"layer": order // width, "neuron": order % width, "val": means[order]}
         files.write("marg_contrib", content, len(order))
         files.run_folder.remove_shards(files.names["marg_contrib"])
     return content
+
+
+def all_together(files: "NeuronSelectionFiles") -> float:
+    """The mean objective of all neurons that are selected from; each example's is remembered."""
+    every_cell = [list(range(files.cells))]
+    objectives = [example.objectives(files.model, every_cell)[0] for example in files.examples.values()]
+    files.remember("all", np.array(objectives)[:, None])
+    return float(sum(objectives) / len(objectives))
+
+
+def show(
+    name: str, files: "NeuronSelectionFiles", selections: dict[str, Any], everything: float,
+    of_all: tuple[float, float], options: argparse.Namespace,
+) -> None:
+    """Print the table and draw the figure."""
+    from mediation.reports import plots, report
+
+    folder = Path(options.out_dir)
+    print(f"\n{name}: mean odds ratio - 1 over {len(files.examples)} prompts")
+    print(report.selection(selections, options.k, "neuron", everything, of_all))
+    print("wrote", plots.sparsity(selections, options.k, "neuron", everything, files.shape, name,
+                                  folder / f"sparsity_{name}.pdf"))
+    print("wrote", *(folder / file for file in files.names.values() if files.run_folder.is_finished(file)))
 
 
 if __name__ == "__main__":

@@ -13,6 +13,8 @@ some neurons of the middle layer for all professions at once. Without the writin
 import argparse
 import copy
 import statistics
+from dataclasses import dataclass
+from functools import cached_property
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -41,83 +43,125 @@ INTERPOLATED = 64  # neurons of the middle layer, in the direct types
 
 def main(options: argparse.Namespace) -> None:
     """Time the parts in turns, scale, print one table."""
-    from experiment import Intervention
-    from mediation.stimuli import professions
-
     in_fast = choose_precision(options)
-    fast = load(options)
-    exact = copy.copy(fast)  # the same weights
-    exact.fast_rows = None
-    templates = list(select_templates(None).values())
-    words = {}
-    for template in templates:
-        for profession in professions.usable(fast.tokenizer, template, professions.select(None, None))[0]:
-            words.setdefault(profession.word, []).append(Intervention(
-                fast.tokenizer, template, [profession.word, "man", "woman"], ["he", "she"], fast.device))
-    one = words["nurse"]
-    units = (fast.num_layers + 1) * fast.num_neurons
-    order = torch.randperm(units, generator=torch.Generator().manual_seed(options.seed))
-    drawn = order[: int(options.share * units)].sort().values
-    middle = fast.num_layers // 2
-    first_stimuli = [of_word[0] for of_word in words.values()]
-    values = np.stack(null_values(exact, first_stimuli))  # [words, L + 1, D]
-    prompts = sum(map(len, words.values()))
+    study = Study.of(load(options), options.share, options.seed)
+    with torch.no_grad():
+        study.warm_up()
+        rounds = [study.hours(in_fast) for _ in range(options.rounds)]
+    fast = study.fast
+    print(f"{fast.name}: {len(study.words)} professions, {study.prompts} prompts, 4 types, {study.units} "
+          f"neurons, {study.units * study.prompts * 4:,} interventions; {torch.get_num_threads()} threads; "
+          f"{options.rounds} rounds{f'; {fast.fast_rows}' if in_fast else ''}\n")
+    print("| way | hours for the study | times the 2020 algorithm |\n| --- | --- | --- |")
+    for way in rounds[0]:
+        ratios = [hours["2020 algorithm"] / hours[way] for hours in rounds]
+        print(f"| {way} | {statistics.median(hours[way] for hours in rounds):.2f} | "
+              f"{statistics.median(ratios):.1f} ({min(ratios):.1f} to {max(ratios):.1f}) |")
 
-    def of_2020() -> float:
-        """The whole study: every prompt and type."""
-        part = sum(timed(by_full_passes_2020, *arguments)[0] for arguments in passes_of_2020)
-        return part / NEURONS_OF_2020 / len(templates) * units * prompts * 4
 
-    def indirect(model: "Model") -> float:
-        """Both indirect types, of all professions."""
-        part = sum(timed(neurons_in_trees, model, one, kind, units=drawn)[0]
-                   for kind in INDIRECT)
-        return part * units / len(drawn) * len(words)
+@dataclass(frozen=True)
+class Study:
+    """The stimuli of all professions, and ways to run a part of the study that tell the hours of the whole.
 
-    def direct() -> float:
-        """Both direct types in all layers, from some neurons of the middle layer in one type.
+    `fast`, `exact`: one model in two precisions; `drawn`: neurons that the indirect types are run on;
+    `values`: of all neurons [words, L + 1, D].
+    """
+
+    fast: "Model"
+    exact: "Model"
+    words: "dict[str, list[Intervention]]"
+    drawn: torch.Tensor
+    values: np.ndarray
+
+    @classmethod
+    def of(cls, fast: "Model", part: float, seed: int) -> "Study":
+        """Of a model, whose neurons a random part is drawn from."""
+        from experiment import Intervention
+        from mediation.stimuli import professions
+
+        exact = copy.copy(fast)  # the same weights
+        exact.fast_rows = None
+        words: dict[str, list[Intervention]] = {}
+        for template in select_templates(None).values():
+            for profession in professions.usable(fast.tokenizer, template, professions.select(None, None))[0]:
+                words.setdefault(profession.word, []).append(Intervention(
+                    fast.tokenizer, template, [profession.word, "man", "woman"], ["he", "she"], fast.device))
+        units = (fast.num_layers + 1) * fast.num_neurons
+        order = torch.randperm(units, generator=torch.Generator().manual_seed(seed))
+        values = np.stack(null_values(exact, [of_word[0] for of_word in words.values()]))
+        return cls(fast, exact, words, order[: int(part * units)].sort().values, values)
+
+    @property
+    def one(self) -> "list[Intervention]":
+        """One profession in every template."""
+        return self.words["nurse"]
+
+    @property
+    def units(self) -> int:
+        """All neurons."""
+        return (self.fast.num_layers + 1) * self.fast.num_neurons
+
+    @property
+    def prompts(self) -> int:
+        """Of all professions in all templates that they fit."""
+        return sum(map(len, self.words.values()))
+
+    @cached_property
+    def passes_of_2020(self) -> list[tuple]:
+        """What the 2020 algorithm is run on, of each template."""
+        return [few_interventions(self.exact, stimulus, number) for number, stimulus in enumerate(self.one)]
+
+    def warm_up(self) -> None:
+        """Run some of each before anything is timed."""
+        by_full_passes_2020(*self.passes_of_2020[0])
+        neurons_in_trees(self.exact, self.one, INDIRECT[0], units=self.drawn[::50])
+
+    def hours(self, in_fast: bool) -> dict[str, float]:
+        """{way: hours of the whole study}, from one turn of each."""
+        seconds = {"2020 algorithm": self.of_2020(), "exact": self.indirect(self.exact)}
+        if in_fast:
+            seconds["fast"] = self.indirect(self.fast)
+        shared = self.direct()  # in full precision in both ways
+        for way in seconds.keys() & {"exact", "fast"}:
+            seconds[way] += shared
+        seconds["gradient"] = self.gradient()
+        return {way: of_way / 3600 for way, of_way in seconds.items()}
+
+    def of_2020(self) -> float:
+        """Seconds of every prompt and type."""
+        part = sum(timed(by_full_passes_2020, *arguments)[0] for arguments in self.passes_of_2020)
+        return part / NEURONS_OF_2020 / len(self.passes_of_2020) * self.units * self.prompts * 4
+
+    def indirect(self, model: "Model") -> float:
+        """Seconds of both indirect types, of all professions."""
+        part = sum(timed(neurons_in_trees, model, self.one, kind, units=self.drawn)[0] for kind in INDIRECT)
+        return part * self.units / len(self.drawn) * len(self.words)
+
+    def direct(self) -> float:
+        """Seconds of both direct types in all layers, from some neurons of the middle layer in one type.
 
         A layer costs what the blocks behind it do. All of this is a twentieth of the whole.
         """
-        of_neurons = values[:, middle, :INTERPOLATED]
-        seconds, _ = timed(direct_interpolants, exact, one, "man_direct", of_neurons, middle)
-        of_middle = seconds * fast.num_neurons / of_neurons.shape[1]
-        # none behind the last layer, which is not run
-        blocks_behind = fast.num_layers - np.arange(fast.num_layers)
+        layers = self.fast.num_layers
+        middle = layers // 2
+        of_neurons = self.values[:, middle, :INTERPOLATED]
+        seconds, _ = timed(direct_interpolants, self.exact, self.one, "man_direct", of_neurons, middle)
+        of_middle = seconds * self.fast.num_neurons / of_neurons.shape[1]
+        blocks_behind = layers - np.arange(layers)  # none behind the last layer, which is not run
         return 2 * of_middle * float(blocks_behind.sum() / blocks_behind[middle])
 
-    def gradient() -> float:
-        """All four types: gradients of every null prompt and, once, of both alternatives'; then steps.
+    def gradient(self) -> float:
+        """Seconds of all four types: gradients of every null prompt and, once, of both alternatives'; then
+        steps.
 
         Each type's steps along the gradients are products with differences of values.
         """
-        stimuli = [stimulus for of_word in list(words.values())[:WORDS_OF_GRADIENTS] for stimulus in of_word]
-        null, (_, gradients, own) = timed(neuron_gradients_of, exact, stimuli, 0)
-        alternatives = sum(timed(neuron_gradients_of, exact, one, prompt)[0] for prompt in (1, 2))
+        some = list(self.words.values())[:WORDS_OF_GRADIENTS]
+        stimuli = [stimulus for of_word in some for stimulus in of_word]
+        null, (_, gradients, own) = timed(neuron_gradients_of, self.exact, stimuli, 0)
+        alternatives = sum(timed(neuron_gradients_of, self.exact, self.one, prompt)[0] for prompt in (1, 2))
         steps, _ = timed(lambda: [gradients * (own - own[:1])[:, None] for _ in range(4)])
-        return (null + steps) * prompts / len(stimuli) + alternatives
-
-    with torch.no_grad():
-        passes_of_2020 = [few_interventions(exact, stimulus, number) for number, stimulus in enumerate(one)]
-        by_full_passes_2020(*passes_of_2020[0])  # warms up
-        neurons_in_trees(exact, one, INDIRECT[0], units=drawn[::50])
-        rounds = []
-        for _ in range(options.rounds):
-            times = {"2020 algorithm": of_2020(), "exact": indirect(exact)}
-            if in_fast:
-                times["fast"] = indirect(fast)
-            shared = direct()  # in full precision in both ways
-            rounds.append({way: seconds + shared * (way in ("exact", "fast"))
-                           for way, seconds in times.items()} | {"gradient": gradient()})
-    print(f"{fast.name}: {len(words)} professions, {prompts} prompts, 4 types, {units} neurons, "
-          f"{units * prompts * 4:,} interventions; {torch.get_num_threads()} threads; {options.rounds} rounds"
-          f"{f'; {fast.fast_rows}' if in_fast else ''}\n")
-    print("| way | hours for the study | times the 2020 algorithm |\n| --- | --- | --- |")
-    for way in rounds[0]:
-        hours = [times[way] for times in rounds]
-        ratios = [times["2020 algorithm"] / times[way] for times in rounds]
-        print(f"| {way} | {statistics.median(hours) / 3600:.2f} | {statistics.median(ratios):.1f} "
-              f"({min(ratios):.1f} to {max(ratios):.1f}) |")
+        return (null + steps) * self.prompts / len(stimuli) + alternatives
 
 
 def few_interventions(
