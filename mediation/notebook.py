@@ -11,7 +11,7 @@ import contextlib
 import html
 import io
 import tempfile
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -36,6 +36,9 @@ from mediation.studies.engines import ClusterOptions, engine_of
 SHOWN = ["mediator", "effect", "layer", "unit", "position", "mean", "low", "high", "share", "rank", "p", "q",
          "clusters"]
 SHOWN_EFFECTS = ("indirect", "ablation")
+CHOICES = {"method": ("exact", "gradient", "screen"), "multi_token": (None, "last", "all"),
+           "dtype": ("float32", "float64", "bfloat16", "float16"),
+           "weights_dtype": (None, "bfloat16", "float16")}
 
 
 def mediate(
@@ -74,31 +77,17 @@ def mediate(
     Raises:
         InputError (a ValueError): stimuli, a model or options that do not fit, in one line.
     """
-    names = [mediators] if isinstance(mediators, str) else list(mediators)
-    requests = [Request.of(name, positions, values) for name in dict.fromkeys(names)]
-    if not requests:
-        raise InputError("mediators: none is named: choose from the catalogue, such as residuals")
-    if method not in ("exact", "gradient", "screen"):
-        raise InputError(f"method {method!r} is unknown: choose exact, gradient or screen")
-    if multi_token not in (None, "last", "all"):
-        raise InputError(f"multi_token {multi_token!r} is unknown: choose None, last or all")
-    if dtype not in ("float32", "float64", "bfloat16", "float16"):
-        raise InputError(f"dtype {dtype!r} is unknown: choose float32, float64, bfloat16 or float16")
-    if weights_dtype not in (None, "bfloat16", "float16"):
-        raise InputError(f"weights_dtype {weights_dtype!r} is unknown: choose bfloat16 or float16")
+    requests = requests_of(mediators, positions, values)
+    check_choices(method=method, multi_token=multi_token, dtype=dtype, weights_dtype=weights_dtype)
     if isinstance(model, LanguageModel):
-        for option, given in (("weights_dtype", weights_dtype), ("device_map", device_map)):
-            if given:
-                raise InputError(f"{option} is of a model that is named: this one is loaded already")
+        refuse_for_loaded(weights_dtype=weights_dtype, device_map=device_map)
         device_map = "auto" if len(model.devices) > 1 else None
     check_numbers(batch_size, seed, screen_share, screen_sample, screen_top)
     name = str(stimuli) if isinstance(stimuli, str | Path) else "stimuli"
     read = read_stimuli(stimuli)
     computed_by = engine_of(ClusterOptions(engine, workers, scheduler, gpus, tls_ca_file, tls_cert, tls_key,
                                            device_map))
-    silent: Any = contextlib.nullcontext() if progress else contextlib.redirect_stderr(io.StringIO())
-    mute: Any = contextlib.nullcontext() if progress else contextlib.redirect_stdout(io.StringIO())
-    with computed_by, silent, mute:
+    with computed_by, contextlib.nullcontext() if progress else silence():
         if isinstance(model, str | Path):
             model = LanguageModel(str(model), device, getattr(torch, dtype),
                                   weights_dtype=getattr(torch, weights_dtype) if weights_dtype else None,
@@ -110,6 +99,40 @@ def mediate(
             full_passes=model.full_passes, seed=seed, screen_share=screen_share, screen_sample=screen_sample,
             screen_top=screen_top, multi_token=multi_token, stimuli=name, command="mediation.mediate"))
     return Mediation(written, [request.name for request in requests], folder)
+
+
+def requests_of(mediators: str | Sequence[str], positions: str | None, values: str) -> list[Request]:
+    """Each mediator that is named, once.
+
+    Raises:
+        InputError: none is, or one is not of the catalogue.
+    """
+    names = [mediators] if isinstance(mediators, str) else list(mediators)
+    if not names:
+        raise InputError("mediators: none is named: choose from the catalogue, such as residuals")
+    return [Request.of(name, positions, values) for name in dict.fromkeys(names)]
+
+
+def check_choices(**given: Any) -> None:
+    """Raises InputError for a word that mediate.py would not take."""
+    for name, word in given.items():
+        if word not in CHOICES[name]:
+            *others, last = map(str, CHOICES[name])
+            raise InputError(f"{name} {word!r} is unknown: choose {', '.join(others)} or {last}")
+
+
+def refuse_for_loaded(**given: Any) -> None:
+    """Raises InputError for what a model that is loaded already cannot be given any more."""
+    for name, value in given.items():
+        if value:
+            raise InputError(f"{name} is of a model that is named: this one is loaded already")
+
+
+@contextlib.contextmanager
+def silence() -> Iterator[None]:
+    """Without bars and messages."""
+    with contextlib.redirect_stderr(io.StringIO()), contextlib.redirect_stdout(io.StringIO()):
+        yield
 
 
 def check_numbers(batch_size: Any, seed: Any, screen_share: Any, screen_sample: Any, screen_top: Any) -> None:
