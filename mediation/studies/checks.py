@@ -5,7 +5,7 @@ How many, and what their deviation supports: `mediation.studies.error_budget`.
 Symbols in shapes: `layers` = L + 1 layers of D neurons, L layers of H heads, U units.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from hashlib import sha256
 
 import numpy as np
@@ -45,15 +45,14 @@ def check_neurons(model: LanguageModel, intervention: Intervention, intervention
     swept = log_probabilities.reshape(2, -1)
     among = np.arange(swept.shape[1]) if among is None else among
     first_layers = 2 * swept.shape[1] // (model.num_layers + 1)
-    drawn, likely = units_to_check(swept, among, first_layers, sample, seed)
-    units = np.concatenate([drawn, likely])
-    _, run_on, edits = runs_and_edits(model, intervention, intervention_type, alpha)
-    tokens, rows = intervention.base_strings_tok[run_on].to(model.device), torch.from_numpy(units)
-    edits = edits[rows.to(model.device)]
-    reference = by_full_passes(model.model, model.parts, tokens, edits, intervention.candidates_tok).numpy()
-    difference = reference.T - swept[:, units]  # [2, checked]
-    deviation = np.abs(difference[0] - difference[1] if odds_only else difference).max()
-    return Check(float(deviation), len(drawn), len(likely))
+
+    def run_again(units):
+        _, run_on, edits = runs_and_edits(model, intervention, intervention_type, alpha)
+        tokens = intervention.base_strings_tok[run_on].to(model.device)
+        return by_full_passes(model.model, model.parts, tokens, edits[units.to(model.device)],
+                              intervention.candidates_tok)
+
+    return compared(swept, units_to_check(swept, among, first_layers, sample, seed), run_again, odds_only)
 
 
 @torch.no_grad()
@@ -70,17 +69,31 @@ def check_heads(model: LanguageModel, intervention: Intervention, effect: str,
     """
     swept = np.log([np.asarray(of_candidate).reshape(-1) for of_candidate in probabilities])  # [2, L x H]
     among = np.arange(swept.shape[1]) if among is None else among
-    drawn, likely = units_to_check(swept, among, 0, sample, seed, largest=1)
-    units = np.concatenate([drawn, likely])
-    swept = swept[:, units].T  # [checked, 2]
-    chosen = heads_layers_model(model.num_layers, model.num_heads)[units]
-    if model.masking:
-        reference = masked_heads_in_sets(model, intervention, effect, chosen, full_passes=True)
-    else:
-        candidates = intervention.candidates_tok
-        context, edits = head_edits(model, intervention, effect, chosen)
-        reference = heads_by_full_passes(model.model, model.parts, context, candidates, edits)
-    return Check(float(np.abs(reference.numpy() - swept).max()), len(drawn), len(likely))
+
+    def run_again(units):
+        sets = heads_layers_model(model.num_layers, model.num_heads)[units]
+        if model.masking:
+            return masked_heads_in_sets(model, intervention, effect, sets, full_passes=True)
+        context, edits = head_edits(model, intervention, effect, sets)
+        return heads_by_full_passes(model.model, model.parts, context, intervention.candidates_tok, edits)
+
+    return compared(swept, units_to_check(swept, among, 0, sample, seed, largest=1), run_again)
+
+
+def compared(
+    swept: Float[np.ndarray, "2 U"], chosen: tuple[Int[np.ndarray, " drawn"], Int[np.ndarray, " likely"]],
+    run_again: Callable[[Int[Tensor, "C"]], Float[Tensor, "C 2"]], odds_only: bool = False,
+) -> Check:
+    """The Check of a sweep's log-probabilities of both candidates.
+
+    Args:
+        chosen: which units, as `units_to_check` chooses them; run_again: gives the log-probabilities of units
+            as full passes do; odds_only: compare the log odds alone.
+    """
+    units = np.concatenate(chosen)
+    difference = run_again(torch.from_numpy(units)).numpy().T - swept[:, units]
+    deviation = np.abs(difference[0] - difference[1] if odds_only else difference).max()
+    return Check(float(deviation), *map(len, chosen))
 
 
 def hash_of(word: str) -> int:
@@ -96,9 +109,14 @@ def seed_of(stimulus: Intervention, kind: str, seed: int) -> list[int]:
 def check_finite(stimuli: Sequence[Intervention], kind: str, log_probabilities: Float[np.ndarray, "N U 2"],
                  base: Float[np.ndarray, "N P 2"]) -> None:
     """Raises InputError when a model gave what is no probability above 0, with or without intervention."""
-    for stimulus, intervened, without in zip(stimuli, log_probabilities, base):
-        if not (np.isfinite(intervened).all() and np.isfinite(without).all()):
-            raise InputError(f"{stimulus.base_strings[0]!r}, {kind}: {NOT_PROBABILITIES}")
+    for stimulus, *of_both in zip(stimuli, log_probabilities, base):
+        check_probabilities(f"{stimulus.base_strings[0]!r}, {kind}", *of_both)
+
+
+def check_probabilities(what: str, *log_probabilities: Float[np.ndarray, "..."]) -> None:
+    """Raises InputError when one sweep, `what` in words, gave such numbers."""
+    if not all(np.isfinite(each).all() for each in log_probabilities):
+        raise InputError(f"{what}: {NOT_PROBABILITIES}")
 
 
 def check_all(model: LanguageModel, stimuli: Sequence[Intervention], kind: str,

@@ -15,16 +15,14 @@ from jaxtyping import Bool, Float64
 from torch import Tensor
 
 from mediation.effects.odds import log_odds
-from mediation.errors import InputError
 from mediation.mediators.batches import Progress
 from mediation.mediators.head_sweeps import head_estimates, heads_in_sets
 from mediation.mediators.heads import heads_layers_model
 from mediation.model.fast_rows import FastRows
 from mediation.model.language_model import LanguageModel
-from mediation.model.readout import NOT_PROBABILITIES
 from mediation.results.attention_results import EFFECTS
 from mediation.stimuli.interventions import Intervention
-from mediation.studies.checks import check_heads
+from mediation.studies.checks import check_heads, check_probabilities
 from mediation.studies.engine import Arrays, Earlier, StudyOptions, Task
 from mediation.studies.error_budget import NOTHING_CHECKED, Check, within_budget
 from mediation.studies.results import Swept
@@ -82,8 +80,7 @@ class Heads(Task):
             sets = heads_layers_model(model.num_layers, model.num_heads)
             swept = heads_in_sets(model, self.intervention, kind, sets, self.options.batch_size, progress)
             arrays = {kind: swept.numpy()}
-        if not np.isfinite(arrays[kind]).all():
-            raise InputError(f"{self.intervention.base_strings[0]!r}: {NOT_PROBABILITIES}")
+        check_probabilities(repr(self.intervention.base_strings[0]), arrays[kind])
         return arrays
 
     def check(self, model: LanguageModel, kind: str, arrays: Arrays) -> Check:

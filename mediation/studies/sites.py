@@ -14,7 +14,6 @@ from jaxtyping import Float, Float64, Int
 from torch import Tensor
 
 from mediation.effects.screening import screened_units
-from mediation.errors import InputError
 from mediation.mediators.batches import Progress
 from mediation.mediators.catalogue import Request
 from mediation.mediators.positions import Place, first_difference, places
@@ -31,11 +30,11 @@ from mediation.mediators.sites import Site, SiteEdits
 from mediation.model.fast_rows import FastRows
 from mediation.model.forward import BaseRun
 from mediation.model.language_model import LanguageModel
-from mediation.model.readout import NOT_PROBABILITIES, ReadOut
+from mediation.model.readout import ReadOut
 from mediation.model.token_trees import Tree, pack
 from mediation.results.attention_results import EFFECTS
 from mediation.stimuli.interventions import Intervention
-from mediation.studies.checks import hash_of
+from mediation.studies.checks import check_probabilities, compared, hash_of
 from mediation.studies.engine import Arrays, Earlier, Key, StudyOptions, Task
 from mediation.studies.error_budget import (
     CHECKED,
@@ -299,8 +298,7 @@ class Sites(Task):
         Raises:
             InputError: there are some that are no numbers.
         """
-        if not log_probabilities.isfinite().all():
-            raise InputError(f"{self.intervention.base_strings[0]!r}: {NOT_PROBABILITIES}")
+        check_probabilities(repr(self.intervention.base_strings[0]), log_probabilities.numpy())
         return log_probabilities.numpy()
 
     def check(self, model: LanguageModel, kind: str, run: Run, edits: SiteEdits,
@@ -310,14 +308,10 @@ class Sites(Task):
         if not len(among):  # nothing can reach the output
             return NOTHING_CHECKED
         few = len(edits) < MANY  # a map: as many again as of heads
-        drawn, likely = units_to_check(swept.T, among, int((edits.joins == 0).sum()),
-                                       sample or (1 if few else CHECKED), self.seed(kind),
-                                       1 if few else LIKELY)
-        units = np.concatenate([drawn, likely])
-        reference = sites_by_full_passes(model.model, run.tree.tokens[: run.length],
-                                         edits[torch.from_numpy(units)], self.intervention.candidates_tok)
-        deviation = np.abs(reference.numpy() - swept[units]).max()
-        return Check(float(deviation), len(drawn), len(likely))
+        chosen = units_to_check(swept.T, among, int((edits.joins == 0).sum()),
+                                sample or (1 if few else CHECKED), self.seed(kind), 1 if few else LIKELY)
+        return compared(swept.T, chosen, lambda units: sites_by_full_passes(
+            model.model, run.tree.tokens[: run.length], edits[units], self.intervention.candidates_tok))
 
     def seed(self, kind: str) -> list[int]:
         """Other random units for every stimulus and effect, the same ones in every run."""
