@@ -24,7 +24,6 @@ import argparse
 import shlex
 import sys
 from collections.abc import Sequence
-from hashlib import sha256
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -81,14 +80,16 @@ def select_heads(
     """Filter, heads alone, selection, table and figure of one data set."""
     from mediation.files.storage import describe_machine, now
     from mediation.studies import selection
-    from mediation.studies.attention import build_interventions, masking_suffix, select_examples
+    from mediation.studies.attention import (
+        build_interventions,
+        describe_examples,
+        masking_suffix,
+        select_examples,
+    )
 
     name = model.name + masking_suffix(model)
     names = {kind: f"{kind}_{name}_{data}.pickle" for kind in ("mean_effect", *KINDS)}
-    settings = {"model": model.name, "weights_sha256": model.weights_sha256(), "data": data,
-                "examples_sha256": sha256(repr(examples).encode()).hexdigest(),
-                "filter_quantile": options.filter_quantile if options.do_filter else None,
-                "max_examples": options.max_examples, **model.describe_dtype(), "seed": options.seed}
+    settings = {**describe_examples(model, examples, options, data=data), "seed": options.seed}
     run_folder = RunFolder(options.out_dir)
     run_folder.claim(names.values(), settings)
 

@@ -16,44 +16,30 @@ goes on with the next example.
 import argparse
 
 from mediation.files.storage import check_writable
-from mediation.options import (
-    Parser,
-    add_attention_options,
-    add_engine,
-    add_method,
-    add_plan,
-    exit_on_bad_input,
-    refuse_full_passes,
-)
+from mediation.options import Parser, add_attention_study, exit_on_bad_input, refuse_full_passes
 from mediation.stimuli import winobias
 from mediation.studies.engines import engine_of
 
 
 def main(options: argparse.Namespace) -> None:
     """Stimuli, model, sweep, report."""
-    from mediation.model.checkpoints import model_name
     from mediation.reports.attention import report_study
-    from mediation.studies.attention import masking_suffix, run_study
+    from mediation.studies.attention import run_study
     from utils import load_model
 
     examples = winobias.load(options.split)[: options.max_examples]
     check_writable(options.out_dir)
     model = load_model(options)
     kind = "filtered" if options.do_filter else "unfiltered"
-    about = {"model_version": model_name(options.model), "do_filter": options.do_filter,
-             "split": options.split}
-    name = f"attention_intervention_{model.name}_{kind}_{options.split}{masking_suffix(model)}.json"
-    path = run_study(model, examples, "winobias", name, about, options)
+    name = f"{model.name}_{kind}_{options.split}"
+    path = run_study(model, examples, "winobias", name, {"split": options.split}, options)
     if path:
         report_study(path)
 
 
 if __name__ == "__main__":
     parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    add_attention_options(parser)
-    add_method(parser)
-    add_engine(parser)
-    add_plan(parser)
+    add_attention_study(parser)
     parser.add_argument("--split", choices=winobias.SPLITS, default="dev",
                         help="part of the data set (default: dev)")
     chosen_options = parser.parse_args()

@@ -12,43 +12,30 @@ it, prints what it says, with intervals and tests, and writes
 import argparse
 
 from mediation.files.storage import check_writable
-from mediation.options import (
-    Parser,
-    add_attention_options,
-    add_engine,
-    add_method,
-    add_plan,
-    exit_on_bad_input,
-    refuse_full_passes,
-)
+from mediation.options import Parser, add_attention_study, exit_on_bad_input, refuse_full_passes
 from mediation.stimuli import winogender
 from mediation.studies.engines import engine_of
 
 
 def main(options: argparse.Namespace) -> None:
     """Stimuli, model, sweep, report."""
-    from mediation.model.checkpoints import model_name
     from mediation.reports.attention import report_study
-    from mediation.studies.attention import masking_suffix, run_study
+    from mediation.studies.attention import run_study
     from utils import load_model
 
     examples = winogender.load(options.stat)[: options.max_examples]
     check_writable(options.out_dir)
     model = load_model(options)
     kind = "filtered" if options.do_filter else "unfiltered"
-    about = {"model_version": model_name(options.model), "do_filter": options.do_filter, "stat": options.stat}
-    name = f"attention_intervention_{options.stat}_{model.name}_{kind}{masking_suffix(model)}.json"
-    path = run_study(model, examples, "winogender", name, about, options)
+    name = f"{options.stat}_{model.name}_{kind}"
+    path = run_study(model, examples, "winogender", name, {"stat": options.stat}, options)
     if path:
         report_study(path)
 
 
 if __name__ == "__main__":
     parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    add_attention_options(parser)
-    add_method(parser)
-    add_engine(parser)
-    add_plan(parser)
+    add_attention_study(parser)
     parser.add_argument("--stat", choices=list(winogender.STATISTICS), default="bergsma",
                         help="statistic of women in an occupation (default: bergsma)")
     chosen_options = parser.parse_args()

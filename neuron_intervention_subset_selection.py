@@ -68,8 +68,7 @@ def main(options: argparse.Namespace) -> None:
     name = model.name if options.layer == -1 else f"{model.name}_{options.layer}"
     names = {"marg_contrib": "marg_contrib.pickle",
              **{kind: f"{kind}_{name}.pickle" for kind in KINDS}}
-    settings = {"model": model.name, "weights_sha256": model.weights_sha256(), "prompts": list(prompts),
-                **model.describe_dtype(), "seed": options.seed}
+    settings = {**model.describe(), "prompts": list(prompts), **model.describe_dtype(), "seed": options.seed}
     run_folder = RunFolder(options.out_dir)
     run_folder.claim(names.values(), settings)
     examples = {key: selection.NeuronExample(*prompt, options.batch_size, first * model.num_neurons)

@@ -27,7 +27,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mediation.errors import InputError
-from mediation.files.storage import RunFolder, check_writable, software
+from mediation.files.storage import RunFolder, check_writable, not_default, software
 from mediation.mediators.catalogue import CATALOGUE
 from mediation.options import (
     Parser,
@@ -244,21 +244,15 @@ def describe_settings(
 ) -> dict[str, Any]:
     """What decides the numbers: the same settings give the same tables."""
     return {
-        "model": model.name,
-        "weights_sha256": model.weights_sha256(),
+        **model.describe(),
         "professions": list(dict.fromkeys(word for words in interventions.values() for word in words)),
         "candidates": list(options.candidates),
         "alpha": options.alpha,
         **model.describe_dtype(),
         "seed": options.seed if options.randomize else None,
-    } | describe_defaults_left(options) | describe_method(options)
-
-
-def describe_defaults_left(options: argparse.Namespace) -> dict[str, Any]:
-    """Settings that are not the default: runs from before there were these options are gone on with."""
-    defaults = {"multi_token": None, "odds_only": False, "precision": "exact", "full_passes": False}
-    return {name: getattr(options, name) for name, default in defaults.items()
-            if getattr(options, name) != default}
+        **not_default(options, multi_token=None, odds_only=False, precision="exact", full_passes=False),
+        **describe_method(options),
+    }
 
 
 def describe_method(options: argparse.Namespace) -> dict[str, Any]:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from mediation.errors import InputError
-from mediation.files.storage import check_writable
+from mediation.files.storage import FILTER_QUANTILE, check_writable
 
 MODEL_SPELLINGS = ("--model", "--model_type", "--gpt2_version", "--model_name", "--model_version")
 METHODS = ("exact", "gradient", "screen")
@@ -197,15 +197,23 @@ def add_attention_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--do_filter", type=true_or_false, default=True, metavar="True|False",
                         help="only examples on which the model follows the stereotype strongly "
                              "(default: True)")
-    parser.add_argument("--filter_quantile", type=quantile, default=0.25, metavar="Q",
+    parser.add_argument("--filter_quantile", type=quantile, default=FILTER_QUANTILE, metavar="Q",
                         help="examples are kept whose odds ratio lies above this quantile of all above 1 "
-                             "(default: 0.25)")
+                             "(default: %(default)s)")
     parser.add_argument("--max_examples", type=positive, metavar="N",
                         help="only the first N examples, taken before filtering")
     parser.add_argument("--out_dir", default=".", metavar="D",
                         help="where winobias_data and winogender_data are (default: here)")
     add_masking_approach(parser)
     add_full_passes(parser)
+
+
+def add_attention_study(parser: argparse.ArgumentParser) -> None:
+    """All options that the attention study has on either data set."""
+    add_attention_options(parser)
+    add_method(parser)
+    add_engine(parser)
+    add_plan(parser)
 
 
 def add_plan(parser: argparse.ArgumentParser) -> None:

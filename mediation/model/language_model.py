@@ -170,6 +170,10 @@ class LanguageModel:
             digest.update(parameter.contiguous().cpu().view(torch.uint8).numpy())
         return digest.hexdigest()
 
+    def describe(self) -> dict[str, str]:
+        """For a manifest: the name, and a hash of the weights."""
+        return {"model": self.name, "weights_sha256": self.weights_sha256()}
+
     def describe_dtype(self) -> dict[str, str]:
         """For a manifest: the precision of what is computed; and of the weights, where it is another."""
         kept = self.source["weights_dtype"]

@@ -6,10 +6,10 @@ from typing import Any
 
 from mediation.effects.estimands import strong_examples
 from mediation.errors import InputError
+from mediation.files.storage import FILTER_QUANTILE
 from mediation.results.attention_results import STRINGS, data_set_of, example_key, means, strings_of
 
 DIGITS = 6  # of every number: an effect is known to five
-FILTER_QUANTILE = 0.25  # of the study: the weakest quarter of the aligned examples is left out
 
 
 def numbered(content: Mapping[str, Any], path: Path) -> dict[str, Any]:

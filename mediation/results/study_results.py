@@ -22,6 +22,7 @@ from mediation.effects.sign_flips import SignFlips
 from mediation.effects.stability import Halves
 from mediation.effects.unit_summaries import NUMBERS
 from mediation.errors import InputError
+from mediation.files.storage import FILTER_QUANTILE
 from mediation.results import mediation_tables
 from mediation.results.attention_results import (
     ATTENTION_FOLDER,
@@ -112,8 +113,8 @@ def _of_attention(source, measured):
     if loaded and content["do_filter"]:
         left_out.append(f"{loaded - aligned:,} of {loaded:,} examples by the filter: their odds ratio is not "
                         f"above 1, the model does not follow the stereotype; {aligned - kept:,} more: the "
-                        f"weakest {content.get('filter_quantile', .25):.0%} of the others. Run again with "
-                        "`--do-filter False` for all of them")
+                        f"weakest {content.get('filter_quantile', FILTER_QUANTILE):.0%} of the others. Run "
+                        "again with `--do-filter False` for all of them")
     missing = [] if runs else [NO_MANIFEST]
     if "method" not in content and not runs:
         missing.append("no statement on how the effects were computed and checked: a file of 2020 has none")

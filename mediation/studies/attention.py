@@ -16,10 +16,11 @@ from tqdm import tqdm
 from mediation.effects.estimands import strong_examples
 from mediation.effects.odds import log_odds
 from mediation.errors import InputError
-from mediation.files.storage import RunFolder, describe_machine, now, write_json
+from mediation.files.storage import RunFolder, describe_machine, not_default, now, write_json
 from mediation.mediators import head_sweeps
 from mediation.mediators.catalogue import CATALOGUE
 from mediation.mediators.heads import heads_layers_and_whole
+from mediation.model.checkpoints import model_name
 from mediation.model.language_model import LanguageModel
 from mediation.results.attention_results import EFFECTS, means, result_entry
 from mediation.stimuli.interventions import Intervention
@@ -65,16 +66,18 @@ def perform_interventions(interventions: Iterable[Intervention], model: Language
 
 
 def run_study(model: LanguageModel, examples: Sequence[PronounStimulus], data: str, name: str,
-              about: dict[str, Any], options: Any) -> Path | None:
+              of_data: dict[str, Any], options: Any) -> Path | None:
     """Filter, sweep, JSON: what the scripts of both data sets do with their examples.
 
     Args:
-        examples: all of the data set's; data: "winobias" or "winogender"; name: of the JSON.
-        about: keys of the JSON that say what it is: model_version, do_filter, split or stat.
+        examples: all of the data set's; data: "winobias" or "winogender"; name: of the JSON, without what all
+            have; of_data: keys of the JSON that say which examples: split or stat.
 
     Returns: path of the JSON, None where only a plan was asked for. A finished one is left as it is; an
     unfinished one goes on with the next example.
     """
+    name = f"attention_intervention_{name}{masking_suffix(model)}.json"
+    about = {"model_version": model_name(options.model), "do_filter": options.do_filter, **of_data}
     check_every_layer(model)
     run_folder = RunFolder(Path(options.out_dir) / f"{data}_data")
     settings, method = describe_settings(model, examples, about, options)
@@ -117,19 +120,21 @@ def check_every_layer(model: LanguageModel) -> None:
 def describe_settings(model: LanguageModel, examples: Sequence[PronounStimulus], about: dict[str, Any],
                       options: Any) -> tuple[dict[str, Any], dict[str, str]]:
     """What decides the numbers; and the part of it that says how they were computed, where not exactly."""
-    method = {name: getattr(options, name) for name in ("method", "precision")
-              if getattr(options, name) != "exact"}
-    settings = {
-        **about, "model": model.name, "weights_sha256": model.weights_sha256(),
-        "examples_sha256": sha256(repr(examples).encode()).hexdigest(),
-        "filter_quantile": options.filter_quantile if options.do_filter else None,
-        "max_examples": options.max_examples, **model.describe_dtype(),
-        "seed": options.seed if options.randomize else None, **method}
-    if options.full_passes:
-        settings["full_passes"] = True
+    method = not_default(options, method="exact", precision="exact")
+    settings = {**about, **describe_examples(model, examples, options),
+                "seed": options.seed if options.randomize else None, **method,
+                **not_default(options, full_passes=False)}
     if model.masking:
         settings["masking_approach"] = model.masking.approach
     return settings, method
+
+
+def describe_examples(model: LanguageModel, examples: Sequence[PronounStimulus], options: Any,
+                      **more: Any) -> dict[str, Any]:
+    """What decides which examples are analysed, and in which model; `more`: what else says so."""
+    return {**model.describe(), **more, "examples_sha256": sha256(repr(examples).encode()).hexdigest(),
+            "filter_quantile": options.filter_quantile if options.do_filter else None,
+            "max_examples": options.max_examples, **model.describe_dtype()}
 
 
 def masking_suffix(model: LanguageModel) -> str:

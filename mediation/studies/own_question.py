@@ -16,7 +16,7 @@ import pandas as pd
 from tqdm import tqdm
 
 from mediation.effects.odds import effect, log_odds
-from mediation.files.storage import RunFolder, write_csv
+from mediation.files.storage import RunFolder, not_default, write_csv
 from mediation.mediators.catalogue import Request
 from mediation.mediators.positions import places
 from mediation.model.language_model import LanguageModel
@@ -37,8 +37,7 @@ from mediation.studies.works import Output, Work
 
 def describe_stimuli(model: LanguageModel, stimuli: Sequence[Stimulus], options: Any) -> dict[str, Any]:
     """What decides total effects, and all else as well."""
-    settings = {"model": model.name, "weights_sha256": model.weights_sha256(), **model.describe_dtype(),
-                "multi_token": options.multi_token,
+    settings = {**model.describe(), **model.describe_dtype(), "multi_token": options.multi_token,
                 "stimuli_sha256": sha256(repr(stimuli).encode()).hexdigest()}
     return settings | ({"masking_approach": model.masking.approach} if model.masking else {})
 
@@ -49,9 +48,7 @@ def describe_settings(common: dict[str, Any], requests: Sequence[Request], optio
     # screening runs every unit where there are few of them
     all_run = options.method == "screen" and not screened and requests[0].sweep == "sites"
     settings = {**common, "precision": options.precision, "method": "exact" if all_run else options.method,
-                "seed": options.seed}
-    if options.full_passes:
-        settings["full_passes"] = True
+                "seed": options.seed, **not_default(options, full_passes=False)}
     if options.method == "screen" and screened:
         settings |= {name: getattr(options, name) for name in ("screen_share", "screen_sample", "screen_top")}
     return settings
