@@ -290,71 +290,83 @@ class ByHooks:
 
 
 def misplaced(model, architecture) -> list[str]:
-    """What does not lie where it was found, by what the modelling file's attention is given and gives.
-
-    With all of a layer's queries from another run, the function has that run's; each head moves most with its
-    own unit's (a norm over all heads moves it with others', too). Without a head's output, that slice of the
-    head outputs moves alone. Head outputs and attentions carry all that the function gave: with their own
-    numbers put back, its output does nothing.
-    """
-    hooks, wrong = ByHooks(model, architecture), set()
+    """What does not lie where it was found, by what the modelling file's attention is given and gives."""
+    hooks = ByHooks(model, architecture)
     prompt, other = torch.randint(10, 380, (2, LENGTH), generator=torch.Generator().manual_seed(3))
+    return sorted({name for part, name in enumerate(("queries", "keys", "values"))
+                   if not lie_in_order(hooks, part, name, prompt, other)} |
+                  {name for name in ("head_outputs", "attentions") if not carry_all(hooks, name, prompt)})
 
-    def given(part, tokens, places=(), function=None):
-        """Queries, keys or values [B, H, T, d] of every call."""
-        calls = []
 
-        def keep(_call, *inputs):
-            calls.append(inputs[part])
-            return inputs[3]
+def given_to_attention(hooks, part, tokens, places=(), function=None):
+    """Queries, keys or values [B, H, T, d] of every call."""
+    calls = []
 
-        with hooks.attending(keep), hooks.hooked(places, len(tokens), function):
-            model(tokens, use_cache=False)
-        return calls
+    def keep(_call, *inputs):
+        calls.append(inputs[part])
+        return inputs[3]
 
-    for part, name in enumerate(("queries", "keys", "values")):
-        own, others = given(part, prompt[None]), given(part, other[None])
-        for layer, place in enumerate(hooks.places(name)):
-            units, values = place[2], hooks.values(name, other)[layer]
+    with hooks.attending(keep), hooks.hooked(places, len(tokens), function):
+        hooks.model(tokens, use_cache=False)
+    return calls
 
-            def put_in(_index, numbers, units=units, values=values):
-                for row, columns in enumerate([*units, list(itertools.chain(*units))]):
-                    numbers[row, :, columns] = values[:, columns]
 
-            moved = given(part, prompt.expand(len(units) + 1, -1), [place], put_in)[layer]
-            unit_of_head = (moved[:-1] - own[layer]).abs().sum(dim=(2, 3)).argmax(dim=0)
-            each, shared = torch.arange(len(units)), moved.shape[1] // len(units)
-            # heads that share a key stand together, or take turns
-            in_order = any(torch.equal(unit_of_head, order)
-                           for order in (each.repeat_interleave(shared), each.repeat(shared)))
-            if not in_order or not torch.allclose(moved[-1], others[layer][0], rtol=0, atol=TOLERANCE):
-                wrong.add(name)
+def lie_in_order(hooks, part, name, prompt, other) -> bool:
+    """Whether a layer's queries, keys or values, taken from another run, are what the function then has.
+
+    Each head moves most with its own unit's (a norm over all heads moves it with others', too).
+    """
+    own, others = (given_to_attention(hooks, part, tokens[None]) for tokens in (prompt, other))
+    for layer, place in enumerate(hooks.places(name)):
+        units, values = place[2], hooks.values(name, other)[layer]
+
+        def put_in(_index, numbers, units=units, values=values):
+            for row, columns in enumerate([*units, list(itertools.chain(*units))]):
+                numbers[row, :, columns] = values[:, columns]
+
+        moved = given_to_attention(hooks, part, prompt.expand(len(units) + 1, -1), [place], put_in)[layer]
+        unit_of_head = (moved[:-1] - own[layer]).abs().sum(dim=(2, 3)).argmax(dim=0)
+        each, shared = torch.arange(len(units)), moved.shape[1] // len(units)
+        # heads that share a key stand together, or take turns
+        in_order = any(torch.equal(unit_of_head, order)
+                       for order in (each.repeat_interleave(shared), each.repeat(shared)))
+        if not in_order or not torch.allclose(moved[-1], others[layer][0], rtol=0, atol=TOLERANCE):
+            return False
+    return True
+
+
+def carry_all(hooks, name, prompt) -> bool:
+    """Whether head outputs or attentions carry all that the function gave: with their own numbers put back,
+    its output does nothing.
+
+    Without a head's output, that slice of the head outputs moves alone.
+    """
+    model, heads = hooks.model, hooks.found.heads
     expected = model(prompt[None], use_cache=False).logits
-    for name in ("head_outputs", "attentions"):
-        own = hooks.values(name, prompt)
-        for layer, place in enumerate(hooks.places(name)):
-            seen = {}
+    own = hooks.values(name, prompt)
+    for layer, place in enumerate(hooks.places(name)):
+        seen = {}
 
-            def without(call, _query, _key, _value, output, _weights, layer=layer):
-                if call != layer:
-                    return output
-                keep = 1 - torch.eye(architecture.heads)[:, None, :, None]  # row by row another head
-                return output * keep.to(output)
+        def without(call, _query, _key, _value, output, _weights, layer=layer):
+            if call != layer:
+                return output
+            keep = 1 - torch.eye(heads)[:, None, :, None]  # row by row another head
+            return output * keep.to(output)
 
-            def put_back(_index, numbers, seen=seen, values=own[layer]):
-                seen[0] = numbers.clone()
-                numbers[:] = values
+        def put_back(_index, numbers, seen=seen, values=own[layer]):
+            seen[0] = numbers.clone()
+            numbers[:] = values
 
-            with hooks.attending(without), hooks.hooked([place], architecture.heads, put_back):
-                logits = model(prompt.expand(architecture.heads, -1), use_cache=False).logits
-            moved = (seen[0] - own[layer]).abs().sum(dim=1)  # [heads, W]
-            alone = moved.any()
-            if name == "head_outputs":
-                by_slice = moved.reshape(len(moved), len(moved), -1).sum(dim=2) > TOLERANCE
-                alone = torch.equal(by_slice, torch.eye(len(moved), dtype=torch.bool))
-            if not alone or not torch.allclose(logits, expected.expand_as(logits), rtol=0, atol=TOLERANCE):
-                wrong.add(name)
-    return sorted(wrong)
+        with hooks.attending(without), hooks.hooked([place], heads, put_back):
+            logits = model(prompt.expand(heads, -1), use_cache=False).logits
+        moved = (seen[0] - own[layer]).abs().sum(dim=1)  # [heads, W]
+        alone = moved.any()
+        if name == "head_outputs":
+            by_slice = moved.reshape(len(moved), len(moved), -1).sum(dim=2) > TOLERANCE
+            alone = torch.equal(by_slice, torch.eye(len(moved), dtype=torch.bool))
+        if not alone or not torch.allclose(logits, expected.expand_as(logits), rtol=0, atol=TOLERANCE):
+            return False
+    return True
 
 
 def every_unit(model, parts, sites, other) -> SiteEdits:
