@@ -13,16 +13,14 @@ from mediation.studies.comparisons import build_comparisons
 from tests.helpers import read_own_table, write_stimuli
 
 
-def by_hooks(model, base, alternative, candidates, run_base_prompt, modules, change):
-    """Log odds (second over first) after full passes.
+def by_hooks(model, prompt, candidates, modules=(), change=None):
+    """Log odds (second over first) behind a prompt, after full passes.
 
-    `change(layer, output)` is what a hook does to the output of `modules[layer]`.
+    `change(output)` is what a hook gives in place of the output of each of the modules.
     """
     odds = []
-    prompt = base if run_base_prompt else alternative
     for ids in candidates:
-        handles = [module.register_forward_hook(lambda _m, _i, output, layer=layer: change(layer, output))
-                   for layer, module in modules.items()]
+        handles = [module.register_forward_hook(lambda _m, _i, output: change(output)) for module in modules]
         try:
             tokens = torch.tensor([*prompt, *ids[:-1]])
             logits = model(tokens[None]).logits[0, len(prompt) - 1:].double().log_softmax(-1)
@@ -31,6 +29,63 @@ def by_hooks(model, base, alternative, candidates, run_base_prompt, modules, cha
                 handle.remove()
         odds.append(float(logits[range(len(ids)), ids].mean()))
     return odds[1] - odds[0]
+
+
+def in_tokens(tokenizer, stimulus):
+    """Both prompts, the index of each word's last token, and the candidates, in token ids."""
+    def ids(text):
+        return tokenizer(text, add_special_tokens=False)["input_ids"]
+
+    before = stimulus.base.split("{}")[0]
+    filled = [ids(stimulus.base.replace("{}", word)) for word in stimulus.substitutes]
+    # these words end where a token ends
+    last = [len(ids(before + word)) - 1 for word in stimulus.substitutes]
+    return filled, last, [ids(" " + candidate) for candidate in stimulus.candidates]
+
+
+def layer_by_hooks(model, stimulus, layer, kind):
+    """Log odds with a layer's output at the word that of the other prompt; 0 the word embedding."""
+    prompts, places, candidates = stimulus
+    module = [model.model.embed_tokens, *(block.mlp for block in model.model.layers)][layer]
+    outputs = []
+    for prompt in prompts:
+        handle = module.register_forward_hook(lambda _m, _i, output: outputs.append(output[0].clone()))
+        model(torch.tensor([prompt]))
+        handle.remove()
+    run, source = (0, 1) if kind == "indirect" else (1, 0)
+
+    def change(output):
+        output = output.clone()
+        output[0, places[run]] = outputs[source][places[source]]
+        return output
+
+    return by_hooks(model, prompts[run], candidates, [module], change)
+
+
+def head_by_hooks(model, stimulus, layer, head):
+    """Log odds with a head's attention weights those of the alternative: the output projection is given the
+    difference."""
+    (base, alternative), _, candidates = stimulus
+    config = model.config
+    size = config.hidden_size // config.num_attention_heads
+    weights = [model(torch.tensor([prompt]), output_attentions=True).attentions[layer][0, head]
+               for prompt in (base, alternative)]
+    attention, values = model.model.layers[layer].self_attn, []
+
+    def project(_module, inputs):
+        changed = inputs[0].clone()
+        group = head // (config.num_attention_heads // config.num_key_value_heads)
+        of_head, of_group = (slice(number * size, (number + 1) * size) for number in (head, group))
+        changed[0, : len(base), of_head] += (weights[1] - weights[0]) @ values[-1][: len(base), of_group]
+        return (changed,)
+
+    handles = [attention.v_proj.register_forward_hook(lambda _m, _i, output: values.append(output[0])),
+               attention.o_proj.register_forward_pre_hook(project)]
+    try:
+        return by_hooks(model, base, candidates)
+    finally:
+        for handle in handles:
+            handle.remove()
 
 
 MIXED = [
@@ -57,67 +112,23 @@ def test_mixed_lines_on_the_real_model(smollm2, tmp_path, run_script):
     tokenizer = AutoTokenizer.from_pretrained(smollm2)
     model = AutoModelForCausalLM.from_pretrained(smollm2, dtype=torch.float32,
                                                  attn_implementation="eager").eval()
-
-    def ids(text):
-        return tokenizer(text, add_special_tokens=False)["input_ids"]
-
-    def prompts_of(number):
-        stimulus = stimuli[number]
-        before = stimulus.base.split("{}")[0]
-        filled = [ids(stimulus.base.replace("{}", word)) for word in stimulus.substitutes]
-        # these words end where a token ends
-        last = [len(ids(before + word)) - 1 for word in stimulus.substitutes]
-        return filled, last, [ids(" " + candidate) for candidate in stimulus.candidates]
-
+    known = [in_tokens(tokenizer, stimulus) for stimulus in stimuli]
     with torch.no_grad():
-        (base, alternative), _, candidates = prompts_of(2)  # candidates of two tokens
-        y = [by_hooks(model, prompt, None, candidates, True, {}, None) for prompt in (base, alternative)]
+        (base, alternative), _, candidates = known[2]  # candidates of two tokens
+        y = [by_hooks(model, prompt, candidates) for prompt in (base, alternative)]
         assert totals.set_index("id").loc["q2",
                                           "total_effect"] == pytest.approx(np.expm1(y[1] - y[0]), rel=1e-4)
 
         # words of several tokens
         for number, layer, kind in ((1, 0, "indirect"), (0, 5, "direct"), (4, 11, "indirect")):
-            (base, alternative), places, candidates = prompts_of(number)
-            modules = [model.model.embed_tokens, *(block.mlp for block in model.model.layers)]
-            outputs = []
-            for prompt in (base, alternative):
-                handle = modules[layer].register_forward_hook(
-                    lambda _m, _i, output, outputs=outputs: outputs.append(output[0].clone()))
-                model(torch.tensor([prompt]))
-                handle.remove()
-            run, source = (0, 1) if kind == "indirect" else (1, 0)
-
-            def change(_layer, output, run=run, source=source, places=places, outputs=outputs):
-                output = output.clone()
-                output[0, places[run]] = outputs[source][places[source]]
-                return output
-
-            odds = by_hooks(model, base, alternative, candidates, run == 0, {layer: modules[layer]}, change)
-            y = by_hooks(model, base, None, candidates, True, {}, None)
+            (base, _), _, candidates = known[number]
+            odds, y = layer_by_hooks(model, known[number], layer, kind), by_hooks(model, base, candidates)
             row = mlps[(mlps["id"] == f"q{number}") & (mlps["layer"] == layer)].iloc[0]
             assert row[f"{kind}_effect"] == pytest.approx(np.expm1(odds - y), rel=1e-3, abs=1e-4)
 
-        # attention weights of one head: the output projection is given the difference
-        (base, alternative), _, candidates = prompts_of(3)
-        layer, head, size = 14, 3, model.config.hidden_size // model.config.num_attention_heads
-        weights = [model(torch.tensor([prompt]), output_attentions=True).attentions[layer][0, head]
-                   for prompt in (base, alternative)]
-        attention, values = model.model.layers[layer].self_attn, []
-        handles = [attention.v_proj.register_forward_hook(lambda _m, _i, output: values.append(output[0]))]
-
-        def project(_module, inputs):
-            changed = inputs[0].clone()
-            group = head // (model.config.num_attention_heads // model.config.num_key_value_heads)
-            of_head, of_group = (slice(number * size, (number + 1) * size) for number in (head, group))
-            difference = (weights[1] - weights[0]) @ values[-1][: len(base), of_group]
-            changed[0, : len(base), of_head] += difference
-            return (changed,)
-
-        handles.append(attention.o_proj.register_forward_pre_hook(project))
-        odds = by_hooks(model, base, None, candidates, True, {}, None)
-        for handle in handles:
-            handle.remove()
-        y = by_hooks(model, base, None, candidates, True, {}, None)
+        layer, head = 14, 3
+        (base, _), _, candidates = known[3]
+        odds, y = head_by_hooks(model, known[3], layer, head), by_hooks(model, base, candidates)
         ours = LanguageModel(str(smollm2))
         (comparison,) = build_comparisons(ours, "mine", [stimuli[3]], "last")
         chosen = torch.zeros(1, ours.num_layers, ours.num_heads, dtype=torch.bool)
