@@ -168,51 +168,78 @@ def test_soak(start_script, toy_checkpoint, tmp_path, capsys, monkeypatch):
     assert local.returncode == 0, error
     expected = tables(tmp_path / "local")
     cluster = Cluster(start_script, tmp_path)
-    joins = ["--engine", "dask", "--scheduler", cluster.address]
     report = []
     try:
         for what in os.environ.get("SOAK_KINDS", "worker nanny driver").split():
-            kills = runs = with_shards = given_up = 0
-            while kills < KILLS:
-                runs += 1
-                folder = tmp_path / f"{what} {runs}"
-                driver = start(folder, *joins)
-                readers, least = [silently_read(driver)], 1
-                while driver.poll() is None:
-                    try:
-                        driver.wait(rng.uniform(0.2, 2))
-                    except subprocess.TimeoutExpired:
-                        kept = len(list(folder.glob("results/*/unfinished/*/*.npz")))
-                        if kills >= KILLS or kept < least:
-                            continue
-                        if what == "driver":
-                            with_shards += kept > 0
-                            # of the next one half begin at least, the others are killed whenever it comes
-                            least = rng.choice([0, kept + 1])
-                            driver.kill()
-                            driver.wait()
-                            kills += 1
-                            driver = start(folder, *rng.choice([joins, joins, []]))
-                            readers.append(silently_read(driver))
-                        else:
-                            killed = getattr(cluster, f"kill_{what}")(rng)
-                            kills, with_shards = kills + killed, with_shards + killed
-                    if driver.poll() == 2 and "workers died" in "".join(readers[-1].result()):
-                        given_up += 1  # a task whose workers were killed three times
-                        driver = start(folder, *joins)
-                        readers.append(silently_read(driver))
-                said = "".join(readers[-1].result())
-                assert driver.returncode == 0, f"{what}, {folder}: {said[-3000:]}"
+            killings = Killings(what, cluster, start, rng)
+            while killings.kills < KILLS:
+                folder = tmp_path / f"{what} {killings.runs + 1}"
+                killings.run_to_its_end(folder)
                 assert tables(folder) == expected, f"{what}: {folder} differs from {tmp_path / 'local'}"
                 leftovers = [path for path in folder.rglob("*") if path.suffix in (".npz", ".lock")]
                 assert not leftovers, leftovers
                 with capsys.disabled():
-                    print(f"{what}: {kills} kills, {runs} runs, {given_up} resumed", flush=True)
-            files = runs * len(expected)
-            report.append(f"| {what} | {kills} | {with_shards} | {given_up} | {runs} | {files} | 0 |")
+                    print(f"{what}: {killings.kills} kills, {killings.runs} runs, "
+                          f"{killings.given_up} resumed", flush=True)
+            report.append(killings.row(len(expected)))
     finally:
         cluster.close()
     with capsys.disabled():
         print("\n| killed | kills | with tasks kept | given up and resumed | runs ended | files compared "
               "| differences |\n" + "| --- " * 7 + "|")
         print(*report, sep="\n")
+
+
+class Killings:
+    """Runs of a driver under which workers, nannies or the driver itself are killed, and how many were.
+
+    `start`: a function of the driver's folder and options; `what`: is killed.
+    """
+
+    def __init__(self, what, cluster, start, rng):
+        self.what, self.cluster, self.start, self.rng = what, cluster, start, rng
+        self.joins = ["--engine", "dask", "--scheduler", cluster.address]
+        self.kills = self.runs = self.with_shards = self.given_up = 0
+
+    def begin(self, folder, joins):
+        """A driver, and what it will have said."""
+        self.driver = self.start(folder, *joins)
+        self.said = silently_read(self.driver)
+
+    def run_to_its_end(self, folder):
+        """One run, which is started again whenever its driver was killed or gave up."""
+        self.runs += 1
+        self.begin(folder, self.joins)
+        least = 1
+        while self.driver.poll() is None:
+            try:
+                self.driver.wait(self.rng.uniform(0.2, 2))
+            except subprocess.TimeoutExpired:
+                kept = len(list(folder.glob("results/*/unfinished/*/*.npz")))
+                if self.kills >= KILLS or kept < least:
+                    continue
+                if self.what == "driver":
+                    # of the next one half begin at least, the others are killed whenever it comes
+                    least = self.rng.choice([0, kept + 1])
+                    self.kill_driver(folder, kept)
+                else:
+                    killed = getattr(self.cluster, f"kill_{self.what}")(self.rng)
+                    self.kills, self.with_shards = self.kills + killed, self.with_shards + killed
+            if self.driver.poll() == 2 and "workers died" in "".join(self.said.result()):
+                self.given_up += 1  # a task whose workers were killed three times
+                self.begin(folder, self.joins)
+        said = "".join(self.said.result())
+        assert self.driver.returncode == 0, f"{self.what}, {folder}: {said[-3000:]}"
+
+    def kill_driver(self, folder, kept):
+        """Another one begins, with either engine; `kept`: how many tasks it finds."""
+        self.with_shards += kept > 0
+        self.driver.kill()
+        self.driver.wait()
+        self.kills += 1
+        self.begin(folder, self.rng.choice([self.joins, self.joins, []]))
+
+    def row(self, files):
+        """Of the report; `files`: of a run."""
+        return (f"| {self.what} | {self.kills} | {self.with_shards} | {self.given_up} | {self.runs} | "
+                f"{self.runs * files} | 0 |")
