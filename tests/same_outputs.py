@@ -3,8 +3,8 @@
     BEFORE=ee9d956 python -m pytest -q -s tests/same_outputs.py
 
 Not collected by `make test`. Prints each file that differs, with the largest relative difference of its
-numbers. Figures are not compared (a PDF holds the time); of a manifest only settings, rows and what was
-checked.
+numbers. Figures and pages are not compared (they hold the time and the folder); of a manifest only settings,
+rows and what was checked.
 """
 
 import json
@@ -118,7 +118,7 @@ def contents(folder):
             of_files[name] = [of_run(run) for run in json.loads(path.read_text())["runs"]]
         elif path.suffix == ".pickle":
             of_files[name] = str(read_pickle(path))
-        elif path.suffix not in (".pdf", ".md"):
+        elif path.suffix not in (".pdf", ".md", ".html"):
             of_files[name] = path.read_bytes()
     return of_files
 
