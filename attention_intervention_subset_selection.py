@@ -93,10 +93,9 @@ def select_heads(
     run_folder = RunFolder(options.out_dir)
     run_folder.claim(names.values(), settings)
 
-    def files_of(interventions: list["Intervention"], selected: Sequence[int],
-                 run: int | None = None) -> selection.SelectionFiles:
+    def files_of(interventions: list["Intervention"], selected: Sequence[int]) -> selection.SelectionFiles:
         units = {index: selection.HeadExample(interventions[index], options.batch_size) for index in selected}
-        return selection.SelectionFiles(model, run_folder, run, names, units, f"{data}, ", " examples",
+        return selection.SelectionFiles(model, run_folder, names, units, f"{data}, ", " examples",
                                         (model.num_layers, model.num_heads), "head")
 
     if options.plan:
@@ -107,18 +106,17 @@ def select_heads(
     with run_folder.claimed(names.values(), settings):
         interventions = build_interventions(model, examples)
         selected, counts = select_examples(model, interventions, options)
-        tell(files_of(interventions, selected), options)
-        run = run_folder.begin({
+        files = files_of(interventions, selected)
+        tell(files, options)
+        files.run = run_folder.begin({
             "settings": settings, "files": {file: {} for file in names.values()},
             "command": shlex.join(sys.argv), "machine": describe_machine(model), "started": now(),
             "finished": None, **counts})
-
-        files = files_of(interventions, selected, run)
         means = mean_effects(files)
         order = selection.best_first(means["mean_effect_head"]).tolist()
         selections = selection.run(files, order, options)
         by_example = files.read("by_example") or {}
-        run_folder.update(run, finished=now())
+        run_folder.update(files.run, finished=now())
 
     print(f"\n{len(files.examples)} examples")
     show(name, data, selections, means, by_example, options)

@@ -73,7 +73,7 @@ def main(options: argparse.Namespace) -> None:
     run_folder.claim(names.values(), settings)
     examples = {key: selection.NeuronExample(*prompt, options.batch_size, first * model.num_neurons)
                 for key, prompt in prompts.items()}
-    files = selection.NeuronSelectionFiles(model, run_folder, None, names, examples, "", " prompts", shape,
+    files = selection.NeuronSelectionFiles(model, run_folder, names, examples, "", " prompts", shape,
                                            "neuron", first)
     # the neurons of all layers, so that a selection in another layer goes on from the same file
     of_all_layers = {key: replace(example, first=0) for key, example in examples.items()}

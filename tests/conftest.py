@@ -341,5 +341,7 @@ def head_files(tmp_path):
         examples = {index: selection.HeadExample(intervention, None)
                     for index, intervention in enumerate(interventions)}
         shape = (model.num_layers, model.num_heads)
-        return selection.SelectionFiles(model, folder, run, names, examples, "", " examples", shape, "head")
+        files = selection.SelectionFiles(model, folder, names, examples, "", " examples", shape, "head")
+        files.run = run
+        return files
     return make

@@ -194,18 +194,23 @@ class SelectionFiles:
     done.
 
     Args:
-        run_folder, run: after `claim` and `begin` (None: to plan with, nothing is written).
+        run_folder: after `claim`.
         names: {"topk": file name, "greedy": ..., ...}.
         examples: {key: Example}; title: what the progress bar says first; unit: what it counts.
         shape: (layers, units of a layer); cells of it are the units.
         label: "head" or "neuron", as the files name a unit within its layer.
         first_layer: the number of the table's first layer.
+
+    Attributes:
+        run: as `RunFolder.begin` gave it; None as long as a plan is all that is made, and nothing is written.
     """
 
-    def __init__(self, model: LanguageModel, run_folder: RunFolder, run: int | None, names: dict[str, str],
+    run: int | None = None
+
+    def __init__(self, model: LanguageModel, run_folder: RunFolder, names: dict[str, str],
                  examples: Mapping[Any, Example], title: str, unit: str, shape: tuple[int, int], label: str,
                  first_layer: int = 0) -> None:
-        self.model, self.run_folder, self.run, self.names = model, run_folder, run, names
+        self.model, self.run_folder, self.names = model, run_folder, names
         self.examples, self.title, self.unit = examples, title, unit
         self.shape, self.label, self.first_layer, self.cells = shape, label, first_layer, shape[0] * shape[1]
 
