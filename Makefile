@@ -7,7 +7,8 @@
 
 PYTHON ?= python3
 DEMO ?= demo
-PROFESSIONS ?= 25
+PROFESSIONS ?= dancer librarian maid nurse secretary teacher clerk \
+	captain doctor judge farmer mechanic officer soldier pastor
 EXAMPLES ?= 20
 SWEPT = -model smollm2-135m -out_dir $(DEMO)
 RESULTS = "$$(ls -d $(DEMO)/results/*_neuron_intervention | tail -n 1)"
@@ -21,8 +22,8 @@ demo: .venv/ready
 	.venv/bin/python run_profession_neuron_experiments.py $(SWEPT) --total_effects_only
 	.venv/bin/python compute_neuron_total_effect.py $(RESULTS) smollm2-135m
 	.venv/bin/python compute_neuron_split_total_effect.py $(RESULTS) smollm2-135m
-	@echo "2 of 4: effects of 17,856 neurons for $(PROFESSIONS) professions, estimated to first order (about two minutes)"
-	.venv/bin/python run_profession_neuron_experiments.py $(SWEPT) -template_indices 1 --max_examples $(PROFESSIONS) --method gradient
+	@echo "2 of 4: effects of 17,856 neurons for $(words $(PROFESSIONS)) professions, estimated to first order (about two minutes)"
+	.venv/bin/python run_profession_neuron_experiments.py $(SWEPT) -template_indices 1 --professions $(PROFESSIONS) --method gradient
 	.venv/bin/python compute_and_save_neuron_agg_effect.py $(RESULTS) smollm2-135m
 	.venv/bin/python compute_neuron_effect_per_layer.py $(RESULTS)
 	@echo "3 of 4: effects of 270 attention heads in $(EXAMPLES) examples of WinoBias, those that pass the filter (about two minutes)"

@@ -23,7 +23,7 @@ def main(options: argparse.Namespace) -> None:
     """Everything that lies in the folders, on one page."""
     from mediation.effects.model_comparison import MILLIONS
     from mediation.reports.html import write_page
-    from mediation.reports.page import plain
+    from mediation.reports.page import found, plain
     from mediation.reports.study_page import study_page
     from mediation.results import study_results
     from mediation.results.model_results import sources_in
@@ -44,11 +44,10 @@ def main(options: argparse.Namespace) -> None:
     if not sources:
         raise InputError("there are selections alone: name a folder of results as well")
     rated = professions.load()
-    found = [study_results.read(source, rated) for source in sources]
-    page = study_page(found, selected, MILLIONS | dict(options.sizes), options.seed)
+    results = [study_results.read(source, rated) for source in sources]
+    page = study_page(results, selected, MILLIONS | dict(options.sizes), options.seed)
     written = write_page(page, out_dir / "report.html")
-    findings = (f"{place}. {plain(each)}" for place, each in enumerate(page.findings, 1))
-    print("What was found:", *findings, sep="\n")
+    print("What was found:", *map(plain, found(page)), sep="\n")
     print("wrote", *reversed(written))
 
 

@@ -23,7 +23,7 @@ from mediation.effects.sign_flips import sign_flips
 from mediation.options import Parser, exit_on_bad_input, positive, seed
 
 AT_ONCE = 100  # studies that share draws
-ONE_WAY, TWO_WAY = (40, 150), ((40, 17), (150, 17), (40, 40), (150, 40))
+ONE_WAY, TWO_WAY = (5, 10, 40, 150), ((40, 17), (150, 17), (40, 40), (150, 40))
 ROWS = 5  # of a cluster
 FLIPS, UNITS, REAL, SIZE = 1000, 30, 5, 1.2  # units of a family, some with effects of this many deviations
 

@@ -219,7 +219,7 @@ def check_together(model: LanguageModel, requests: Sequence[Request], options: A
 
 def report_left_out(fitting: Mapping[Request, tuple], comparisons: Sequence[Comparison],
                     options: AnalysisOptions) -> None:
-    """Print which comparisons each mediator is not defined for, and why.
+    """Print which comparisons each mediator is not defined for, and why; and where positions mix words.
 
     Raises:
         InputError: nothing is left; file and line are named.
@@ -236,6 +236,13 @@ def report_left_out(fitting: Mapping[Request, tuple], comparisons: Sequence[Comp
         raise InputError(f"{options.stimuli}, line {comparisons[0].stimulus.line}: no stimulus of the file "
                          f"fits {asked}: {len(names)} of {len(comparisons)} comparisons, such as "
                          f"{names[0]!r}: {reason}")
+    each = [request for request in fitting if request.positions == "each"]
+    lengths = sorted({len(comparison.intervention.prompts[0].tokens)
+                      for request in each for comparison in fitting[request][0]})
+    if len(lengths) > 1:
+        print(f"note: the prompts have {lengths[0]} to {lengths[-1]} tokens. A position is the number of a "
+              "token, so that means over them mix different words: stimuli of one frame, a file each, make "
+              "maps that can be read")
 
 
 def describe_run(model: LanguageModel, files: Iterable[str], settings: dict[str, Any],

@@ -15,6 +15,7 @@ from jaxtyping import Bool, Float64, Int, Shaped
 
 DRAWS = 2000
 LEVEL = (2.5, 97.5)  # percentiles: a 95% interval
+FEW = 10  # clusters: of fewer, an interval holds the truth in under 90 of 100 studies
 AT_ONCE = 4096  # units: as many columns of draws as fit into memory
 
 Interval = tuple[Float64[np.ndarray, "U"], Float64[np.ndarray, "U"]]

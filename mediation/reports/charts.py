@@ -12,6 +12,7 @@ import pandas as pd
 
 LARGE = 2_000  # cells, from which on a map is drawn on canvas
 DIGITS = 5
+NAME_WIDTH = 50  # of a unit's name in a map, in pixels
 EFFECT = "effect, log odds ratio"
 SCHEME: Any = "purpleorange"
 BAR = "#5b6fb5"
@@ -67,7 +68,7 @@ def unit_map(units: pd.DataFrame, x: str, x_title: str, y_title: str, linked: bo
     if wide > 200:
         named = base.mark_text(fontSize=11, fontWeight="bold", align="left", dx=3).encode(
             x=across, y=alt.Y("layer:O", sort="descending"),
-            text="unit:N").transform_filter("datum.rank <= 10")
+            text="unit:N").transform_filter(alt.FieldOneOfPredicate("unit", _named(units, x, step)))
         return _finished(alt.layer(cells, named).properties(**size))
     if not linked:
         return _finished(cells.properties(**size))
@@ -79,6 +80,16 @@ def unit_map(units: pd.DataFrame, x: str, x_title: str, y_title: str, linked: bo
         x=alt.X("value:Q", title="effect of the unit with the frame, in each example"),
         tooltip=_tips(("example", "value"))).transform_filter(chosen).properties(width=420, height=40)
     return _finished(alt.vconcat(cells, single, spacing=24))
+
+
+def _named(units: pd.DataFrame, x: str, step: int) -> list[str]:
+    """The ten strongest, without those whose name would lie over that of a stronger one in their layer."""
+    named: list[Any] = []
+    for row in units.nsmallest(10, "rank").assign(place=lambda top: top[x]).itertuples():
+        if all(row.layer != other.layer or abs(row.place - other.place) * step > NAME_WIDTH
+               for other in named):
+            named.append(row)
+    return [row.unit for row in named]
 
 
 def examples_of_groups(x: str) -> dict[str, Any]:

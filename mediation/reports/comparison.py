@@ -29,22 +29,23 @@ def comparison_page(studies: Sequence[Compared]) -> Page:
     """All studies, a section each."""
     models = dict.fromkeys(model for each in studies for model in each.comparison.measured)
     return Page(f"Comparison of {', '.join(models)}", LEAD,
-                [finding for each in studies for finding in _findings(each)],
+                {each.comparison.study if len(studies) > 1 else "": list(_findings(each))
+                 for each in studies},
                 [Section(each.comparison.study, list(_parts(each))) for each in studies])
 
 
 def _findings(of_study):
     """The trend of the total effect, or without one the difference of two models."""
-    table, study = of_study.table, of_study.comparison.study
+    table = of_study.table
     total = table[(table["quantity"] == "total effect") & (table["scale"] == LOG)]
     trends, differences = (total[total["what"] == what] for what in ("trend", "difference"))
     for _, row in trends.iterrows():
         sure = ("" if np.isnan(row["above_0"]) else
                 f", and is larger at every step in {row['above_0']:.0%} of the draws")
-        yield (f"{study}: over {row['model']} the mean total effect changes by "
+        yield (f"Over {row['model']} the mean total effect changes by "
                f"**{interval_of(row, form=FORM)}** {of_study.step}{sure}.")
     for _, row in differences.iterrows() if trends.empty else ():
-        yield (f"{study}: the mean total effect of {row['model']} minus that of {row['other']} is "
+        yield (f"The mean total effect of {row['model']} minus that of {row['other']} is "
                f"**{interval_of(row, form=FORM)}**.")
 
 

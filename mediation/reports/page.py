@@ -3,7 +3,7 @@
 `markdown` renders it for the terminal and for a text file, `mediation.reports.html` for a browser.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -92,11 +92,12 @@ class Section:
 
 @dataclass(frozen=True)
 class Page:
-    """`lead`: what it is about, in a sentence or two; `findings`: what was found, a sentence each."""
+    """`lead`: what it is about, in a sentence or two; `findings`: what was found, a sentence each, by what it
+    is of ("" where all are of one study)."""
 
     title: str
     lead: str
-    findings: Sequence[str]
+    findings: Mapping[str, Sequence[str]]
     sections: Sequence[Section] = field(default_factory=list)
 
 
@@ -131,11 +132,21 @@ def plain(text: str) -> str:
     return text.replace("**", "").replace("`", "")
 
 
+def found(page: Page) -> list[str]:
+    """The findings, numbered throughout, under what they are of."""
+    lines, number = [], 0
+    for about, sentences in page.findings.items():
+        lines += [f"{about}:"] if about else []
+        lines += [f"{number + place}. {each}" for place, each in enumerate(sentences, 1)]
+        number += len(sentences)
+    return lines
+
+
 def markdown(page: Page, rows: int | None = None) -> str:
     """The page as text; a figure is its question and its finding, a table has its first `rows`."""
     lines = [f"# {page.title}", "", page.lead, ""]
     if page.findings:
-        lines += ["## Findings", "", *(f"{place}. {each}" for place, each in enumerate(page.findings, 1)), ""]
+        lines += ["## What was found", "", *found(page), ""]
     for section in page.sections:
         lines += [f"## {section.heading}", ""]
         for part in section.parts:

@@ -19,6 +19,7 @@ from mediation.effects.model_comparison import (
     of_studies,
     trend_places,
 )
+from mediation.effects.resampling import FEW
 from mediation.effects.summaries import smallest_reaching
 from mediation.reports import charts
 from mediation.reports.page import (
@@ -50,6 +51,7 @@ from mediation.reports.unit_parts import (
     strongest_in_words,
 )
 from mediation.results.mediation_tables import screening_of
+from mediation.results.model_results import ATTENTION, OWN, PROFESSIONS
 from mediation.results.selections import Selected
 from mediation.results.study_results import StudyResults
 
@@ -71,15 +73,19 @@ def study_page(everything: Sequence[StudyResults], selected: Sequence[Selected] 
     studies = of_studies([each.measured for each in everything])
     results = {id(each.measured): each for each in everything}
     sections: list[Section] = []
-    findings: list[str] = []
+    findings: dict[str, list[str]] = {}
     for name, of_models in studies.items():
         places, step = trend_places([each.model for each in of_models], sizes)
         compared = Comparison(of_models, places, seed)
         prefix = f"{name}: " if len(studies) > 1 else ""
         of_study = _Study(compared, step, [results[id(each)] for each in compared.measured.values()], prefix)
         sections += of_study.sections()
-        findings += [prefix + each for each in of_study.findings()]
-    findings += [_fewest(each) for each in selected]
+        findings[name if len(studies) > 1 else ""] = list(of_study.findings())
+    if selected:
+        of_sets = findings.setdefault("few units together" if len(studies) > 1 else "", [])
+        of_sets += map(_fewest, selected)
+    if len(models) == 1:
+        sections.append(Section("Does it grow with model size?", list(_other_sizes(everything))))
     sections += [Section("How few units suffice?", list(_selections(selected, everything))),
                  Section("How sure is it?", list(_how_sure(everything))),
                  Section("What was left out?", list(_left_out(everything))),
@@ -109,14 +115,21 @@ class _Study:
             name = f"In {each.measured.model}, the" if self.several else "The"
             row = self._mean(each, "total effect")
             examples = count(len(each.measured.total), "example")
+            known = row is not None and not np.isnan(row["low"])
+            few = " (too few to rely on the interval)" if known and row["clusters"] < FEW else ""
             yield (f"{name} mean total effect is **{interval_of(row)}**, over {examples}"
-                   f"{'' if row is None or np.isnan(row['low']) else f' in {row.clusters:,} clusters'}.")
+                   f"{f' in {row.clusters:,} clusters' if known else ''}{few}.")
+            if each.source.kind == OWN and row is not None and (row["high"] if known else row["value"]) < 0:
+                yield ("The alternative prompts favour the first candidate, which is to be the one that fits "
+                       "the null prompt: were candidates or substitutes meant the other way round? Shares of "
+                       "a total effect are the same either way.")
             share = self._share(each)
             if share is not None:
                 yield (f"{'There, ' if self.several else ''}**{interval_of(share, form='.0%')}** of it is "
                        "gone when the attention weights of all heads are held (proportion mediated).")
             for mediator, units in by_mediator(each.units):
-                yield (strongest_in_words(mediator, units, each.measured.model if self.several else "")
+                yield (strongest_in_words(mediator, units, len(each.measured.total),
+                                          each.measured.model if self.several else "")
                        + estimated(each, mediator))
 
     def sections(self) -> Iterator[Section]:
@@ -176,7 +189,7 @@ class _Study:
         yield Text(what.get(first.source.kind, "How does the alternative prompt shift the choice between "
                                                "the two candidates, relative to the null prompt?"))
         yield Bullets([f"{each.measured.model}: {count(len(each.measured.total), 'example')}"
-                       + (f", {len(groups)} groups: {', '.join(groups)}" if len(groups) > 1 else "")
+                       + (f", {len(groups)} groups: {'; '.join(groups)}" if len(groups) > 1 else "")
                        for each in self.found])
         shown = first.texts[:EXAMPLES_SHOWN]
         pairs = any(alternative for _, alternative, *_ in shown)
@@ -295,13 +308,33 @@ def _selections(selected, everything) -> Iterator[Part]:
             if name != "random order":
                 chosen = ", ".join(f"{layer}-{unit}" for layer, unit in content[each.unit])
                 yield Text(f"{name}, in the order chosen: {chosen}")
-    if not selected:
-        model = everything[0].measured.model
+    kinds = {each.source.kind: each for each in everything}
+    wanted = {"neuron": kinds.get(PROFESSIONS), "attention": kinds.get(ATTENTION)}
+    missing = {script: each for script, each in wanted.items()
+               if each and ("neuron" if script == "neuron" else "head") not in {one.unit for one in selected}}
+    if missing:
+        paths = list(dict.fromkeys(str(each.source.path) for each in everything))
         yield Text("Not known from these files: no selection was run. It is run, and this page made again "
                    "with its folder, by:")
-        script = "neuron" if everything[0].source.kind == "professions" else "attention"
-        yield Code(f"python {script}_intervention_subset_selection.py -model {model} -out_dir selection\n"
-                   f"python make_report.py {everything[0].source.path} selection")
+        yield Code("\n".join([
+            *(f"python {script}_intervention_subset_selection.py -model {each.measured.model} "
+              "-out_dir selection" for script, each in missing.items()),
+            f"python make_report.py {' '.join(paths)} selection"]))
+    if not selected and not missing:
+        yield Text("Not known: sets of units are chosen in the two studies of 2020 only. What all heads of a "
+                   "block do together, and all heads of the model, is the mediator `layers`.")
+
+
+def _other_sizes(everything) -> Iterator[Part]:
+    """How one model's results are put beside those of another size."""
+    model = everything[0].measured.model
+    paths = list(dict.fromkeys(str(each.source.path.parent if each.source.kind == OWN else each.source.path)
+                               for each in everything))
+    yield Text(f"One model cannot tell: these results are of {model}. Run the commands at the end of this "
+               "page with another `-model` and another `-out_dir`, then name all folders: differences on "
+               "the examples that both have, the trend over size and the overlap of the strongest units "
+               "come to this page.")
+    yield Code(f"python make_report.py {' '.join(paths)} OTHER_OUT_DIR")
 
 
 def _how_sure(found) -> Iterator[Part]:
@@ -353,9 +386,16 @@ def _checked(run):
             deviation = max(one.get("largest_deviation_from_full_passes", 0) for one in of_mediator)
             checked = sum(one.get(f"checked_{how}", 0) for one in of_mediator
                           for how in ("at_random", "where_likely"))
-            what = "first-order estimates" if run["settings"].get("method") == "gradient" else "interventions"
+            estimates = run["settings"].get("method") == "gradient"
+            what = "first-order estimates" if estimates else "interventions"
+            accepted = run.get("error_budget", {}).get("total")
+            verdict = (": estimates are not bounded by the error budget, single ones can be far off; run the "
+                       "units that matter (`--method screen` runs the strongest)" if estimates else
+                       "" if accepted is None else
+                       f", {'within' if deviation <= accepted else 'ABOVE'} the error budget of "
+                       f"{accepted:.1e}")
             yield (f"{mediator}: {checked:,} {what} were compared with full passes under plain hooks; the "
-                   f"largest difference was {deviation:.1e} in a log-probability.")
+                   f"largest difference was {deviation:.1e} in a log-probability{verdict}.")
         for one in of_mediator:
             screening = screening_of(one, run["settings"].get("screen_top")) if "mediator" in one else None
             if screening:
@@ -378,7 +418,8 @@ def _provenance(found, files) -> Iterator[Part]:
             machine = ", ".join(f"{name} {value}" for name, value in run.get("machine", {}).items())
             row = [text(each.measured.model), text(settings.get("weights_sha256", "")[:12]),
                    text(settings.get("method", "exact")), text(settings.get("precision", "exact")),
-                   text(settings.get("dtype", "")), text(settings.get("seed", "")),
+                   text(settings.get("dtype", "")),
+                   text("-" if settings.get("seed") is None else settings["seed"]),
                    text(settings.get("multi_token") or "left out"),
                    text(run.get("finished", "not finished")), text(machine)]
             if row not in rows:

@@ -6,10 +6,11 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from mediation.effects.sign_flips import ALPHA
+from mediation.effects.sign_flips import ALPHA, smallest_p
 from mediation.reports import charts
 from mediation.reports.page import Cell, Figure, Part, Picker, Table, estimate, number, with_interval
 from mediation.reports.report import in_words
+from mediation.results.mediation_tables import SEVERAL
 from mediation.results.study_results import StudyResults
 
 LINKED = 200_000  # effects in single examples that a page takes
@@ -17,7 +18,9 @@ SHOWN_UNITS = 300  # rows of a table of units
 IN_WORDS = {  # mediators that are not called as their names are spelled
     "heads": "attention heads (their weights)", "layers": "attention layers (weights of all their heads)",
     "mlps": "MLPs", "residuals": "residual streams", "attentions": "attention outputs"}
-QUALIFIED = ("_each", "_all", "_slot", "_last", "_zero_ablation", "_mean_ablation", "_resample_ablation")
+QUALIFIED = {"_each": "each position", "_all": "all positions at once", "_slot": "the slot",
+             "_last": "the last token", "_zero_ablation": "zero ablation", "_mean_ablation": "mean ablation",
+             "_resample_ablation": "resample ablation"}
 
 
 def by_mediator(units: pd.DataFrame) -> Iterator[tuple[str, pd.DataFrame]]:
@@ -27,12 +30,12 @@ def by_mediator(units: pd.DataFrame) -> Iterator[tuple[str, pd.DataFrame]]:
 
 
 def plural(mediator: str) -> str:
-    """mlps_zero_ablation: MLPs (zero ablation); head_outputs: head outputs."""
+    """mlps_each_zero_ablation: MLPs (each position, zero ablation); head_outputs: head outputs."""
     said: list[str] = []
     name = mediator
     while ending := next((each for each in QUALIFIED if name.endswith(each)), ""):
         name = name.removesuffix(ending)
-        said.insert(0, ending[1:].replace("_", " "))
+        said.insert(0, QUALIFIED[ending])
     return IN_WORDS.get(name, name.replace("_", " ")) + (f" ({', '.join(said)})" if said else "")
 
 
@@ -53,21 +56,51 @@ def _unit(row, tokens: Mapping[str, str] | None = None):
     return f"{unit}, position {position}" + (f" ({token})" if token else "")
 
 
-def strongest_in_words(mediator: str, units: pd.DataFrame, model: str = "") -> str:
-    """The strongest unit in a sentence. `model`: to be named, where there are several."""
+def strongest_in_words(mediator: str, units: pd.DataFrame, examples: int, model: str = "") -> str:
+    """Which unit has the strongest effect: of those whose effect is other than 0, where that was tested.
+
+    Args:
+        examples: of the study, said where a mediator has fewer; model: to be named, where there are several.
+    """
     kind = _first_kind(units)
     of_kind = units[(units["effect"] == kind) & (units["layer"].astype(str) != "all")]
-    top = of_kind.loc[of_kind["rank"].idxmin()]
-    called = ""
-    if of_kind["p"].notna().any():
-        called = (f"; {(of_kind['p'] <= ALPHA).sum():,} of {len(of_kind):,} have an effect other than 0 at a "
-                  f"family-wise error of {ALPHA}")
-    stable = ("" if np.isnan(top["in_top"]) else
-              f", among the ten strongest in {top['in_top']:.0%} of the bootstrap draws")
-    told = kind != "ablation" and is_share(top["share"], top["share_low"], top["low"])
-    share = f", {_share_of(top)} of the total effect" if told else ""
-    return (f"{'' if not model else f'{model}: '}Of the {plural(mediator)}, **{_unit(top)}** has the "
-            f"strongest {kind} effect: **{interval_of(top, 'mean')}**{share}{stable}{called}.")
+    largest = of_kind.loc[of_kind["rank"].idxmin()]
+    called = of_kind[of_kind["p"] <= ALPHA]
+    top = largest if called.empty else called.loc[called["rank"].idxmin()]
+    known = [f"**{interval_of(top, 'mean')}**"]
+    if kind != "ablation" and is_share(top["share"], top["share_low"], top["low"]):
+        known.append(f"{_share_of(top)} of the total effect")
+    if not np.isnan(top["in_top"]):
+        known.append(f"among the ten strongest in {top['in_top']:.0%} of the bootstrap draws")
+    begin, of_these = f"{model}: " if model else "", ", ".join(known)
+    here = top.get("comparisons", np.nan)
+    over = "" if np.isnan(here) or here == examples else f" (over {here:,.0f} of the {examples:,} examples)"
+    at = f"other than 0 at a family-wise error of {ALPHA}"
+    if of_kind["p"].isna().all():
+        few = too_few_to_test(float(top.get("clusters", np.nan)))
+        return (f"{begin}Of the {plural(mediator)}, **{_unit(top)}** has the strongest {kind} effect{over}: "
+                f"{of_these}{few and f'; {few}'}.")
+    if called.empty:
+        return (f"{begin}Of {len(of_kind):,} {plural(mediator)} **none** has {an(kind)} effect "
+                f"{at}{over}. The largest mean is that of {_unit(top)}: {of_these}, p = {top['p']:.2g}.")
+    sentence = (f"{begin}Of the {plural(mediator)}, **{_unit(top)}** has the strongest {kind} effect{over}: "
+                f"{of_these}; {len(called):,} of {len(of_kind):,} {'has' if len(called) == 1 else 'have'} an "
+                f"effect {at}.")
+    if largest.name != top.name:
+        sentence += (f" {_unit(largest)} has a larger mean, {interval_of(largest, 'mean')}, but is none of "
+                     f"them (p = {largest['p']:.2g}): it may be chance.")
+    return sentence
+
+
+def an(word: str) -> str:
+    """The word with its article."""
+    return f"{'an' if word[0] in 'aeiou' else 'a'} {word}"
+
+
+def too_few_to_test(clusters: float) -> str:
+    """Says so, of clusters that can be flipped in too few ways; "" of others, and where it is not known."""
+    few = clusters < 63 and smallest_p(2 ** max(0, int(clusters) - 1), True) > ALPHA
+    return f"tests of units need six clusters, here are {clusters:.0f}" if few else ""
 
 
 def is_share(share: float, share_low: float, low: float) -> bool:
@@ -103,6 +136,8 @@ def mediator_parts(each: StudyResults, mediator: str, units: pd.DataFrame) -> It
                "rank [low, high]": _estimates(shown, "rank", "rank_", ".0f")}
     columns |= {name: [number(value, form) for value in shown[column]] for name, column, form in
                 (("in top 10", "in_top", ".0%"), ("p", "p", ".2g"), ("q", "q", ".2g"))}
+    if "comparisons" in of_kind and of_kind["comparisons"].nunique() > 1:  # not all reach every position
+        columns["examples"] = [number(value, ".0f") for value in shown["comparisons"]]
     keys = ["layer", "unit", "position"]
     for other in ("direct", "total_indirect"):
         rows = units[units["effect"] == other]
@@ -117,6 +152,16 @@ def mediator_parts(each: StudyResults, mediator: str, units: pd.DataFrame) -> It
     family = of_kind["family"].iloc[0]
     yield Table(f"{what} {plural(mediator)}{tests}{f'; family: {family}' if family else ''}", list(known),
                 list(zip(*known.values())))
+
+
+def unlike(positions: Sequence[str], tokens: Mapping[str, str]) -> str:
+    """Says so where a position, which is a token's number, holds other words in other examples. One position
+    does by design: that of the words that fill the slot."""
+    several = sum(SEVERAL in tokens.get(position, "").strip(SEVERAL) for position in positions)
+    return ("" if several < 2 else
+            f"; a position is the number of a token: at {several} of {len(positions)} the examples have "
+            "different ones, so that a cell is the mean over different words, and over the examples that are "
+            "long enough")
 
 
 def _estimates(rows, mean, ends, form=".4g"):
@@ -134,7 +179,8 @@ def _map(each, mediator, of_kind, kind, tokens) -> Iterator[Part]:
     cells = of_kind[of_kind["layer"].astype(str) != "all"]
     layer_title = each.layers.get(mediator, "layer")
     top = cells.loc[cells["rank"].idxmin()]
-    finding = f"The strongest is {_unit(top, tokens)}: {interval_of(top, 'mean')}"
+    sure = "" if np.isnan(top["p"]) else f", p = {top['p']:.2g}"
+    finding = f"The largest mean is that of {_unit(top, tokens)}: {interval_of(top, 'mean')}{sure}"
     data = pd.DataFrame({
         "cell": np.arange(len(cells)), "layer": cells["layer"].astype(int),
         "value": cells["mean"].astype(float), "low": cells["low"].astype(float),
@@ -156,6 +202,7 @@ def _map(each, mediator, of_kind, kind, tokens) -> Iterator[Part]:
             data = data.loc[strongest].reset_index(drop=True)
             finding += "; a cell shows the strongest unit of its layer and position"
         x_title = "position and token" if len(positions) > 1 else "position"
+        finding += unlike(list(map(str, positions)), tokens)
     else:
         data["number"] = cells["unit"].astype(int).to_numpy()
         x_title = mediator.removesuffix("s").replace("_", " ")

@@ -24,6 +24,7 @@ PLACE = ("position", "token")  # columns that name where a unit was changed
 COMPARISON = ("id", "group", "alternative")  # columns that every table has of a comparison
 # columns that hold texts, though a text may look like a number
 TEXTS = (*COMPARISON, "layer", "token", "base_string", "alt_string", "candidate1", "candidate2")
+SEVERAL = "/"  # between the tokens that several comparisons have at one position
 REMEDY = "this is no table of mediate.py, write it again"
 
 
@@ -127,7 +128,7 @@ class Means:
 
 def joined(tokens: Collection[str]) -> str:
     """The tokens that several comparisons have at one position: two of them, and whether there are more."""
-    return "/".join([*list(tokens)[:2], *(["..."] if len(tokens) > 2 else [])])
+    return SEVERAL.join([*list(tokens)[:2], *(["..."] if len(tokens) > 2 else [])])
 
 
 def read_pieces(path: str | Path, mediator: str, position: str = "") -> Iterator[Piece]:

@@ -1,7 +1,7 @@
 """What a report reads of one model's results, whichever study they are of: what was measured, the summaries
 of its units, the texts of its examples, how it was made, what is missing."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -45,7 +45,10 @@ from mediation.results.tables import FORMATS, check_columns
 from mediation.stimuli.templates import TEMPLATES
 
 MOST_ROWS = 500_000  # of a table whose single examples a report shows
-NO_MANIFEST = "no manifest: the file does not say with which weights, options and software it was made"
+NO_MANIFEST = ("no manifest: the file does not say with which weights, options and software it was made, nor "
+               "how its effects were checked; files of 2020 do not")
+PASSED_ON = ("no manifest: these are numbers without sentences, which were passed on; a README.md beside "
+             "them may say how they were made and checked")
 NO_SUMMARY = "no summary of units: intervals, ranks and p values of {} are missing; {}"
 
 
@@ -115,9 +118,7 @@ def _of_attention(source, measured):
                         f"above 1, the model does not follow the stereotype; {aligned - kept:,} more: the "
                         f"weakest {content.get('filter_quantile', FILTER_QUANTILE):.0%} of the others. Run "
                         "again with `--do-filter False` for all of them")
-    missing = [] if runs else [NO_MANIFEST]
-    if "method" not in content and not runs:
-        missing.append("no statement on how the effects were computed and checked: a file of 2020 has none")
+    missing = [] if runs else [PASSED_ON if "example" in content["results"][0] else NO_MANIFEST]
     tests = {kind: of_kind.tests for kind, of_kind in study.units.items()}
     halves = dict(zip(MEDIATORS, study.units["indirect"].halves))
     return StudyResults(source, measured, units, texts, {}, {}, runs, left_out, missing, tests, halves,
@@ -172,6 +173,9 @@ def _of_own(source, measured, found):
             table = mediation_tables.read_table(means)
             if "token" in table:
                 tokens[mediator] = dict(zip(table["position"].astype(str), table["token"].astype(str)))
+    if mediators:
+        left_out.append(f"of the mediators only {', '.join(mediators)} were run: `mediate.py --help` lists "
+                        "the others, `--mediators` takes them, and what is finished in this folder is kept")
     for run in runs:
         layers |= {entry["mediator"]: entry["layers"] for entry in run["files"].values() if "layers" in entry}
         left_out += [f"{mediator}: {number:,} of {len(totals):,} comparisons left out: {reason}"
@@ -207,9 +211,26 @@ def _of_professions(source, rated):
     else:
         missing.append(f"no effects of neurons: {compute}")
     texts = [(example, "", "he", "she") for example in measured.examples]
+    left_out = [*_words_left_out(runs, prompts), *_not_run(folder, model, runs, prompts["word"].nunique())]
     return StudyResults(source, measured, units, texts, {}, {"neurons": "layer (0 = word embedding)"}, runs,
-                        _not_run(folder, model, runs, prompts["word"].nunique()), missing,
+                        left_out, missing,
                         estimands=total_effects(prompts), correlations=bias_correlations(prompts))
+
+
+def _words_left_out(runs, prompts) -> Iterator[str]:
+    """Professions that were not run, and those that were and do not count."""
+    dropped = {word for run in runs for of_template in run.get("dropped_professions", {}).values()
+               for word in of_template}
+    if dropped:
+        yield (f"professions that this model does not read as one token: {len(dropped):,}, such as "
+               f"{', '.join(sorted(dropped)[:3])}; `--multi_token all` or `last` takes them")
+    words = prompts.drop_duplicates("word")
+    definitional, neutral = words["definitional"], ~words["definitional"] & (words["bias"] == 0)
+    for chosen, what in ((definitional, "have a gender by definition"), (neutral, "have no stereotype")):
+        names = list(words.loc[chosen, "word"])
+        if names:
+            yield (f"professions that {what}: {len(names)} of {len(words)}, such as {', '.join(names[:3])}; "
+                   "they are in the tables, not in the means above")
 
 
 def _not_run(folder, model, runs, professions):
@@ -229,10 +250,11 @@ def _not_run(folder, model, runs, professions):
     hours = (every / ran - 1) * sum(seconds for seconds, _ in swept) / 3600
     asked = model.removesuffix("_random") + (" --randomize" if model.endswith("_random") else "")
     asked += f" --method {runs[-1]['settings']['method']}" if "method" in runs[-1]["settings"] else ""
-    return [f"neurons were run {ran:,} of {every:,} times: the whole study has {len(TEMPLATES)} templates, "
-            f"{len(WHOLE_STUDY)} types of intervention and here {professions} professions. The others take "
-            f"{hours:.1f} hours at the speed of these runs; what is finished is kept: `python "
-            f"run_profession_neuron_experiments.py -model {asked} -out_dir all`"]
+    return [f"neurons were run for {ran:,} of {every:,} prompts and types of intervention: the whole study "
+            f"has {len(TEMPLATES)} templates, {len(WHOLE_STUDY)} types and here {professions} professions. "
+            f"The others take {hours:.1f} hours at the speed of these runs, in a folder of their own; "
+            "stopped, the same command goes on: `python run_profession_neuron_experiments.py -model "
+            f"{asked} -out_dir all`"]
 
 
 def _of_means(effects):

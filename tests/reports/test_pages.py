@@ -5,9 +5,10 @@ import re
 import shutil
 
 import numpy as np
+import pandas as pd
 import pytest
 
-from mediation.reports import html, page
+from mediation.reports import charts, html, page
 from mediation.reports.page import Bullets, Cell, Code, Figure, Page, Section, Table, Text
 from mediation.reports.study_page import study_page
 from mediation.results import study_results
@@ -23,7 +24,7 @@ STRANGE = {"script": "</script><script>alert(1)</script>", "long": 200 * "ten ch
 def small_page(content):
     """One of every part, with a text in all places."""
     chart = {"mark": "point", "data": {"name": "rows"}, "encoding": {"x": {"field": "x", "type": "nominal"}}}
-    return Page(content, content, [content], [Section(content, [
+    return Page(content, content, {content: [content]}, [Section(content, [
         Text(content), Bullets([content]), Code(content), Table(content, [content], [[Cell(content)]]),
         Figure(content, content, content, chart, {"rows": {"x": [content]}})])])
 
@@ -49,7 +50,7 @@ def test_nothing_is_loaded_from_elsewhere():
 def test_numbers_of_a_page_are_numbers_of_json():
     """NaN is none: a browser would stop at it."""
     figure = Figure("q", "f", "a", {}, {"rows": {"x": [float("nan")]}})
-    bad = Page("t", "l", [], [Section("s", [figure])])
+    bad = Page("t", "l", {}, [Section("s", [figure])])
     with pytest.raises(ValueError, match="JSON"):
         html.html(bad)
 
@@ -86,6 +87,16 @@ def test_a_page_of_published_files(page_of_published):
     assert re.search(r"Along distilgpt2.* the total effect changes by \*\*.*per doubling", text)
     assert "no manifest" in text and "29 more: the weakest 25% of the others" in text
     assert "python attention_intervention_subset_selection.py" in text
+
+
+def test_names_in_a_wide_map_do_not_lie_over_each_other():
+    """Of two units side by side the stronger one is named, in another layer both are."""
+    units = pd.DataFrame({"layer": [0, 0, 0, 1], "number": [5, 9, 290, 5], "rank": [1, 2, 3, 4],
+                          "value": [4.0, 3.0, 2.0, 1.0], "unit": ["0-5", "0-9", "0-290", "1-5"]})
+    others = pd.DataFrame({"layer": 2, "number": range(300), "rank": 99, "value": 0.0, "unit": "2-0"})
+    chart = charts.unit_map(pd.concat([units, others]), "number", "neuron", "layer", linked=False)
+    (named,) = [layer["transform"][0]["filter"]["oneOf"] for layer in chart["layer"] if "transform" in layer]
+    assert [unit for unit in named if unit != "2-0"] == ["0-5", "0-290", "1-5"]
 
 
 def test_figures_show_the_numbers_of_the_tables(page_of_published):

@@ -79,7 +79,7 @@ def test_the_published_figures_against_others_of_which_some_examples_are_the_sam
     overlap = table[table["what"] == "overlap"].iloc[0]
     assert (overlap["quantity"], overlap["value"]) == ("strongest 10 of heads, indirect", 1)
     trend = chosen[chosen["what"] == "trend"].iloc[0]
-    told = f"over gpt2, gpt2-medium the mean total effect changes by **{trend['value']:.3f}** per doubling"
+    told = f"Over gpt2, gpt2-medium the mean total effect changes by **{trend['value']:.3f}** per doubling"
     assert f"{told} of the parameters." in output and "nan" not in output  # one cluster has no interval
 
 

@@ -58,7 +58,7 @@ def test_every_position_from_file_to_figure(command, tmp_path, run_script):
     assert len(values) == 2 * 3 * 2 * length  # two groups of heads share keys and values
     for name in ("residuals_indirect", "residuals_direct", "values_each_indirect"):
         assert (folder / f"{name}_toy-llama.pdf").stat().st_size > 1000
-    assert "| 0, position 1" in printed and "Which values (each) carry it?" in printed
+    assert "| 0, position 1" in printed and "Which values (each position) carry it?" in printed
     before = contents(folder)
     with undrawn_figures():
         code, printed, error = run_script(f"{command} --mediators residuals,values --positions each")

@@ -1,0 +1,90 @@
+"""What a page says of units: sentences on tables whose answer is known."""
+
+import re
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from mediation.reports.unit_parts import plural, strongest_in_words, unlike
+from mediation.stimuli.stimulus_files import Stimulus
+from tests.helpers import write_stimuli
+
+
+def units(means, p, comparisons=13, clusters=13):
+    """Rows of a summary: heads of layer 0."""
+    means = np.asarray(means, float)
+    rows = {"mediator": "heads", "group": "all", "effect": "indirect", "layer": 0,
+            "unit": pd.array(range(len(means)), dtype="Int64"), "position": "", "mean": means,
+            "low": means - .01, "high": means + .01, "share": means, "share_low": means - .01,
+            "share_high": means + .01, "in_top": 1.0, "comparisons": comparisons, "clusters": clusters,
+            "p": p, "rank": pd.Series(-np.abs(means)).rank(method="min")}
+    return pd.DataFrame(rows)
+
+
+def test_the_strongest_unit_is_one_that_was_called():
+    said = strongest_in_words("heads", units([.1, .3, -.2], [.01, 1.0, .04]), 13)
+    assert "**0-2** has the strongest indirect effect: **-0.2 [-0.21, -0.19]**" in said
+    assert "2 of 3 have an effect other than 0 at a family-wise error of 0.05. 0-1 has a larger mean" in said
+    assert "(p = 1): it may be chance" in said and "examples)" not in said
+    plain = strongest_in_words("heads", units([.1, .3, -.2], [.5, .01, .6]), 13)
+    assert "**0-1** has the strongest" in plain and "1 of 3 has an effect" in plain and "chance" not in plain
+
+
+def test_where_none_is_called_none_is_named_first():
+    said = strongest_in_words("heads", units([.1, .3, -.2], [.3, .06, 1.0]), 13, "gpt2")
+    assert said.startswith("gpt2: Of 3 attention heads (their weights) **none** has an indirect effect other")
+    assert "The largest mean is that of 0-1: **0.3" in said and "p = 0.06" in said
+
+
+@pytest.mark.parametrize("clusters, few", [(1, True), (5, True), (6, False), (np.nan, False)])
+def test_clusters_that_are_too_few_to_test(clusters, few):
+    said = strongest_in_words("heads", units([.1, .3], np.nan, clusters=clusters), 13)
+    assert "**0-1** has the strongest" in said
+    assert ("tests of units need six clusters" in said) == few
+
+
+def test_fewer_examples_than_the_study_has_are_said():
+    assert "(over 13 of the 2,142 examples)" in strongest_in_words("heads", units([.1], [.01]), 2142)
+    of_2020 = units([.1, .2], np.nan).drop(columns=["comparisons", "clusters"])
+    assert "examples)" not in strongest_in_words("heads", of_2020, 2142)
+
+
+def test_positions_that_are_not_one_place():
+    alike = {"0": "The", "1": " nurse/ captain/...", "2": " said"}
+    assert unlike(list(alike), alike) == "" and unlike(["0"], {"0": "/"}) == ""
+    assert "at 2 of 3 the examples have different ones" in unlike(list(alike), alike | {"2": " said/ who"})
+
+
+def test_mediators_in_words():
+    assert plural("mlps_each_zero_ablation") == "MLPs (each position, zero ablation)"
+    assert plural("head_outputs") == "head outputs"
+
+
+@pytest.mark.usefixtures("undrawn")
+def test_a_page_says_what_a_reader_might_take_for_granted(toy_checkpoint, tmp_path, run_script):
+    """Candidates exchanged, too few clusters, positions that mix words, mediators that were not run."""
+    model = toy_checkpoint("gpt2")
+    words = Stimulus("1", "The {} said that", ("nurse", "man"), ("she", "he"))
+    other = Stimulus("2", "Then the {} said that", ("nurse", "man"), ("she", "he"))
+
+    def page(*stimuli, out, options):
+        path = write_stimuli(tmp_path, stimuli)
+        code, printed, error = run_script(f"mediate.py {path} -out_dir {tmp_path / out} {options}",
+                                          "-model", model)
+        assert code == 0, error
+        return printed
+
+    either = [page(Stimulus("1", "The {} said that", ("nurse", "man"), candidates), out=candidates[0],
+                   options="--mediators mlps") for candidates in (("she", "he"), ("he", "she"))]
+    warned = ["were candidates or substitutes meant the other way round?" in text for text in either]
+    assert sorted(warned) == [False, True]
+    for text in either:
+        assert "of the mediators only mlps were run" in text and "sets of units are chosen in the two" in text
+        assert "Does it grow with model size?" in text and "OTHER_OUT_DIR" in text
+    text = page(words, other, out="each", options="--mediators mlps --positions each")
+    assert "in 2 clusters (too few to rely on the interval)" in text
+    assert re.search("note: the prompts have [0-9]+ to [0-9]+ tokens", text)
+    assert "the examples have different ones" in text
+    assert "tests of units need six clusters, here are" in text and "| examples |" in text
+    assert "within the error budget of" in text
