@@ -13,9 +13,6 @@ from dataclasses import replace
 from benchmarks import load, parser
 from mediation.options import exit_on_bad_input
 
-# operations per second of a sweep: of one core with AVX-512, what SmolLM2-135M reaches (with AVX2 a third of
-# it); of a GPU, assumed
-CORE, GPU = 9e10, 5e13
 EXAMPLES = 100  # of WinoBias, about as many as pass the filter
 
 
@@ -75,7 +72,7 @@ def main(options: argparse.Namespace) -> None:
 def table(tasks: Sequence, prompts: int, neurons: bool) -> None:
     """A row per model."""
     from mediation.studies.costs import total
-    from mediation.studies.plan import in_words, size_of
+    from mediation.studies.plan import CORE, GPU, in_words, size_of
 
     print("| model | interventions | operations | weights, and packed copies | shards | one core | "
           "a GPU |\n| --- | --- | --- | --- | --- | --- | --- |")

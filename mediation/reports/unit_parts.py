@@ -81,15 +81,16 @@ def strongest_in_words(mediator: str, units: pd.DataFrame, examples: int, model:
         return (f"{begin}Of the {plural(mediator)}, **{_unit(top)}** has the strongest {kind} effect{over}: "
                 f"{of_these}{few and f'; {few}'}.")
     if called.empty:
-        return (f"{begin}Of {len(of_kind):,} {plural(mediator)} **none** has {an(kind)} effect "
-                f"{at}{over}. The largest mean is that of {_unit(top)}: {of_these}, p = {top['p']:.2g}.")
-    sentence = (f"{begin}Of the {plural(mediator)}, **{_unit(top)}** has the strongest {kind} effect{over}: "
-                f"{of_these}; {len(called):,} of {len(of_kind):,} {'has' if len(called) == 1 else 'have'} an "
-                f"effect {at}.")
-    if largest.name != top.name:
-        sentence += (f" {_unit(largest)} has a larger mean, {interval_of(largest, 'mean')}, but is none of "
-                     f"them (p = {largest['p']:.2g}): it may be chance.")
-    return sentence
+        return (f"{begin}Of {len(of_kind):,} {plural(mediator)} **none** has {an(kind)} effect {at}{over}. "
+                f"The largest mean is that of {_unit(top)}: {of_these}, family-wise p = {top['p']:.2g}.")
+    have = f"{len(called):,} of {len(of_kind):,} {'has' if len(called) == 1 else 'have'}"
+    if largest.name == top.name:
+        return (f"{begin}Of the {plural(mediator)}, **{_unit(top)}** has the strongest {kind} effect{over}: "
+                f"{of_these}; {have} an effect {at}.")
+    return (f"{begin}Of the {plural(mediator)}, {have} {an(kind)} effect {at}{over}; the strongest of them "
+            f"is **{_unit(top)}**: {of_these}. {_unit(largest)} has a larger mean, "
+            f"{interval_of(largest, 'mean')}, which differs too much between examples to be called "
+            f"(family-wise p = {largest['p']:.2g}).")
 
 
 def an(word: str) -> str:

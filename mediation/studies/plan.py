@@ -33,6 +33,12 @@ PROBE = 10.0  # seconds for which tasks are tried
 LONG = 600.0  # seconds from which on a run tells its plan without being asked
 SLOWEST = 1e9  # operations per second of the slowest machine: what is short on it is not looked at
 SWEEP_SHARE = 0.6  # of the speed of one large product that a sweep reaches, for the estimate without a probe
+# operations per second of a sweep: of one core with AVX-512, what SmolLM2-135M reaches (with AVX2 a third of
+# it); of a GPU, assumed
+CORE, GPU = 9e10, 5e13
+HARDWARE = {"8 cores with AVX-512": (8, CORE, "as one core was measured on SmolLM2-135M"),
+            "one NVIDIA H100": (1, GPU, "assumed: nothing was run on a GPU"),
+            "8 NVIDIA H100": (8, GPU, "assumed, a worker each")}
 FAST_TIME = 0.7  # of --precision fast, of the time in full precision (docs/performance.md)
 
 
@@ -278,6 +284,9 @@ def savings(model: LanguageModel, works_of: Works, works: Sequence[Work], chosen
     for workers in (2, 8):
         lines.append((f"{workers} such machines", here.seconds / min(workers, max(1, here.tasks)),
                       here.shards + here.tables, "at best: tasks shared out evenly"))
+    for name, (workers, speed, what) in HARDWARE.items():
+        seconds = here.cost.operations / speed / min(workers, max(1, here.tasks))
+        lines.append((name, seconds, here.shards + here.tables, what))
     return ["what would be saved (time of the sweep, bytes on disk):",
             *(f"  {name:22}{'' if np.isnan(seconds) else in_words(seconds):14}{size_of(size):10}{what}"
               for name, seconds, size, what in lines)]

@@ -19,6 +19,7 @@ WHOLE_SUM = 0.08  # share of the rows that get the whole sum over the vocabulary
 # each size of a batch (measured on SmolLM2-135M): where a batch is of one layer's neurons, and where its rows
 # join at many blocks, so that it has another size in each
 KEPT_LAYER, KEPT_MIXED = 3, 8
+KEPT_GPU = 2  # assumed: PyTorch's allocator on a GPU hands freed pieces out again
 
 
 @dataclass(frozen=True)
@@ -26,7 +27,7 @@ class Sizes:
     """A model's sizes, as far as its costs depend on them.
 
     `block`: weights of the linear maps of one block; `inner`: the widest of what they give; `element`: bytes
-    of a number; `masked`, `full_passes`: as of a LanguageModel.
+    of a number; `device`: its kind; `masked`, `full_passes`: as of a LanguageModel.
     """
 
     layers: int
@@ -37,6 +38,7 @@ class Sizes:
     inner: int
     vocabulary: int
     element: int = 4
+    device: str = "cpu"
     masked: bool = False
     full_passes: bool = False
 
@@ -50,7 +52,7 @@ class Sizes:
         size = getattr(config, "head_dim", None) or model.num_neurons // heads
         return cls(model.num_layers, model.num_neurons, heads, size,
                    sum(weight.numel() for weight in maps), max(max(weight.shape) for weight in maps),
-                   len(head), model.dtype.itemsize, bool(model.masking), model.full_passes)
+                   len(head), model.dtype.itemsize, model.device.type, bool(model.masking), model.full_passes)
 
     @property
     def units(self) -> int:
@@ -103,7 +105,8 @@ class Sizes:
 
     def batch_bytes(self, form: "Form", rows: int, asked: int | None, kept: int = KEPT_MIXED) -> float:
         """That batches take: of one on its way through a block and of its logits, times `kept`."""
-        size = min(rows, asked or rows_at_once(self.inner, "cpu", form.changing))
+        kept = kept if self.device == "cpu" else KEPT_GPU
+        size = min(rows, asked or rows_at_once(self.inner, self.device, form.changing))
         tokens = size * (form.nodes if self.full_passes else form.changing)
         attention = 3 * size * self.heads * form.changing * form.nodes
         block = tokens * (3 * self.inner + 8 * self.width) + attention

@@ -24,17 +24,18 @@ def units(means, p, comparisons=13, clusters=13):
 
 def test_the_strongest_unit_is_one_that_was_called():
     said = strongest_in_words("heads", units([.1, .3, -.2], [.01, 1.0, .04]), 13)
-    assert "**0-2** has the strongest indirect effect: **-0.2 [-0.21, -0.19]**" in said
-    assert "2 of 3 have an effect other than 0 at a family-wise error of 0.05. 0-1 has a larger mean" in said
-    assert "(p = 1): it may be chance" in said and "examples)" not in said
+    assert "2 of 3 have an indirect effect other than 0 at a family-wise error of 0.05" in said
+    assert "the strongest of them is **0-2**: **-0.2 [-0.21, -0.19]**" in said and "examples)" not in said
+    assert "0-1 has a larger mean, 0.3 [0.29, 0.31]" in said and "(family-wise p = 1)" in said
     plain = strongest_in_words("heads", units([.1, .3, -.2], [.5, .01, .6]), 13)
-    assert "**0-1** has the strongest" in plain and "1 of 3 has an effect" in plain and "chance" not in plain
+    assert "**0-1** has the strongest indirect effect: **0.3 [" in plain and "larger mean" not in plain
+    assert "1 of 3 has an effect other than 0 at a family-wise error of 0.05" in plain
 
 
 def test_where_none_is_called_none_is_named_first():
     said = strongest_in_words("heads", units([.1, .3, -.2], [.3, .06, 1.0]), 13, "gpt2")
     assert said.startswith("gpt2: Of 3 attention heads (their weights) **none** has an indirect effect other")
-    assert "The largest mean is that of 0-1: **0.3" in said and "p = 0.06" in said
+    assert "The largest mean is that of 0-1: **0.3" in said and "family-wise p = 0.06" in said
 
 
 @pytest.mark.parametrize("clusters, few", [(1, True), (5, True), (6, False), (np.nan, False)])

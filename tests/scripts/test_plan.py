@@ -1,5 +1,7 @@
 """--plan as a user gives it: what it counts is what the run then does, and nothing is written."""
 
+import re
+
 import pytest
 
 from mediation.files.storage import RunFolder
@@ -89,6 +91,7 @@ def test_a_plan_counts_what_the_run_does_and_writes_nothing(run_script, command,
                                                             study):
     code, output, errors = run_script(f"{command(study)} --plan")
     assert code == 0 and "nothing is written" in output and "what would be saved" in output, errors
+    assert re.search(r"8 NVIDIA H100 +[0-9.]+ (seconds|minutes)", output)
     assert not (tmp_path / "out").exists() and not kept
     of_run = plans[0]
     code, _, errors = run_script(command(study))
