@@ -1,6 +1,6 @@
 """What several test files share: the toys' sizes, stimuli, how outputs are read and compared.
 
-Fixtures are in conftest.py. It installs the check of signatures before anything of the library is imported,
+Fixtures are in fixtures.py. It installs the check of signatures before anything of the library is imported,
 so this file is imported from there first.
 """
 

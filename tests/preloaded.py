@@ -119,7 +119,6 @@ def serve(connection):
     os.dup2(1, 2)  # if standard error is a pipe of pytest's, its reader does not wait for this process
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for pytest and the scripts
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # who tells of a script's end goes without being waited for
-    gc.freeze()  # the scripts' garbage collectors need not look at what was imported
     while True:
         request, files, _, _ = socket.recv_fds(connection, LONGEST, 3)
         if not request:
@@ -153,7 +152,10 @@ def start(request, output, errors, status):
 
 
 if __name__ == "__main__":
+    gc.disable()  # neither now nor in the scripts need the garbage collector look at what is imported
     for module in sys.argv[2:]:
         importlib.import_module(module)
+    gc.freeze()
+    gc.enable()
     sys.argv = serve(socket.socket(fileno=int(sys.argv[1])))
     runpy.run_path(sys.argv[0], run_name="__main__")  # how it ends is left to the interpreter

@@ -1,7 +1,7 @@
 """Who may import whom, held against every file; no circles; no torch behind --help; tests keep to themselves.
 
 A test file imports no other test file and no private name of the library: what tests share is in helpers.py
-and, as fixtures, in conftest.py.
+and, as fixtures, in fixtures.py.
 """
 
 import ast
@@ -148,7 +148,7 @@ PRIVATE = {name for path in FILES if path.parts[0] == "mediation" for name in de
 @pytest.mark.parametrize("path", TESTS, ids=str)
 def test_a_test_file_imports_no_other_and_no_private_name_of_the_library(path):
     modules = {module for name in imported(path) for module in name.split(".") if name.startswith("tests.")}
-    assert not [module for module in modules if module == "conftest" or module.startswith("test_")]
+    assert not [module for module in modules if module in ("conftest", "fixtures") or module.startswith("test_")]
     assert not PRIVATE & (used_names(path) - defined_names(path))
 
 
