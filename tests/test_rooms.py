@@ -148,7 +148,8 @@ PRIVATE = {name for path in FILES if path.parts[0] == "mediation" for name in de
 @pytest.mark.parametrize("path", TESTS, ids=str)
 def test_a_test_file_imports_no_other_and_no_private_name_of_the_library(path):
     modules = {module for name in imported(path) for module in name.split(".") if name.startswith("tests.")}
-    assert not [module for module in modules if module in ("conftest", "fixtures") or module.startswith("test_")]
+    assert not [module for module in modules
+                if module in {"conftest", "fixtures"} or module.startswith("test_")]
     assert not PRIVATE & (used_names(path) - defined_names(path))
 
 
