@@ -8,16 +8,24 @@ import sys
 
 import pytest
 import torch
+from beartype import BeartypeConf
+from beartype.claw import beartype_packages
 from jaxtyping import install_import_hook
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForMaskedLM, PreTrainedTokenizerFast
 
+from tests.preloaded import PROJECT, Server, new_process
+
 # before anything of these is imported: signatures are checked at every call, shapes too; an int is a float;
 # the rest of the model and the mediators are left out, they are called so often: with all of the model
 # test_products.py took 40% more time, with the mediators test_engine.py took a third more
-ROOMS = ("effects", "model.readout", "reports", "results", "stimuli", "studies")
-install_import_hook([f"mediation.{room}" for room in ROOMS],
-                    "beartype.beartype(conf=beartype.BeartypeConf(is_pep484_tower=True))")
+ROOMS = ("effects/*", "model/readout", "reports/*", "results/*", "stimuli/*", "studies/*")
+FILES = [path for room in ROOMS for path in PROJECT.glob(f"mediation/{room}.py") if path.stem != "__init__"]
+SHAPED, PLAIN = ([".".join(path.relative_to(PROJECT).with_suffix("").parts) for path in FILES
+                  if ("jaxtyping" in path.read_text()) == shaped] for shaped in (True, False))
+install_import_hook(SHAPED, "beartype.beartype(conf=beartype.BeartypeConf(is_pep484_tower=True))")
+# no shapes to be kept from argument to argument, which takes fifty times as long as the check
+beartype_packages(PLAIN, conf=BeartypeConf(is_pep484_tower=True))
 
 pytest.register_assert_rewrite("tests.helpers")
 
@@ -40,7 +48,6 @@ from tests.helpers import (
     HEAD_SELECTION,
     MASK,
     MASKED,
-    PROJECT,
     SEPARATOR,
     SHARED,
     SINGLE_TOKEN_WORDS,
@@ -52,7 +59,6 @@ from tests.helpers import (
     tables,
     undrawn_figures,
 )
-from tests.preloaded import Server, new_process
 
 
 @pytest.fixture(autouse=True, scope="session")

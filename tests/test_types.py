@@ -6,12 +6,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from beartype.roar import BeartypeCallHintViolation
 from jaxtyping import TypeCheckError
 from torch import nn
 
 from mediation.effects.screening import misses, strongest_in_any
 from mediation.model.readout import log_sum_exp
-from mediation.reports import plots
+from mediation.reports import page, plots
 from tests.helpers import PROJECT
 
 ANNOTATED = ("effects", "files", "mediators", "model", "reports", "stimuli", "results", "studies",
@@ -66,3 +67,10 @@ def test_a_tensor_of_a_wrong_shape_or_kind_of_number_is_refused():
         log_sum_exp(head, torch.zeros(4))
     with pytest.raises(TypeCheckError):
         log_sum_exp(head, torch.zeros(2, 4, dtype=torch.long))
+
+
+def test_a_wrong_type_is_refused_where_no_shapes_are_named():
+    assert page.count(1, "prompt") == "1 prompt" and page.Text("a text").text == "a text"
+    for wrong in (lambda: page.count("1", "prompt"), lambda: page.Text(1)):
+        with pytest.raises(BeartypeCallHintViolation):
+            wrong()
