@@ -4,6 +4,7 @@ Texts of the page, also those from files of stimuli, are escaped; nothing is loa
 page's own content policy forbids.
 """
 
+import hashlib
 import json
 import re
 from contextlib import suppress
@@ -51,20 +52,28 @@ def write_page(page: Page, path: Path) -> tuple[Path, Path]:
     return text, path
 
 
-@cache
-def _bundle():
-    """Vega, Vega-Lite and vega-embed. They take seconds to put together, so they are kept with the cached
-    data."""
-    made_by = f"vega-lite-{VEGA_LITE}-vl-convert-{version('vl-convert-python')}"
-    path = cache_folder() / "charts" / f"{made_by}.js"
-    try:
-        return path.read_bytes().decode()
-    except (OSError, ValueError):  # not there, or damaged
-        bundle = vl_convert.javascript_bundle(vl_version=VEGA_LITE)  # type: ignore[call-arg]
+def chart_library(folder: Path) -> str:
+    """Vega, Vega-Lite and vega-embed. They take seconds to put together, so they are kept in this folder,
+    behind a line with their hash: a file that was damaged is made again."""
+    path = folder / f"vega-lite-{VEGA_LITE}-vl-convert-{version('vl-convert-python')}.js"
+    with suppress(OSError, ValueError):  # not there, or damaged
+        line, _, kept = path.read_bytes().decode().partition("\n")
+        if line == _hash_line(kept):
+            return kept
+    bundle = vl_convert.javascript_bundle(vl_version=VEGA_LITE)  # type: ignore[call-arg]
     bundle = bundle.replace("</script", "<\\/script")  # which would end the script that holds it
     with suppress(OSError, InputError), whole_file(path) as file:  # a cache costs time only
-        file.write(bundle)
+        file.write(f"{_hash_line(bundle)}\n{bundle}")
     return bundle
+
+
+def _hash_line(text):
+    return f"// sha256 {hashlib.sha256(text.encode()).hexdigest()}"
+
+
+@cache
+def _bundle():
+    return chart_library(cache_folder() / "charts")
 
 
 def _json(data):

@@ -47,6 +47,17 @@ def test_nothing_is_loaded_from_elsewhere():
     assert "default-src 'none'" in markup and not re.search(r'(src|href)="(?!#)', markup)
 
 
+def test_a_damaged_library_of_charts_is_made_again(tmp_path):
+    library = html.chart_library(tmp_path)
+    (path,) = tmp_path.iterdir()
+    whole = path.read_bytes()
+    for damaged in (whole[:len(whole) // 2], whole[:-1], b"", whole.replace(b"vega", b"Vega", 1)):
+        path.write_bytes(damaged)
+        assert html.chart_library(tmp_path) == library and path.read_bytes() == whole
+    changed = path.stat().st_mtime_ns
+    assert html.chart_library(tmp_path) == library and path.stat().st_mtime_ns == changed, "it is kept"
+
+
 def test_numbers_of_a_page_are_numbers_of_json():
     """NaN is none: a browser would stop at it."""
     figure = Figure("q", "f", "a", {}, {"rows": {"x": [float("nan")]}})
