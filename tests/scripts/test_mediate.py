@@ -180,6 +180,22 @@ def test_methods_and_formats(toy_checkpoint, tmp_path, run_script):
 
 
 @pytest.mark.usefixtures("unreported")
+def test_heads_are_estimated_by_gradients(toy_checkpoint, tmp_path, run_script):
+    path = write_stimuli(tmp_path, TOY)
+    for method in ("exact", "gradient"):
+        code, _, error = run_script(f"mediate.py {path} -model {toy_checkpoint('gpt2')} --mediators heads "
+                                    f"-out_dir {tmp_path / method} --method {method}")
+        assert code == 0, error
+    exact, estimated = (read_own_table(tmp_path / method, "heads_toy-gpt2.csv")
+                        for method in ("exact", "gradient"))
+    assert len(estimated) == len(exact) == 4 * 12
+    for kind in ("indirect", "direct"):
+        assert (estimated[f"{kind}_method"] == "gradient").all()
+        values, expected = estimated[f"{kind}_effect"], exact[f"{kind}_effect"]
+        assert np.corrcoef(values, expected)[0, 1] > 0.9 and np.abs(values - expected).max() > 1e-4
+
+
+@pytest.mark.usefixtures("unreported")
 def test_an_interrupted_run_goes_on(toy_checkpoint, tmp_path, run_script, monkeypatch):
     path = write_stimuli(tmp_path, TOY)
     command = (f"mediate.py {path} -model {toy_checkpoint('gpt2')} -out_dir {tmp_path / 'out'} "
