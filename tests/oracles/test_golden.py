@@ -110,9 +110,11 @@ def test_logits_and_representations(golden, golden_model):
                                rtol=1e-5)
 
 
-@pytest.mark.parametrize("definitional, file", [("only", "neuron_intervention/gpt2-toy_neuron_effects.csv"),
-                                                ("exclude", "gpt2-toy_neuron_effects_fixed_filter.csv")])
-def test_aggregates_are_reproduced(golden, results, run_script, tmp_path, definitional, file):
+@pytest.mark.parametrize("definitional, file, key", [
+    ("only", "neuron_intervention/gpt2-toy_neuron_effects.csv", "per_layer"),
+    ("exclude", "gpt2-toy_neuron_effects_fixed_filter.csv", "per_layer_fixed_filter")])
+def test_aggregates_and_layer_profiles_are_reproduced(golden, results, analysis, run_script, tmp_path,
+                                                      definitional, file, key):
     code, output, _ = run_script("compute_and_save_neuron_agg_effect.py", results, "gpt2-toy", "-out_dir",
                                  tmp_path, "--definitional", definitional)
     assert code == 0 and ("actress, monk, waitress, actor" in output) == (definitional == "exclude")
@@ -121,12 +123,6 @@ def test_aggregates_are_reproduced(golden, results, run_script, tmp_path, defini
     assert list(table.columns) == list(expected.columns) and (table["neuron_"] == expected["neuron_"]).all()
     np.testing.assert_allclose(table.iloc[:, 1:].astype(float), expected.iloc[:, 1:].astype(float),
                                rtol=1e-10, atol=1e-12)
-
-
-@pytest.mark.parametrize("definitional, key", [("only", "per_layer"), ("exclude", "per_layer_fixed_filter")])
-def test_layer_profiles_are_reproduced(results, analysis, run_script, tmp_path, definitional, key):
-    run_script("compute_and_save_neuron_agg_effect.py", results, "gpt2-toy", "-out_dir", tmp_path,
-               "--definitional", definitional)
     assert run_script("compute_neuron_effect_per_layer.py", tmp_path)[0] == 0
     layers = pd.read_csv(tmp_path / "neuron_layer_effect.csv")
     for percent, expected in analysis[key].items():

@@ -13,7 +13,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from mediation.errors import InputError
 from mediation.results.attention_results import STRINGS, example_key, read_results
 from mediation.studies.heads import Heads
-from tests.helpers import PROJECT, WINOBIAS_ROWS
+from tests.helpers import PROJECT, WINOBIAS_ROWS, undrawn_figures
 
 
 @pytest.fixture
@@ -177,12 +177,16 @@ def test_shell_sweeps_keep_finished_files(toy_checkpoint, tmp_path):
 
 def test_figures(study, run_script, toy_checkpoint, tmp_path):
     study("winobias", "--do-filter", "False")
+    assert run_script("attention_figures1.py", "-out_dir", tmp_path / "out")[0] == 0
+    figures = tmp_path / "out" / "results" / "attention_intervention"
+    drawn = list(figures.rglob("*.pdf"))
+    assert len(drawn) == 8 and all(path.read_bytes().startswith(b"%PDF") for path in drawn)
     study("winogender", "--do-filter", "False")
     source = tmp_path / "out" / "winobias_data" / "attention_intervention_toy-gpt2_unfiltered_dev.json"
     source.with_name("attention_intervention_other_filtered_dev.json").write_bytes(source.read_bytes())
-    code, output, _ = run_script("attention_figures1.py", "-out_dir", tmp_path / "out")
+    with undrawn_figures():
+        code, output, _ = run_script("attention_figures1.py", "-out_dir", tmp_path / "out")
     assert code == 0 and "8 figures of each of 3" in output
-    figures = tmp_path / "out" / "results" / "attention_intervention"
     assert {path.name for path in figures.iterdir()} == {
         "stacked_bar_charts", "heat_maps_indirect", "heat_maps_direct", "layer_indirect", "layer_direct",
         "heat_maps_with_bar_indirect",

@@ -14,7 +14,6 @@ from safetensors.torch import load_file, save_file
 from mediation.mediators.interpolation import LEVELS
 from mediation.studies import estimated_trees, interpolated_trees, trees
 from tests.helpers import COMMAND, interrupt_at, tables
-from tests.preloaded import new_process
 
 
 def done(out_dir):
@@ -23,8 +22,7 @@ def done(out_dir):
     return shards + 10 * len(list(out_dir.glob("results/*/*.csv")))
 
 
-def test_killed_and_continued_equals_undisturbed(start, toy_checkpoint, undisturbed, tmp_path):
-    """The last process has a hash seed of its own."""
+def test_killed_and_continued_equals_undisturbed(start, undisturbed, tmp_path):
     rng, kills = random.Random(0), 0
     for _ in range(3):
         process, before = start(tmp_path), done(tmp_path)
@@ -36,7 +34,7 @@ def test_killed_and_continued_equals_undisturbed(start, toy_checkpoint, undistur
             break  # it was done before
         kills += 1
     assert kills >= 2
-    process = new_process(COMMAND, "-model", toy_checkpoint("llama"), "-out_dir", tmp_path)
+    process = start(tmp_path)
     _, errors = process.communicate()
     assert process.returncode == 0, errors
     assert tables(tmp_path) == undisturbed

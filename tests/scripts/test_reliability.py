@@ -9,6 +9,7 @@ import json
 import os
 import re
 import resource
+import shlex
 import signal
 import textwrap
 import time
@@ -130,9 +131,9 @@ def test_a_tokenizer_with_more_tokens_than_the_model(toy_checkpoint, toy_tokeniz
     assert f"has the number {last}, and the word embedding ends at {last - 1}" in line
 
 
-def test_a_new_interpreter_a_clock_that_jumps_and_no_network_change_nothing(toy_checkpoint, undisturbed,
-                                                                            tmp_path, monkeypatch):
-    """A whole run of a local model, with a hash seed of its own.
+def test_a_new_interpreter_a_clock_that_jumps_and_no_network_change_nothing(
+        start, toy_checkpoint, undisturbed, tmp_path, monkeypatch):
+    """A whole run of a local model, and the rest of one that was killed, with a hash seed of their own.
 
     The clock on the wall runs backwards, an hour per look. Every connection fails, and counts.
     """
@@ -148,13 +149,29 @@ def test_a_new_interpreter_a_clock_that_jumps_and_no_network_change_nothing(toy_
         socket.getaddrinfo = lambda *arguments, **_: refuse(socket.socket(), arguments[:2])
         open({str(tmp_path / "changed")!r}, "w").close()
     """))
-    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
-    process = new_process(COMMAND, "-model", toy_checkpoint("llama"), "-out_dir", tmp_path / "out")
+    (tmp_path / "both.py").write_text(textwrap.dedent("""
+        import runpy, sys
+        *command, whole, killed = sys.argv[1:]
+        for folder in (whole, killed):
+            sys.argv = [*command, folder]
+            runpy.run_path(sys.argv[0], run_name="__main__")
+    """))
+    folders = tmp_path / "whole", tmp_path / "killed"
+    killed = start(folders[1])
+    while not list(folders[1].glob("results/*/unfinished/*/*.npz")):
+        assert killed.poll() is None, "it ended before it was killed"
+        time.sleep(0.002)
+    killed.kill()
+    killed.wait()
+    monkeypatch.setenv("PYTHONPATH", f"{tmp_path}{os.pathsep}{PROJECT}")
+    process = new_process(tmp_path / "both.py", *shlex.split(COMMAND), "-model", toy_checkpoint("llama"),
+                          "-out_dir", *folders)
     _, errors = process.communicate()
     assert process.returncode == 0 and not (tmp_path / "asked").exists(), errors
-    assert tables(tmp_path / "out") == undisturbed
-    (manifest,) = tmp_path.glob("out/results/*/manifest.json")
-    assert json.loads(manifest.read_text())["runs"][0]["wall_time_seconds"] > 0
+    for folder in folders:
+        assert tables(folder) == undisturbed
+        (manifest,) = folder.glob("results/*/manifest.json")
+        assert json.loads(manifest.read_text())["runs"][-1]["wall_time_seconds"] > 0
     assert (tmp_path / "changed").exists(), "that clock and those sockets were not there"
 
 
