@@ -35,7 +35,8 @@ def main(options: argparse.Namespace) -> None:
     out_dir = Path(options.out_dir or (paths[0].parent if paths[0].is_file() else paths[0]))
     check_writable(out_dir)
     selected = [each for path in paths if path.is_dir() for each in selections_in(path)]
-    sources = [source for path in paths if not _only_selections(path) for source in sources_in(path)]
+    sources = list(dict.fromkeys(source for path in paths if not _only_selections(path)
+                                 for source in sources_in(path)))
     if model:
         sources = [source for source in sources if source.model == model]
         if not sources:

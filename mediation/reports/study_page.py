@@ -56,6 +56,7 @@ from mediation.results.selections import Selected
 from mediation.results.study_results import StudyResults
 
 EXAMPLES_SHOWN = 12
+CONTRAST = "gender_contrast"
 
 
 def study_page(everything: Sequence[StudyResults], selected: Sequence[Selected] = (),
@@ -118,7 +119,14 @@ class _Study:
             known = row is not None and not np.isnan(row["low"])
             few = " (too few to rely on the interval)" if known and row["clusters"] < FEW else ""
             yield (f"{name} mean total effect is **{interval_of(row)}**, over {examples}"
-                   f"{f' in {row.clusters:,} clusters' if known else ''}{few}.")
+                   f"{f' in {row.clusters:,} clusters' if known else ''}{few}."
+                   + (" The filter chose them for an effect above 0: the mean of all examples is smaller."
+                      if each.measured.study.endswith(", filtered") else ""))
+            mirrored = _mirrored(each.texts) if each.source.kind == OWN else 0
+            if known and mirrored and row["clusters"] == len(each.texts):
+                yield (f"{mirrored:,} of these examples are each other's reverse and no independent "
+                       "evidence: give both of a pair one `cluster` in the file of stimuli, or intervals are "
+                       "too narrow and p too small.")
             if each.source.kind == OWN and row is not None and (row["high"] if known else row["value"]) < 0:
                 yield ("The alternative prompts favour the first candidate, which is to be the one that fits "
                        "the null prompt: were candidates or substitutes meant the other way round? Shares of "
@@ -131,6 +139,10 @@ class _Study:
                 yield (strongest_in_words(mediator, units, len(each.measured.total),
                                           each.measured.model if self.several else "")
                        + estimated(each, mediator))
+                if (units["effect"] == CONTRAST).any():
+                    yield ("Much of a neuron's effect is its reaction to any word for a person; for gender "
+                           "read its contrast, man against woman. " + strongest_in_words(
+                               mediator, units, len(each.measured.total), kind=CONTRAST))
 
     def sections(self) -> Iterator[Section]:
         """All of this study."""
@@ -254,6 +266,12 @@ class _Study:
                       number(row.examples, ".0f")] for row in rows.itertuples()])
 
 
+def _mirrored(texts):
+    """How many examples are another one with both prompts exchanged."""
+    pairs = {(null, alternative) for null, alternative, *_ in texts}
+    return sum((alternative, null) in pairs for null, alternative in pairs)
+
+
 def _estimands(each) -> Iterator[Part]:
     """The numbers of the neuron study that are cited, each with its formula and filter."""
     if each.estimands:
@@ -315,7 +333,9 @@ def _selections(selected, everything) -> Iterator[Part]:
     if missing:
         paths = list(dict.fromkeys(str(each.source.path) for each in everything))
         yield Text("Not known from these files: no selection was run. It is run, and this page made again "
-                   "with its folder, by:")
+                   "with its folder, by the commands below. Over everything they take hours (heads) or weeks "
+                   "(neurons): `--plan` tells, `--max_examples`, `--k` and `--template_indices` make them "
+                   "smaller.")
         yield Code("\n".join([
             *(f"python {script}_intervention_subset_selection.py -model {each.measured.model} "
               "-out_dir selection" for script, each in missing.items()),

@@ -15,6 +15,7 @@ from mediation.results.study_results import StudyResults
 
 LINKED = 200_000  # effects in single examples that a page takes
 SHOWN_UNITS = 300  # rows of a table of units
+ALL_OF_IT = .002  # a share this near 1 is all of the effect
 IN_WORDS = {  # mediators that are not called as their names are spelled
     "heads": "attention heads (their weights)", "layers": "attention layers (weights of all their heads)",
     "mlps": "MLPs", "residuals": "residual streams", "attentions": "attention outputs"}
@@ -47,6 +48,8 @@ def _first_kind(units):
 def _unit(row, tokens: Mapping[str, str] | None = None):
     """layer-unit, and where."""
     unit = str(row["layer"]) + ("" if pd.isna(row["unit"]) else f"-{int(row['unit'])}")
+    if unit == "0" and str(row.get("mediator", "")).startswith("mlps"):
+        unit = "0 (the word embedding)"
     position = row["position"]
     if not position or position in ("context", "slot"):
         return unit
@@ -56,41 +59,51 @@ def _unit(row, tokens: Mapping[str, str] | None = None):
     return f"{unit}, position {position}" + (f" ({token})" if token else "")
 
 
-def strongest_in_words(mediator: str, units: pd.DataFrame, examples: int, model: str = "") -> str:
+def strongest_in_words(mediator: str, units: pd.DataFrame, examples: int, model: str = "",
+                       kind: str | None = None) -> str:
     """Which unit has the strongest effect: of those whose effect is other than 0, where that was tested.
 
     Args:
-        examples: of the study, said where a mediator has fewer; model: to be named, where there are several.
+        examples: of the study, said where a mediator has fewer; model: to be named, where there are several;
+        kind: of effect, by default the first.
     """
-    kind = _first_kind(units)
+    kind = kind or _first_kind(units)
     of_kind = units[(units["effect"] == kind) & (units["layer"].astype(str) != "all")]
     largest = of_kind.loc[of_kind["rank"].idxmin()]
     called = of_kind[of_kind["p"] <= ALPHA]
     top = largest if called.empty else called.loc[called["rank"].idxmin()]
+    here = top.get("comparisons", np.nan)
+    fewer = not np.isnan(here) and here != examples
     known = [f"**{interval_of(top, 'mean')}**"]
     if kind != "ablation" and is_share(top["share"], top["share_low"], top["low"]):
-        known.append(f"{_share_of(top)} of the total effect")
-    if not np.isnan(top["in_top"]):
+        known.append(f"{_share_of(top)} of {'their' if fewer else 'the'} total effect"
+                     + (" (all of it: so by construction where the word that differs is read in, and where "
+                        "the answer is read out)" if abs(top["share"] - 1) < ALL_OF_IT else ""))
+    if not np.isnan(top["in_top"]) and largest.name == top.name:
         known.append(f"among the ten strongest in {top['in_top']:.0%} of the bootstrap draws")
-    begin, of_these = f"{model}: " if model else "", ", ".join(known)
-    here = top.get("comparisons", np.nan)
-    over = "" if np.isnan(here) or here == examples else f" (over {here:,.0f} of the {examples:,} examples)"
+    begin, of_these, what = f"{model}: " if model else "", ", ".join(known), f"{in_words(kind)} effect"
+    over = f" (over {here:,.0f} of the {examples:,} examples)" if fewer else ""
     at = f"other than 0 at a family-wise error of {ALPHA}"
     if of_kind["p"].isna().all():
         few = too_few_to_test(float(top.get("clusters", np.nan)))
-        return (f"{begin}Of the {plural(mediator)}, **{_unit(top)}** has the strongest {kind} effect{over}: "
+        return (f"{begin}Of the {plural(mediator)}, **{_unit(top)}** has the strongest {what}{over}: "
                 f"{of_these}{few and f'; {few}'}.")
     if called.empty:
-        return (f"{begin}Of {len(of_kind):,} {plural(mediator)} **none** has {an(kind)} effect {at}{over}. "
-                f"The largest mean is that of {_unit(top)}: {of_these}, family-wise p = {top['p']:.2g}.")
+        return (f"{begin}Of {len(of_kind):,} {plural(mediator)} **none** can be said to have {an(what)} {at}"
+                f"{over}: {top['clusters']:,.0f} clusters cannot tell, which does not mean that none has. "
+                f"The largest mean is that of {_unit(top)}: {of_these}, {_sure(top)}.")
     have = f"{len(called):,} of {len(of_kind):,} {'has' if len(called) == 1 else 'have'}"
     if largest.name == top.name:
-        return (f"{begin}Of the {plural(mediator)}, **{_unit(top)}** has the strongest {kind} effect{over}: "
+        return (f"{begin}Of the {plural(mediator)}, **{_unit(top)}** has the strongest {what}{over}: "
                 f"{of_these}; {have} an effect {at}.")
-    return (f"{begin}Of the {plural(mediator)}, {have} {an(kind)} effect {at}{over}; the strongest of them "
+    return (f"{begin}Of the {plural(mediator)}, {have} {an(what)} {at}{over}; the strongest of them "
             f"is **{_unit(top)}**: {of_these}. {_unit(largest)} has a larger mean, "
-            f"{interval_of(largest, 'mean')}, which differs too much between examples to be called "
-            f"(family-wise p = {largest['p']:.2g}).")
+            f"{interval_of(largest, 'mean')}, and is not called ({_sure(largest)}).")
+
+
+def _sure(row):
+    return f"family-wise p = {row['p']:.2g}" + ("" if np.isnan(row["q"]) else
+                                                f", false discovery rate q = {row['q']:.2g}")
 
 
 def an(word: str) -> str:
@@ -116,8 +129,13 @@ def estimated(each: StudyResults, mediator: str) -> str:
                if entry.get("mediator", mediator) == mediator and "sweep_seconds" in entry}
     if mediator == "layers" or not methods & {"gradient", "screen"}:
         return ""
-    return (" These are first-order estimates." if "gradient" in methods else
-            " The strongest were run, the others are first-order estimates.")
+    if "gradient" not in methods:
+        return " The strongest were run, the others are first-order estimates."
+    off = [entry["largest_deviation_from_full_passes"] for run in each.runs for entry in run["files"].values()
+           if "sweep_seconds" in entry and "largest_deviation_from_full_passes" in entry]
+    worst = f", off by up to {max(off):.2g} in a log-probability where full passes were run" if off else ""
+    return (f" These are first-order estimates{worst}: run a unit before you cite it (`--method screen` runs "
+            "the strongest).")
 
 
 def _share_of(row):
@@ -129,7 +147,9 @@ def mediator_parts(each: StudyResults, mediator: str, units: pd.DataFrame) -> It
     kind, tokens = _first_kind(units), each.tokens.get(mediator, {})
     yield from _map(each, mediator, units[units["effect"] == kind], kind, tokens)
     of_kind = units[units["effect"] == kind]
-    shown = of_kind.nsmallest(SHOWN_UNITS, "rank", keep="first")
+    called = of_kind[of_kind["p"] <= ALPHA]
+    shown = pd.concat([of_kind.nsmallest(SHOWN_UNITS, "rank"), called.nsmallest(SHOWN_UNITS, "rank")])
+    shown = shown[~shown.index.duplicated()].sort_values("rank", kind="stable")
     columns = {"unit": [Cell(_unit(row, tokens)) for _, row in shown.iterrows()],
                f"{kind} effect [low, high]": _estimates(shown, "mean", ""),
                "odds ratio - 1 [low, high]": _estimates(shown, "effect_mean", "effect_", ".3g"),
@@ -147,7 +167,8 @@ def mediator_parts(each: StudyResults, mediator: str, units: pd.DataFrame) -> It
             columns[f"{in_words(other)} effect"] = [number(mean) for mean in means]
     known = {name: cells for name, cells in columns.items() if any(cell.text != "-" for cell in cells)}
     every = len(of_kind)
-    what = f"All {every:,}" if every <= SHOWN_UNITS else f"The strongest {len(shown):,} of {every:,}"
+    what = (f"All {every:,}" if every <= SHOWN_UNITS else
+            f"The strongest {SHOWN_UNITS} of {every:,}, and those that are called below them: {len(shown):,}")
     tests = "".join(f"; {name}: {meaning}" for name, meaning in
                     (("p", "family-wise"), ("q", "false discovery rate")) if name in known)
     family = of_kind["family"].iloc[0]

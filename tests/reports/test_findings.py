@@ -18,7 +18,7 @@ def units(means, p, comparisons=13, clusters=13):
             "unit": pd.array(range(len(means)), dtype="Int64"), "position": "", "mean": means,
             "low": means - .01, "high": means + .01, "share": means, "share_low": means - .01,
             "share_high": means + .01, "in_top": 1.0, "comparisons": comparisons, "clusters": clusters,
-            "p": p, "rank": pd.Series(-np.abs(means)).rank(method="min")}
+            "p": p, "q": np.nan, "rank": pd.Series(-np.abs(means)).rank(method="min")}
     return pd.DataFrame(rows)
 
 
@@ -26,7 +26,10 @@ def test_the_strongest_unit_is_one_that_was_called():
     said = strongest_in_words("heads", units([.1, .3, -.2], [.01, 1.0, .04]), 13)
     assert "2 of 3 have an indirect effect other than 0 at a family-wise error of 0.05" in said
     assert "the strongest of them is **0-2**: **-0.2 [-0.21, -0.19]**" in said and "examples)" not in said
-    assert "0-1 has a larger mean, 0.3 [0.29, 0.31]" in said and "(family-wise p = 1)" in said
+    assert "0-1 has a larger mean, 0.3 [0.29, 0.31], and is not called (family-wise p = 1)" in said
+    assert "draws" not in said
+    both = strongest_in_words("heads", units([.1, .3, -.2], [.01, .08, .04]).assign(q=.0075), 13)
+    assert "(family-wise p = 0.08, false discovery rate q = 0.0075)" in both
     plain = strongest_in_words("heads", units([.1, .3, -.2], [.5, .01, .6]), 13)
     assert "**0-1** has the strongest indirect effect: **0.3 [" in plain and "larger mean" not in plain
     assert "1 of 3 has an effect other than 0 at a family-wise error of 0.05" in plain
@@ -34,7 +37,8 @@ def test_the_strongest_unit_is_one_that_was_called():
 
 def test_where_none_is_called_none_is_named_first():
     said = strongest_in_words("heads", units([.1, .3, -.2], [.3, .06, 1.0]), 13, "gpt2")
-    assert said.startswith("gpt2: Of 3 attention heads (their weights) **none** has an indirect effect other")
+    assert said.startswith("gpt2: Of 3 attention heads (their weights) **none** can be said to have an")
+    assert "13 clusters cannot tell, which does not mean that none has" in said
     assert "The largest mean is that of 0-1: **0.3" in said and "family-wise p = 0.06" in said
 
 
@@ -49,6 +53,14 @@ def test_fewer_examples_than_the_study_has_are_said():
     assert "(over 13 of the 2,142 examples)" in strongest_in_words("heads", units([.1], [.01]), 2142)
     of_2020 = units([.1, .2], np.nan).drop(columns=["comparisons", "clusters"])
     assert "examples)" not in strongest_in_words("heads", of_2020, 2142)
+
+
+def test_what_is_so_by_construction_is_said():
+    """The word embedding of the word that differs has all of the effect."""
+    rows = units([1.0, .3], [.01, .02]).assign(mediator="mlps", unit=pd.NA, layer=[0, 1], position="3")
+    said = strongest_in_words("mlps", rows, 13)
+    assert "**0 (the word embedding), position 3**" in said and "so by construction" in said
+    assert "by construction" not in strongest_in_words("heads", units([.1, .3], [.01, .02]), 13)
 
 
 def test_positions_that_are_not_one_place():
@@ -83,6 +95,10 @@ def test_a_page_says_what_a_reader_might_take_for_granted(toy_checkpoint, tmp_pa
     for text in either:
         assert "of the mediators only mlps were run" in text and "sets of units are chosen in the two" in text
         assert "Does it grow with model size?" in text and "OTHER_OUT_DIR" in text
+    mirrored = [Stimulus(str(number), "The {} said that", pair, ("she", "he"))
+                for number, pair in enumerate((("nurse", "man"), ("man", "nurse"), ("teacher", "man")))]
+    text = page(*mirrored, out="mirrored", options="--mediators mlps")
+    assert "2 of these examples are each other's reverse" in text
     text = page(words, other, out="each", options="--mediators mlps --positions each")
     assert "in 2 clusters (too few to rely on the interval)" in text
     assert re.search("note: the prompts have [0-9]+ to [0-9]+ tokens", text)
