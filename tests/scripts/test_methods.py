@@ -118,7 +118,7 @@ def test_estimated_probabilities_are_probabilities(run_script, toy_checkpoint, t
 
 @pytest.mark.usefixtures("undrawn")
 @pytest.mark.parametrize("method, words, finding", [
-    ("gradient", "method gradient, first-order estimates", "These are first-order estimates."),
+    ("gradient", "method gradient, first-order estimates", "These are first-order estimates"),
     ("screen", "method screen, the strongest neurons run", "the others are first-order estimates.")])
 def test_analyses_say_which_method_made_the_numbers(run_script, made, tmp_path, method, words, finding):
     folder = shutil.copytree(made[method], tmp_path / "results")
