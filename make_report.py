@@ -5,9 +5,9 @@
     python make_report.py mine selection -out_dir pages
 
 PATH: a folder of the neuron study, of the attention study or of mediate.py, a JSON of the attention study
-(ours or of 2020), a folder of selections; models that were asked the same are compared. The last argument may
-be the name of the one model that is reported. Writes report.html, and report.md, its text; prints what was
-found.
+(ours or of 2020), a folder of selections, or an -out_dir of any of these, of whose neuron studies the newest
+counts; models that were asked the same are compared. The last argument may be the name of the one model that
+is reported. Writes report.html, and report.md, its text; prints what was found.
 """
 
 import argparse

@@ -188,6 +188,7 @@ def prepared(model: LanguageModel, stimuli: Sequence[Stimulus], requests: Sequen
     print(f"stimuli: {len(stimuli)}, comparisons: {len(comparisons)}; model {model.name}: {model.num_layers} "
           f"layers, {model.num_heads} heads and {model.num_neurons} neurons a layer, on {model.where}")
     report_left_out(fitting, comparisons, options)
+    report_mixed_positions(fitting)
 
     name, run_folder = model.name + masking_suffix(model), RunFolder(folder)
     common = own_question.describe_stimuli(model, stimuli, options)
@@ -219,7 +220,7 @@ def check_together(model: LanguageModel, requests: Sequence[Request], options: A
 
 def report_left_out(fitting: Mapping[Request, tuple], comparisons: Sequence[Comparison],
                     options: AnalysisOptions) -> None:
-    """Print which comparisons each mediator is not defined for, and why; and where positions mix words.
+    """Print which comparisons each mediator is not defined for, and why.
 
     Raises:
         InputError: nothing is left; file and line are named.
@@ -236,9 +237,13 @@ def report_left_out(fitting: Mapping[Request, tuple], comparisons: Sequence[Comp
         raise InputError(f"{options.stimuli}, line {comparisons[0].stimulus.line}: no stimulus of the file "
                          f"fits {asked}: {len(names)} of {len(comparisons)} comparisons, such as "
                          f"{names[0]!r}: {reason}")
-    each = [request for request in fitting if request.positions == "each"]
+
+
+def report_mixed_positions(fitting: Mapping[Request, tuple[list[Comparison], Any]]) -> None:
+    """Print a note where means over each position mix words."""
     lengths = sorted({len(comparison.intervention.prompts[0].tokens)
-                      for request in each for comparison in fitting[request][0]})
+                      for request, (usable, _) in fitting.items() if request.positions == "each"
+                      for comparison in usable})
     if len(lengths) > 1:
         print(f"note: the prompts have {lengths[0]} to {lengths[-1]} tokens. A position is the number of a "
               "token, so that means over them mix different words: stimuli of one frame, a file each, make "

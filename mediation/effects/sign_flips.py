@@ -14,6 +14,7 @@ from scipy import stats
 
 LEAST_FLIPS, MOST_FLIPS = 10_000, 100_000
 ALPHA = 0.05
+LEAST_CLUSTERS = 6  # of fewer, all the ways to flip give no p up to ALPHA
 AT_ONCE = 8_000_000  # statistics in memory
 EQUAL = 1 - 1e-9  # sums of the same numbers in another order
 

@@ -57,6 +57,8 @@ from mediation.results.study_results import StudyResults
 
 EXAMPLES_SHOWN = 12
 CONTRAST = "gender_contrast"
+# {kind of study: what its script of selections begins with, and what is selected}
+SELECTIONS = {PROFESSIONS: ("neuron", "neuron"), ATTENTION: ("attention", "head")}
 
 
 def study_page(everything: Sequence[StudyResults], selected: Sequence[Selected] = (),
@@ -73,18 +75,19 @@ def study_page(everything: Sequence[StudyResults], selected: Sequence[Selected] 
     models = list(dict.fromkeys(each.measured.model for each in everything))
     studies = of_studies([each.measured for each in everything])
     results = {id(each.measured): each for each in everything}
+    several = len(studies) > 1
     sections: list[Section] = []
     findings: dict[str, list[str]] = {}
     for name, of_models in studies.items():
         places, step = trend_places([each.model for each in of_models], sizes)
         compared = Comparison(of_models, places, seed)
-        prefix = f"{name}: " if len(studies) > 1 else ""
-        of_study = _Study(compared, step, [results[id(each)] for each in compared.measured.values()], prefix)
+        about = name if several else ""
+        of_study = _Study(compared, step, [results[id(each)] for each in compared.measured.values()],
+                          about and f"{about}: ")
         sections += of_study.sections()
-        findings[name if len(studies) > 1 else ""] = list(of_study.findings())
+        findings[about] = list(of_study.findings())
     if selected:
-        of_sets = findings.setdefault("few units together" if len(studies) > 1 else "", [])
-        of_sets += map(_fewest, selected)
+        findings.setdefault("few units together" if several else "", []).extend(map(_fewest, selected))
     if len(models) == 1:
         sections.append(Section("Does it grow with model size?", list(_other_sizes(everything))))
     sections += [Section("How few units suffice?", list(_selections(selected, everything))),
@@ -326,12 +329,10 @@ def _selections(selected, everything) -> Iterator[Part]:
             if name != "random order":
                 chosen = ", ".join(f"{layer}-{unit}" for layer, unit in content[each.unit])
                 yield Text(f"{name}, in the order chosen: {chosen}")
-    kinds = {each.source.kind: each for each in everything}
-    wanted = {"neuron": kinds.get(PROFESSIONS), "attention": kinds.get(ATTENTION)}
-    missing = {script: each for script, each in wanted.items()
-               if each and ("neuron" if script == "neuron" else "head") not in {one.unit for one in selected}}
+    of_kinds = {each.source.kind: each for each in everything}
+    missing = {script: of_kinds[kind] for kind, (script, unit) in SELECTIONS.items()
+               if kind in of_kinds and unit not in {one.unit for one in selected}}
     if missing:
-        paths = list(dict.fromkeys(str(each.source.path) for each in everything))
         yield Text("Not known from these files: no selection was run. It is run, and this page made again "
                    "with its folder, by the commands below. Over everything they take hours (heads) or weeks "
                    "(neurons): `--plan` tells, `--max_examples`, `--k` and `--template_indices` make them "
@@ -339,7 +340,7 @@ def _selections(selected, everything) -> Iterator[Part]:
         yield Code("\n".join([
             *(f"python {script}_intervention_subset_selection.py -model {each.measured.model} "
               "-out_dir selection" for script, each in missing.items()),
-            f"python make_report.py {' '.join(paths)} selection"]))
+            f"{_make_report(everything)} selection"]))
     if not selected and not missing:
         yield Text("Not known: sets of units are chosen in the two studies of 2020 only. What all heads of a "
                    "block do together, and all heads of the model, is the mediator `layers`.")
@@ -348,13 +349,18 @@ def _selections(selected, everything) -> Iterator[Part]:
 def _other_sizes(everything) -> Iterator[Part]:
     """How one model's results are put beside those of another size."""
     model = everything[0].measured.model
-    paths = list(dict.fromkeys(str(each.source.path.parent if each.source.kind == OWN else each.source.path)
-                               for each in everything))
     yield Text(f"One model cannot tell: these results are of {model}. Run the commands at the end of this "
                "page with another `-model` and another `-out_dir`, then name all folders: differences on "
                "the examples that both have, the trend over size and the overlap of the strongest units "
                "come to this page.")
-    yield Code(f"python make_report.py {' '.join(paths)} OTHER_OUT_DIR")
+    yield Code(f"{_make_report(everything)} OTHER_OUT_DIR")
+
+
+def _make_report(everything):
+    """The command that makes this page again."""
+    paths = dict.fromkeys(each.source.path.parent if each.source.kind == OWN else each.source.path
+                          for each in everything)
+    return f"python make_report.py {' '.join(map(str, paths))}"
 
 
 def _how_sure(found) -> Iterator[Part]:

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from mediation.effects.sign_flips import ALPHA, smallest_p
+from mediation.effects.sign_flips import ALPHA, LEAST_CLUSTERS
 from mediation.reports import charts
 from mediation.reports.page import Cell, Figure, Part, Picker, Table, estimate, number, with_interval
 from mediation.reports.report import in_words
@@ -85,9 +85,11 @@ def strongest_in_words(mediator: str, units: pd.DataFrame, examples: int, model:
     over = f" (over {here:,.0f} of the {examples:,} examples)" if fewer else ""
     at = f"other than 0 at a family-wise error of {ALPHA}"
     if of_kind["p"].isna().all():
-        few = too_few_to_test(float(top.get("clusters", np.nan)))
+        clusters = top.get("clusters", np.nan)
+        few = (f"; tests of units need {LEAST_CLUSTERS} clusters, here are {clusters:.0f}"
+               if clusters < LEAST_CLUSTERS else "")
         return (f"{begin}Of the {plural(mediator)}, **{_unit(top)}** has the strongest {what}{over}: "
-                f"{of_these}{few and f'; {few}'}.")
+                f"{of_these}{few}.")
     if called.empty:
         return (f"{begin}Of {len(of_kind):,} {plural(mediator)} **none** can be said to have {an(what)} {at}"
                 f"{over}: {top['clusters']:,.0f} clusters cannot tell, which does not mean that none has. "
@@ -111,12 +113,6 @@ def an(word: str) -> str:
     return f"{'an' if word[0] in 'aeiou' else 'a'} {word}"
 
 
-def too_few_to_test(clusters: float) -> str:
-    """Says so, of clusters that can be flipped in too few ways; "" of others, and where it is not known."""
-    few = clusters < 63 and smallest_p(2 ** max(0, int(clusters) - 1), True) > ALPHA
-    return f"tests of units need six clusters, here are {clusters:.0f}" if few else ""
-
-
 def is_share(share: float, share_low: float, low: float) -> bool:
     """Whether a share of the total effect says anything: not where that may be 0, so that the share has no
     interval though the effect itself has one."""
@@ -125,14 +121,15 @@ def is_share(share: float, share_low: float, low: float) -> bool:
 
 def estimated(each: StudyResults, mediator: str) -> str:
     """Says so where not every effect of a mediator was run: by the manifest, files of 2020 have none."""
-    methods = {run["settings"].get("method") for run in each.runs for entry in run["files"].values()
-               if entry.get("mediator", mediator) == mediator and "sweep_seconds" in entry}
+    swept = [(run["settings"].get("method"), entry) for run in each.runs for entry in run["files"].values()
+             if entry.get("mediator", mediator) == mediator and "sweep_seconds" in entry]
+    methods = {method for method, _ in swept}
     if mediator == "layers" or not methods & {"gradient", "screen"}:
         return ""
     if "gradient" not in methods:
         return " The strongest were run, the others are first-order estimates."
-    off = [entry["largest_deviation_from_full_passes"] for run in each.runs for entry in run["files"].values()
-           if "sweep_seconds" in entry and "largest_deviation_from_full_passes" in entry]
+    off = [entry["largest_deviation_from_full_passes"] for method, entry in swept
+           if method == "gradient" and "largest_deviation_from_full_passes" in entry]
     worst = f", off by up to {max(off):.2g} in a log-probability where full passes were run" if off else ""
     return (f" These are first-order estimates{worst}: run a unit before you cite it (`--method screen` runs "
             "the strongest).")
@@ -201,7 +198,7 @@ def _map(each, mediator, of_kind, kind, tokens) -> Iterator[Part]:
     cells = of_kind[of_kind["layer"].astype(str) != "all"]
     layer_title = each.layers.get(mediator, "layer")
     top = cells.loc[cells["rank"].idxmin()]
-    sure = "" if np.isnan(top["p"]) else f", p = {top['p']:.2g}"
+    sure = "" if np.isnan(top["p"]) else f", {_sure(top)}"
     finding = f"The largest mean is that of {_unit(top, tokens)}: {interval_of(top, 'mean')}{sure}"
     data = pd.DataFrame({
         "cell": np.arange(len(cells)), "layer": cells["layer"].astype(int),

@@ -27,7 +27,7 @@ class Sizes:
     """A model's sizes, as far as its costs depend on them.
 
     `block`: weights of the linear maps of one block; `inner`: the widest of what they give; `element`: bytes
-    of a number; `device`: its kind; `masked`, `full_passes`: as of a LanguageModel.
+    of a number; `device`: the kind that computes; `masked`, `full_passes`: as of a LanguageModel.
     """
 
     layers: int

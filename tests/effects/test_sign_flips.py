@@ -6,7 +6,13 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from mediation.effects.sign_flips import benjamini_yekutieli, cluster_means, holm, sign_flips
+from mediation.effects.sign_flips import (
+    LEAST_CLUSTERS,
+    benjamini_yekutieli,
+    cluster_means,
+    holm,
+    sign_flips,
+)
 
 
 @pytest.fixture
@@ -69,6 +75,9 @@ def test_too_few_clusters_and_too_few_flips_give_no_p_and_say_so(generator):
     few = sign_flips(generator.normal(5, .1, (4, 3)))
     assert np.isnan(few.p).all() and np.isnan(few.family_wise).all()
     assert "too few clusters" in few.describe() and few.smallest == 1 / 8
+    for clusters in (LEAST_CLUSTERS - 1, LEAST_CLUSTERS):
+        tested = sign_flips(generator.normal(5, .1, (clusters, 3)))
+        assert np.isnan(tested.p).all() == (clusters < LEAST_CLUSTERS)
     means = generator.normal(1, 1, (20, 500))
     coarse, fine = sign_flips(means, 2000), sign_flips(means)
     assert np.isnan(coarse.rate).all() and "needs 10,000 flips: q is not given" in coarse.describe()

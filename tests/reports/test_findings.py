@@ -1,12 +1,16 @@
 """What a page says of units: sentences on tables whose answer is known."""
 
 import re
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
 
-from mediation.reports.unit_parts import plural, strongest_in_words, unlike
+from mediation.effects.model_comparison import Measured
+from mediation.reports.unit_parts import estimated, plural, strongest_in_words, unlike
+from mediation.results.model_results import OWN, Source
+from mediation.results.study_results import StudyResults
 from mediation.stimuli.stimulus_files import Stimulus
 from tests.helpers import write_stimuli
 
@@ -46,7 +50,7 @@ def test_where_none_is_called_none_is_named_first():
 def test_clusters_that_are_too_few_to_test(clusters, few):
     said = strongest_in_words("heads", units([.1, .3], np.nan, clusters=clusters), 13)
     assert "**0-1** has the strongest" in said
-    assert ("tests of units need six clusters" in said) == few
+    assert ("tests of units need 6 clusters" in said) == few
 
 
 def test_fewer_examples_than_the_study_has_are_said():
@@ -67,6 +71,23 @@ def test_positions_that_are_not_one_place():
     alike = {"0": "The", "1": " nurse/ captain/...", "2": " said"}
     assert unlike(list(alike), alike) == "" and unlike(["0"], {"0": "/"}) == ""
     assert "at 2 of 3 the examples have different ones" in unlike(list(alike), alike | {"2": " said/ who"})
+
+
+def test_how_far_estimates_were_off_is_of_their_own_mediator():
+    """Neither of other mediators of the folder, nor of runs without estimates."""
+    def run(method, **deviations):
+        return {"settings": {"method": method},
+                "files": {f"{mediator}.csv": {"mediator": mediator, "sweep_seconds": 1.0,
+                                              "largest_deviation_from_full_passes": deviation}
+                          for mediator, deviation in deviations.items()}}
+
+    runs = [run("exact", mlps=9.0), run("gradient", values=.25, head_outputs=2.0)]
+    measured = Measured("stimuli", "toy", ["a"], {"stimuli": ["a"]}, [""], np.zeros(1))
+    source = Source(OWN, Path("none"), "toy")
+    results = StudyResults(source, measured, pd.DataFrame(), [], {}, {}, runs, [], [])
+    assert "off by up to 0.25 in a log-probability" in estimated(results, "values")
+    assert "off by up to 2 in a log-probability" in estimated(results, "head_outputs")
+    assert estimated(results, "mlps") == ""
 
 
 def test_mediators_in_words():
@@ -103,5 +124,5 @@ def test_a_page_says_what_a_reader_might_take_for_granted(toy_checkpoint, tmp_pa
     assert "in 2 clusters (too few to rely on the interval)" in text
     assert re.search("note: the prompts have [0-9]+ to [0-9]+ tokens", text)
     assert "the examples have different ones" in text
-    assert "tests of units need six clusters, here are" in text and "| examples |" in text
+    assert "tests of units need 6 clusters, here are" in text and "| examples |" in text
     assert "within the error budget of" in text

@@ -125,6 +125,17 @@ def test_analyses_write_and_print(run_script, results):
     assert "bias with log she effect" in report
 
 
+def test_a_report_of_an_out_dir_has_its_newest_neuron_study(run_script, results, tmp_path):
+    """Read twice, or with an older one beside it, it would be two results of one model."""
+    for day in ("20200229", "20200301"):
+        shutil.copytree(results, tmp_path / "results" / f"{day}_neuron_intervention")
+    newest = tmp_path / "results" / "20200301_neuron_intervention"
+    code, output, error = run_script("make_report.py", tmp_path, newest, "-out_dir", tmp_path / "page")
+    assert code == 0 and "What was found:\n1. " in output, error
+    text = (tmp_path / "page" / "report.md").read_text()
+    assert f"read from `{newest}`" in text and "20200229" not in text
+
+
 @pytest.mark.parametrize("key, value", [("alpha", 2.0), ("weights_sha256", "0" * 64)])
 def test_tables_of_another_alpha_or_other_weights_are_not_averaged(run_script, results, key, value):
     """One template with these, one with those: nothing was overwritten, but a mean would be of neither."""
