@@ -35,6 +35,7 @@ DIGEST = hashlib.sha256().digest_size  # bytes behind a shard's archive, by whic
 # the part of the aligned examples, the smallest odds ratios first, that the attention study leaves out: where
 # a command line names none, and in files of 2020, which do not say it
 FILTER_QUANTILE = 0.25
+
 PACKAGES = ("torch", "transformers", "tokenizers", "numpy")  # their versions decide a number's last digits
 
 
@@ -172,6 +173,15 @@ def software() -> dict[str, str]:
     """{name: version} of the software that computes the numbers, this one first."""
     versions = {name: importlib.metadata.version(name) for name in PACKAGES}
     return {"causal-mediation": VERSION, **versions}
+
+
+def python_command() -> str:
+    """What a user types for the Python that runs here: "python" where that is this one, else its path from
+    the current folder, such as .venv/bin/python; "python" again where it lies elsewhere."""
+    path = Path(sys.executable)
+    if shutil.which("python") == str(path) or not path.is_relative_to(Path.cwd()):
+        return "python"
+    return str(path.relative_to(Path.cwd()))
 
 
 class RunFolder:

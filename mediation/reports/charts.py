@@ -66,10 +66,16 @@ def unit_map(units: pd.DataFrame, x: str, x_title: str, y_title: str, linked: bo
     size: Any = {"width": alt.Step(step) if wide <= 200 else step * wide,
                  "height": alt.Step(12 if tall > 16 else 20)}
     if wide > 200:
-        named = base.mark_text(fontSize=11, fontWeight="bold", align="left", dx=3).encode(
+        names = _named(units, x, step)
+        last = units[x].max() - NAME_WIDTH // step  # from here on a name stands left of its cell
+        at_end = [row.unit for row in names if row.place > last]
+        within = [row.unit for row in names if row.place <= last]
+        sides: Any = (("left", 3, within), ("right", -3, at_end))
+        layers = [base.mark_text(fontSize=11, fontWeight="bold", align=align, dx=dx).encode(
             x=across, y=alt.Y("layer:O", sort="descending"),
-            text="unit:N").transform_filter(alt.FieldOneOfPredicate("unit", _named(units, x, step)))
-        return _finished(alt.layer(cells, named).properties(**size))
+            text="unit:N").transform_filter(alt.FieldOneOfPredicate("unit", of_these))
+            for align, dx, of_these in sides if of_these]
+        return _finished(alt.layer(cells, *layers).properties(**size))
     if not linked:
         return _finished(cells.properties(**size))
     chosen = alt.selection_point(name="chosen", fields=["cell"], on="click", empty=False,
@@ -82,14 +88,14 @@ def unit_map(units: pd.DataFrame, x: str, x_title: str, y_title: str, linked: bo
     return _finished(alt.vconcat(cells, single, spacing=24))
 
 
-def _named(units: pd.DataFrame, x: str, step: int) -> list[str]:
+def _named(units: pd.DataFrame, x: str, step: int) -> list[Any]:
     """The ten strongest, without those whose name would lie over that of a stronger one in their layer."""
     named: list[Any] = []
     for row in units.nsmallest(10, "rank").assign(place=lambda top: top[x]).itertuples():
         if all(row.layer != other.layer or abs(row.place - other.place) * step > NAME_WIDTH
                for other in named):
             named.append(row)
-    return [row.unit for row in named]
+    return named
 
 
 def examples_of_groups(x: str) -> dict[str, Any]:

@@ -21,6 +21,7 @@ from mediation.effects.model_comparison import (
 )
 from mediation.effects.resampling import FEW
 from mediation.effects.summaries import smallest_reaching
+from mediation.files.storage import python_command
 from mediation.reports import charts
 from mediation.reports.page import (
     Bullets,
@@ -53,7 +54,7 @@ from mediation.reports.unit_parts import (
 from mediation.results.mediation_tables import screening_of
 from mediation.results.model_results import ATTENTION, OWN, PROFESSIONS
 from mediation.results.selections import Selected
-from mediation.results.study_results import StudyResults
+from mediation.results.study_results import StudyResults, aggregation
 
 EXAMPLES_SHOWN = 12
 CONTRAST = "gender_contrast"
@@ -85,9 +86,9 @@ def study_page(everything: Sequence[StudyResults], selected: Sequence[Selected] 
         of_study = _Study(compared, step, [results[id(each)] for each in compared.measured.values()],
                           about and f"{about}: ")
         sections += of_study.sections()
-        findings[about] = list(of_study.findings())
+        findings[about[:1].upper() + about[1:]] = list(of_study.findings())
     if selected:
-        findings.setdefault("few units together" if several else "", []).extend(map(_fewest, selected))
+        findings.setdefault("Few units together" if several else "", []).extend(map(_fewest, selected))
     if len(models) == 1:
         sections.append(Section("Does it grow with model size?", list(_other_sizes(everything))))
     sections += [Section("How few units suffice?", list(_selections(selected, everything))),
@@ -130,6 +131,11 @@ class _Study:
                 yield (f"{mirrored:,} of these examples are each other's reverse and no independent "
                        "evidence: give both of a pair one `cluster` in the file of stimuli, or intervals are "
                        "too narrow and p too small.")
+            if each.exchanged:
+                yield (f"In **{len(each.exchanged):,}** of {examples}, such as "
+                       f"“{short(each.exchanged[0], 110)}”, the null prompt prefers the second candidate and "
+                       "the alternative prompt shifts the odds toward the first: were candidates exchanged "
+                       "there? Such examples pull means toward 0.")
             if each.source.kind == OWN and row is not None and (row["high"] if known else row["value"]) < 0:
                 yield ("The alternative prompts favour the first candidate, which is to be the one that fits "
                        "the null prompt: were candidates or substitutes meant the other way round? Shares of "
@@ -137,7 +143,9 @@ class _Study:
             share = self._share(each)
             if share is not None:
                 yield (f"{'There, ' if self.several else ''}**{interval_of(share, form='.0%')}** of it is "
-                       "gone when the attention weights of all heads are held (proportion mediated).")
+                       "gone when the attention weights of all heads are held (proportion mediated: "
+                       "the total indirect effect. The indirect effect, of replacing them alone, can have "
+                       "another share).")
             for mediator, units in by_mediator(each.units):
                 yield (strongest_in_words(mediator, units, len(each.measured.total),
                                           each.measured.model if self.several else "")
@@ -173,14 +181,19 @@ class _Study:
                           & (self.means["group"] == group)]
         return None if rows.empty else rows.iloc[0]
 
+    def _tells(self, row):
+        """Whether a mean says anything: a share of a total effect that may be 0 does not."""
+        if row.scale != SHARE:
+            return True
+        of_total = self.means[(self.means["model"] == row.model) & (self.means["group"] == row.group)
+                              & (self.means["quantity"] == "total effect")]
+        return is_share(row.value, row.low, np.nan if of_total.empty else of_total["low"].iloc[0])
+
     def _share(self, each):
         rows = self.table[(self.table["what"] == "mean") & (self.table["scale"] == SHARE)
                           & (self.table["group"] == EVERY) & (self.table["model"] == each.measured.model)
                           & (self.table["quantity"] == "proportion mediated")]
-        if rows.empty:
-            return None
-        row, total = rows.iloc[0], self._mean(each, "total effect")
-        return row if is_share(row["value"], row["low"], np.nan if total is None else total["low"]) else None
+        return None if rows.empty or not self._tells(rows.iloc[0]) else rows.iloc[0]
 
     def _trend(self):
         rows = self.table[(self.table["what"] == "trend") & (self.table["scale"] == LOG)]
@@ -232,6 +245,7 @@ class _Study:
             charts.intervals(charts.EFFECT), {"rows": charts.columns_of(data), "zero": {"x": [0]}})
         other = self.table[(self.table["what"] == "mean") & (self.table["scale"] != LOG)]
         table = pd.concat([self.means, other])
+        table.loc[[not self._tells(row) for row in table.itertuples()], ["value", "low", "high"]] = np.nan
         yield Table("Means with 95% intervals; odds ratio - 1 is the mean of 2020, which few examples can "
                     "drive. total = direct + total indirect holds on the log scale",
                     ["what", "scale", "model", "group", "mean [low, high]", "examples", "clusters"],
@@ -333,13 +347,14 @@ def _selections(selected, everything) -> Iterator[Part]:
     missing = {script: of_kinds[kind] for kind, (script, unit) in SELECTIONS.items()
                if kind in of_kinds and unit not in {one.unit for one in selected}}
     if missing:
-        yield Text("Not known from these files: no selection was run. It is run, and this page made again "
-                   "with its folder, by the commands below. Over everything they take hours (heads) or weeks "
-                   "(neurons): `--plan` tells, `--max_examples`, `--k` and `--template_indices` make them "
-                   "smaller.")
+        yield Text("Not known from these files: no selection was run. It is run on the prompts of this page, "
+                   "and the page made again with its folder, by the commands below; heads are chosen on "
+                   "examples that the filter leaves, of WinoBias from dev. `--plan` tells what they take: a "
+                   "prompt or two are minutes, everything is hours (heads) or weeks (neurons).")
         yield Code("\n".join([
-            *(f"python {script}_intervention_subset_selection.py -model {each.measured.model} "
-              "-out_dir selection" for script, each in missing.items()),
+            *(" ".join(filter(None, (
+                f"{python_command()} {script}_intervention_subset_selection.py -model {each.measured.model}",
+                "-out_dir selection", each.asked_of))) for script, each in missing.items()),
             f"{_make_report(everything)} selection"]))
     if not selected and not missing:
         yield Text("Not known: sets of units are chosen in the two studies of 2020 only. What all heads of a "
@@ -360,13 +375,14 @@ def _make_report(everything):
     """The command that makes this page again."""
     paths = dict.fromkeys(each.source.path.parent if each.source.kind == OWN else each.source.path
                           for each in everything)
-    return f"python make_report.py {' '.join(map(str, paths))}"
+    return f"{python_command()} make_report.py {' '.join(map(str, paths))}"
 
 
 def _how_sure(found) -> Iterator[Part]:
     lines: list[str] = []
+    several = len({each.measured.study for each in found}) > 1
     for each in found:
-        model = each.measured.model
+        model = each.measured.model + (f", {each.measured.study}" if several else "")
         for run in each.runs:
             lines += [f"{model}, {sentence}" for sentence in _checked(run)]
             if "error_budget" in run:
@@ -456,9 +472,13 @@ def _provenance(found, files) -> Iterator[Part]:
         yield Table("Runs", ["model", "weights (SHA-256)", "method", "precision", "numbers", "seed",
                              "words of several tokens", "finished", "machine"], rows)
     if commands:
+        python = python_command()
+        commands = [f"{python} {command}" if ".py" in command.split()[0] else command for command in commands]
+        commands += [aggregation(each.source.path, each.measured.model) for each in found
+                     if each.source.kind == PROFESSIONS and not each.units.empty]
         yield Text("Commands; what is finished is kept, and a run that was stopped goes on:")
-        yield Code("\n".join(dict.fromkeys(f"python {command}" if ".py" in command.split()[0] else command
-                                           for command in commands)))
+        commands += [] if found[0].source.kind == OWN else [_make_report(found)]  # mediate.py writes it
+        yield Code("\n".join(dict.fromkeys(commands)))
     yield Bullets([*(f"read from `{each.source.path}`" for each in found),
                    *([f"figures and tables: {', '.join(path.name for path in files)}"] if files else [])])
 

@@ -8,7 +8,7 @@ import pandas as pd
 
 from mediation.effects.sign_flips import ALPHA, LEAST_CLUSTERS
 from mediation.reports import charts
-from mediation.reports.page import Cell, Figure, Part, Picker, Table, estimate, number, with_interval
+from mediation.reports.page import Cell, Figure, Part, Picker, Table, Text, estimate, number, with_interval
 from mediation.reports.report import in_words
 from mediation.results.mediation_tables import SEVERAL
 from mediation.results.study_results import StudyResults
@@ -169,6 +169,9 @@ def mediator_parts(each: StudyResults, mediator: str, units: pd.DataFrame) -> It
     tests = "".join(f"; {name}: {meaning}" for name, meaning in
                     (("p", "family-wise"), ("q", "false discovery rate")) if name in known)
     family = of_kind["family"].iloc[0]
+    if "word embedding" in each.layers.get(mediator, ""):
+        yield Text("Layer 0 is the word embedding, layer i the MLP of block i - 1: of heads and other "
+                   "mediators, block i - 1 is layer i - 1.")
     yield Table(f"{what} {plural(mediator)}{tests}{f'; family: {family}' if family else ''}", list(known),
                 list(zip(*known.values())))
 

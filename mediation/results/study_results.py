@@ -3,6 +3,7 @@ of its units, the texts of its examples, how it was made, what is missing."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import compress
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,7 @@ from mediation.effects.sign_flips import SignFlips
 from mediation.effects.stability import Halves
 from mediation.effects.unit_summaries import NUMBERS
 from mediation.errors import InputError
-from mediation.files.storage import FILTER_QUANTILE
+from mediation.files.storage import FILTER_QUANTILE, python_command
 from mediation.results import mediation_tables
 from mediation.results.attention_results import (
     ATTENTION_FOLDER,
@@ -36,13 +37,14 @@ from mediation.results.model_results import ATTENTION, PROFESSIONS, Source, medi
 from mediation.results.neuron_tables import (
     WHOLE_STUDY,
     find_tables,
+    models_in,
     read_effects,
     read_probabilities,
     runs_in,
 )
-from mediation.results.summaries import ALL, Summary
+from mediation.results.summaries import ALL, Summary, with_log_odds
 from mediation.results.tables import FORMATS, check_columns
-from mediation.stimuli.templates import TEMPLATES
+from mediation.stimuli.templates import TEMPLATES, template_file_stem
 
 MOST_ROWS = 500_000  # of a table whose single examples a report shows
 NO_MANIFEST = ("no manifest: the file does not say with which weights, options and software it was made, nor "
@@ -69,6 +71,9 @@ class StudyResults:
             title, tokens [T], heads {name: weights [2, T] in both contexts}.
         estimands, correlations: the numbers of the neuron study's total effects.
         left_out: sentences on comparisons that do not count, and on what was not run.
+        asked_of: options that take a selection of units to the same prompts.
+        exchanged: texts of examples whose candidates look exchanged: the null prompt prefers the second, and
+            the alternative shifts the odds toward the first.
         missing: sentences on what these files do not have.
     """
 
@@ -86,6 +91,8 @@ class StudyResults:
     attention: Sequence[Mapping[str, Any]] = ()
     estimands: Sequence[Estimand] = ()
     correlations: Sequence[Correlation] = ()
+    asked_of: str = ""
+    exchanged: Sequence[tuple[str, str, str, str]] = ()
 
 
 def read(source: Source, rated: Mapping[str, RatedWord], found: Summary | None = None) -> StudyResults:
@@ -119,10 +126,13 @@ def _of_attention(source, measured):
                         f"weakest {content.get('filter_quantile', FILTER_QUANTILE):.0%} of the others. Run "
                         "again with `--do-filter False` for all of them")
     missing = [] if runs else [PASSED_ON if "example" in content["results"][0] else NO_MANIFEST]
+    first = next((most for run in runs if (most := run["settings"].get("max_examples"))), None)
+    asked_of = (f"--data {'winogender' if 'stat' in content else 'winobias'}"
+                + (f" --max_examples {first}" if first else ""))
     tests = {kind: of_kind.tests for kind, of_kind in study.units.items()}
     halves = dict(zip(MEDIATORS, study.units["indirect"].halves))
     return StudyResults(source, measured, units, texts, {}, {}, runs, left_out, missing, tests, halves,
-                        _attention(source.path))
+                        _attention(source.path), asked_of=asked_of)
 
 
 def _attention(path):
@@ -183,7 +193,7 @@ def _of_own(source, measured, found):
                      for reason, number in reasons.items()]
     every = pd.concat(summaries, ignore_index=True) if summaries else pd.DataFrame()
     known = StudyResults(source, measured, every, texts, tokens, layers, runs, list(dict.fromkeys(left_out)),
-                         missing or ([] if runs else [NO_MANIFEST]))
+                         missing or ([] if runs else [NO_MANIFEST]), exchanged=_exchanged(totals, texts))
     if found is None:
         return known
     tests = {kind: of_kind for (group, kind), of_kind in found.tests.items() if group == ALL}
@@ -194,6 +204,13 @@ def _of_own(source, measured, found):
     return replace(known, tests=tests, halves=halves)
 
 
+def _exchanged(totals, texts):
+    """See `StudyResults`; none where no example says the opposite, for then all may be meant so."""
+    known = with_log_odds(totals)
+    against = ((known["log_odds_base"] > 0) & (known["log_effect"] < 0)).to_numpy()
+    return list(compress(texts, against)) if (known["log_effect"] > 0).any() else []
+
+
 def _of_professions(source, rated):
     folder, model = source.path, source.model
     prompts, _ = prompt_effects(read_probabilities(folder, model), rated)
@@ -201,7 +218,7 @@ def _of_professions(source, rated):
     runs = [run for run in runs_in(folder) if run["settings"].get("model") == model]
     path, means = folder / f"{model}_neurons_summary.csv", folder / f"{model}_neuron_effects.csv"
     units, missing = pd.DataFrame(), [] if runs else [NO_MANIFEST]
-    compute = f"run `python compute_and_save_neuron_agg_effect.py {folder} {model}`"
+    compute = f"run `{aggregation(folder, model)}`"
     if path.exists():
         units = _read_summary(read_effects(path, NUMBERS), "neurons")
     elif means.exists():
@@ -211,10 +228,44 @@ def _of_professions(source, rated):
     else:
         missing.append(f"no effects of neurons: {compute}")
     texts = [(example, "", "he", "she") for example in measured.examples]
-    left_out = [*_words_left_out(runs, prompts), *_not_run(folder, model, runs, prompts["word"].nunique())]
+    left_out = [*_words_left_out(runs, prompts), *_not_run(folder, model, runs, prompts["word"].nunique()),
+                *_beside(folder, model)]
     return StudyResults(source, measured, units, texts, {}, {"neurons": "layer (0 = word embedding)"}, runs,
                         left_out, missing,
-                        estimands=total_effects(prompts), correlations=bias_correlations(prompts))
+                        estimands=total_effects(prompts), correlations=bias_correlations(prompts),
+                        asked_of=_asked_of(folder, model, runs))
+
+
+def aggregation(folder: Path, model: str) -> str:
+    """The command that makes means and summaries of a neuron study's tables."""
+    return f"{python_command()} compute_and_save_neuron_agg_effect.py {folder} {model}"
+
+
+def _swept(run):
+    """{name: entry} of a run's finished tables of neurons, of the types that the whole study has."""
+    return {name: entry for name, entry in run["files"].items()
+            if "sweep_seconds" in entry and any(f"_{kind}_" in name for kind in WHOLE_STUDY)}
+
+
+def _asked_of(folder, model, runs):
+    """Options for the prompts whose neurons were run; "" for the whole study, and where no run says so."""
+    swept = [run for run in runs if _swept(run)]
+    words = list(dict.fromkeys(word for run in swept for word in run["settings"]["professions"]))
+    names = [name for run in swept for name in _swept(run)]
+    templates = [str(number) for number, template in enumerate(TEMPLATES, 1)
+                 if any(name.startswith(f"{template_file_stem(template)}_") for name in names)]
+    if not words or len(templates) == len(TEMPLATES):
+        return ""
+    return f"--template_indices {' '.join(templates)} --professions {' '.join(words)}"
+
+
+def _beside(folder, model) -> Iterator[str]:
+    """Other runs of the study in the same -out_dir: a page is of one."""
+    others = [other.name for other in sorted(folder.parent.glob("*_neuron_intervention"))
+              if other != folder and model in models_in(other)]
+    if others:
+        yield (f"other runs of this study beside it, each a folder of its own: {', '.join(others)}; name one "
+               "to have its page")
 
 
 def _words_left_out(runs, prompts) -> Iterator[str]:
@@ -239,8 +290,7 @@ def _not_run(folder, model, runs, professions):
     `professions`: how many.
     """
     swept = [(entry["sweep_seconds"], len(run["settings"]["professions"])) for run in runs
-             for name, entry in run["files"].items()
-             if "sweep_seconds" in entry and any(f"_{kind}_" in name for kind in WHOLE_STUDY)]
+             for entry in _swept(run).values()]
     every, ran = len(WHOLE_STUDY) * len(TEMPLATES) * professions, sum(words for _, words in swept)
     if not ran:
         tables = set(find_tables(folder, model).values()) - {"no_intervention"}
@@ -248,13 +298,16 @@ def _not_run(folder, model, runs, professions):
     if ran >= every:
         return []
     hours = (every / ran - 1) * sum(seconds for seconds, _ in swept) / 3600
+    sizes = sum((folder / name).stat().st_size for run in runs for name in _swept(run)
+                if (folder / name).exists())
+    disk = (every / ran - 1) * sizes / 1e9
     asked = model.removesuffix("_random") + (" --randomize" if model.endswith("_random") else "")
     asked += f" --method {runs[-1]['settings']['method']}" if "method" in runs[-1]["settings"] else ""
     return [f"neurons were run for {ran:,} of {every:,} prompts and types of intervention: the whole study "
             f"has {len(TEMPLATES)} templates, {len(WHOLE_STUDY)} types and here {professions} professions. "
-            f"The others take {hours:.1f} hours at the speed of these runs, in a folder of their own; "
-            "stopped, the same command goes on: `python run_profession_neuron_experiments.py -model "
-            f"{asked} -out_dir all`"]
+            f"The others take {hours:.1f} hours at the speed of these runs, and {disk:.1f} GB in a folder of "
+            "their own (`--format parquet`: less); stopped, the same command goes on: "
+            f"`{python_command()} run_profession_neuron_experiments.py -model {asked} -out_dir all`"]
 
 
 def _of_means(effects):

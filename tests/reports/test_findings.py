@@ -120,6 +120,15 @@ def test_a_page_says_what_a_reader_might_take_for_granted(toy_checkpoint, tmp_pa
                 for number, pair in enumerate((("nurse", "man"), ("man", "nurse"), ("teacher", "man")))]
     text = page(*mirrored, out="mirrored", options="--mediators mlps")
     assert "2 of these examples are each other's reverse" in text
+    text = page(*(Stimulus(f"{word} {number}", "The {} said that", (word, "man"), pair)
+                  for word in ("nurse", "teacher", "doctor")
+                  for number, pair in enumerate((("she", "he"), ("he", "she")))),
+                out="exchanged", options="--mediators mlps")
+    totals = pd.read_csv(next((tmp_path / "exchanged").glob("total_effects_*.csv")))
+    against = (totals["candidate2_base_prob"] > totals["candidate1_base_prob"]) & (totals["total_effect"] < 0)
+    assert f"In **{against.sum()}** of 6 examples, such as" in text
+    assert "were candidates exchanged there" in text
+    assert 0 < against.sum() < 6
     text = page(words, other, out="each", options="--mediators mlps --positions each")
     assert "in 2 clusters (too few to rely on the interval)" in text
     assert re.search("note: the prompts have [0-9]+ to [0-9]+ tokens", text)

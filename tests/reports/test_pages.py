@@ -8,6 +8,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from mediation.files.storage import python_command
 from mediation.reports import charts, html, page
 from mediation.reports.page import Bullets, Cell, Code, Figure, Page, Section, Table, Text
 from mediation.reports.study_page import study_page
@@ -97,17 +98,20 @@ def test_a_page_of_published_files(page_of_published):
     assert "gpt2: Of the attention heads (their weights), **5-8** has the strongest indirect effect" in text
     assert re.search(r"Along distilgpt2.* the total effect changes by \*\*.*per doubling", text)
     assert "no manifest" in text and "29 more: the weakest 25% of the others" in text
-    assert "python attention_intervention_subset_selection.py" in text
+    assert f"{python_command()} attention_intervention_subset_selection.py -model" in text
+    assert "-out_dir selection --data winobias\n" in text
 
 
 def test_names_in_a_wide_map_do_not_lie_over_each_other():
-    """Of two units side by side the stronger one is named, in another layer both are."""
+    """Of two units side by side the stronger one is named, in another layer both are; at the right end the
+    name stands before its cell."""
     units = pd.DataFrame({"layer": [0, 0, 0, 1], "number": [5, 9, 290, 5], "rank": [1, 2, 3, 4],
                           "value": [4.0, 3.0, 2.0, 1.0], "unit": ["0-5", "0-9", "0-290", "1-5"]})
     others = pd.DataFrame({"layer": 2, "number": range(300), "rank": 99, "value": 0.0, "unit": "2-0"})
     chart = charts.unit_map(pd.concat([units, others]), "number", "neuron", "layer", linked=False)
-    (named,) = [layer["transform"][0]["filter"]["oneOf"] for layer in chart["layer"] if "transform" in layer]
-    assert [unit for unit in named if unit != "2-0"] == ["0-5", "0-290", "1-5"]
+    named = {layer["mark"]["align"]: [unit for unit in layer["transform"][0]["filter"]["oneOf"] if unit != "2-0"]
+             for layer in chart["layer"] if "transform" in layer}
+    assert named == {"left": ["0-5", "1-5"], "right": ["0-290"]}
 
 
 def test_figures_show_the_numbers_of_the_tables(page_of_published):
@@ -167,6 +171,7 @@ def test_shares_of_a_total_effect_that_may_be_0_are_not_told(published, tmp_path
     text = (tmp_path / "page" / "report.md").read_text()
     assert code == 0 and ("total effect is **0 [0, 0]**" in text) == (total == 0), error
     assert "inf" not in text and "of it is gone" not in text and "of the total effect," not in text
+    assert re.search(r"\| proportion mediated \| share of the total \| gpt2 \| all \| - \|", text)
     told = r"(\d+) of (\d+) examples by the filter: their odds ratio is not above 1, .*; (\d+) more"
     not_aligned, loaded, weak = map(int, re.search(told, text).groups())
     assert loaded - not_aligned - weak == len(content["results"])

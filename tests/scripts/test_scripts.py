@@ -123,6 +123,11 @@ def test_analyses_write_and_print(run_script, results):
     report = (results / "report.md").read_text()
     assert "Which neurons carry it?" in report and "odds(he) man/null - 1" in report
     assert "bias with log she effect" in report
+    # what is left is told with its cost; selections are of the same prompts
+    assert re.search(r"24 of 204 prompts and types of intervention.* take \d+\.\d hours .*\d\.\d GB", report)
+    assert "selection --template_indices 1 13 --professions captain nurse teacher\n" in report
+    assert f"compute_and_save_neuron_agg_effect.py {results} toy-gpt2\n" in report
+    assert "make_report.py" in report and "block i - 1 is layer i - 1" in report
 
 
 def test_a_report_of_an_out_dir_has_its_newest_neuron_study(run_script, results, tmp_path):
@@ -133,7 +138,8 @@ def test_a_report_of_an_out_dir_has_its_newest_neuron_study(run_script, results,
     code, output, error = run_script("make_report.py", tmp_path, newest, "-out_dir", tmp_path / "page")
     assert code == 0 and "What was found:\n1. " in output, error
     text = (tmp_path / "page" / "report.md").read_text()
-    assert f"read from `{newest}`" in text and "20200229" not in text
+    assert f"read from `{newest}`" in text and text.count("20200229") == 1
+    assert "other runs of this study beside it, each a folder of its own: 20200229_neuron_interv" in text
 
 
 @pytest.mark.parametrize("key, value", [("alpha", 2.0), ("weights_sha256", "0" * 64)])
