@@ -109,8 +109,9 @@ def test_names_in_a_wide_map_do_not_lie_over_each_other():
                           "value": [4.0, 3.0, 2.0, 1.0], "unit": ["0-5", "0-9", "0-290", "1-5"]})
     others = pd.DataFrame({"layer": 2, "number": range(300), "rank": 99, "value": 0.0, "unit": "2-0"})
     chart = charts.unit_map(pd.concat([units, others]), "number", "neuron", "layer", linked=False)
-    named = {layer["mark"]["align"]: [unit for unit in layer["transform"][0]["filter"]["oneOf"] if unit != "2-0"]
+    named = {layer["mark"]["align"]: layer["transform"][0]["filter"]["oneOf"]
              for layer in chart["layer"] if "transform" in layer}
+    named = {side: [unit for unit in units if unit != "2-0"] for side, units in named.items()}
     assert named == {"left": ["0-5", "1-5"], "right": ["0-290"]}
 
 
