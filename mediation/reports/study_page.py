@@ -148,7 +148,9 @@ class _Study:
                        "another share).")
             for mediator, units in by_mediator(each.units):
                 yield (strongest_in_words(mediator, units, len(each.measured.total),
-                                          each.measured.model if self.several else "")
+                                          each.measured.model if self.several else "",
+                                          layers=each.layers.get(mediator, ""),
+                                          tokens=each.tokens.get(mediator))
                        + estimated(each, mediator))
                 if (units["effect"] == CONTRAST).any():
                     yield ("Much of a neuron's effect is its reaction to any word for a person; for gender "

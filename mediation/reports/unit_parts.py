@@ -1,6 +1,7 @@
 """The parts of a page that are of one mediator: its finding, map and table, where heads look, one example."""
 
 from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -15,6 +16,7 @@ from mediation.results.study_results import StudyResults
 
 LINKED = 200_000  # effects in single examples that a page takes
 SHOWN_UNITS = 300  # rows of a table of units
+EMBEDDING = "word embedding"  # is layer 0 of mediators whose layers are called so
 ALL_OF_IT = .002  # a share this near 1 is all of the effect
 IN_WORDS = {  # mediators that are not called as their names are spelled
     "heads": "attention heads (their weights)", "layers": "attention layers (weights of all their heads)",
@@ -45,11 +47,11 @@ def _first_kind(units):
     return "indirect" if "indirect" in kinds else kinds[0]
 
 
-def _unit(row, tokens: Mapping[str, str] | None = None):
-    """layer-unit, and where."""
+def _unit(row, layers: str = "", tokens: Mapping[str, str] | None = None):
+    """layer-unit, and where. `layers`: what its mediator's layers are called."""
     unit = str(row["layer"]) + ("" if pd.isna(row["unit"]) else f"-{int(row['unit'])}")
-    if unit == "0" and str(row.get("mediator", "")).startswith("mlps"):
-        unit = "0 (the word embedding)"
+    if unit == "0" and EMBEDDING in layers:
+        unit = f"0 (the {EMBEDDING})"
     position = row["position"]
     if not position or position in ("context", "slot"):
         return unit
@@ -60,12 +62,14 @@ def _unit(row, tokens: Mapping[str, str] | None = None):
 
 
 def strongest_in_words(mediator: str, units: pd.DataFrame, examples: int, model: str = "",
-                       kind: str | None = None) -> str:
+                       kind: str | None = None, layers: str = "",
+                       tokens: Mapping[str, str] | None = None) -> str:
     """Which unit has the strongest effect: of those whose effect is other than 0, where that was tested.
 
     Args:
         examples: of the study, said where a mediator has fewer; model: to be named, where there are several;
-        kind: of effect, by default the first.
+        kind: of effect, by default the first; layers: what the mediator's layers are called; tokens: at its
+            positions.
     """
     kind = kind or _first_kind(units)
     of_kind = units[(units["effect"] == kind) & (units["layer"].astype(str) != "all")]
@@ -81,6 +85,7 @@ def strongest_in_words(mediator: str, units: pd.DataFrame, examples: int, model:
                         "the answer is read out)" if abs(top["share"] - 1) < ALL_OF_IT else ""))
     if not np.isnan(top["in_top"]) and largest.name == top.name:
         known.append(f"among the ten strongest in {top['in_top']:.0%} of the bootstrap draws")
+    name_of = partial(_unit, layers=layers, tokens=tokens)
     begin, of_these, what = f"{model}: " if model else "", ", ".join(known), f"{in_words(kind)} effect"
     over = f" (over {here:,.0f} of the {examples:,} examples)" if fewer else ""
     at = f"other than 0 at a family-wise error of {ALPHA}"
@@ -88,18 +93,18 @@ def strongest_in_words(mediator: str, units: pd.DataFrame, examples: int, model:
         clusters = top.get("clusters", np.nan)
         few = (f"; tests of units need {LEAST_CLUSTERS} clusters, here are {clusters:.0f}"
                if clusters < LEAST_CLUSTERS else "")
-        return (f"{begin}Of the {plural(mediator)}, **{_unit(top)}** has the strongest {what}{over}: "
+        return (f"{begin}Of the {plural(mediator)}, **{name_of(top)}** has the strongest {what}{over}: "
                 f"{of_these}{few}.")
     if called.empty:
         return (f"{begin}Of {len(of_kind):,} {plural(mediator)} **none** can be said to have {an(what)} {at}"
                 f"{over}: {top['clusters']:,.0f} clusters cannot tell, which does not mean that none has. "
-                f"The largest mean is that of {_unit(top)}: {of_these}, {_sure(top)}.")
+                f"The largest mean is that of {name_of(top)}: {of_these}, {_sure(top)}.")
     have = f"{len(called):,} of {len(of_kind):,} {'has' if len(called) == 1 else 'have'}"
     if largest.name == top.name:
-        return (f"{begin}Of the {plural(mediator)}, **{_unit(top)}** has the strongest {what}{over}: "
+        return (f"{begin}Of the {plural(mediator)}, **{name_of(top)}** has the strongest {what}{over}: "
                 f"{of_these}; {have} an effect {at}.")
     return (f"{begin}Of the {plural(mediator)}, {have} {an(what)} {at}{over}; the strongest of them "
-            f"is **{_unit(top)}**: {of_these}. {_unit(largest)} has a larger mean, "
+            f"is **{name_of(top)}**: {of_these}. {name_of(largest)} has a larger mean, "
             f"{interval_of(largest, 'mean')}, and is not called ({_sure(largest)}).")
 
 
@@ -142,12 +147,13 @@ def _share_of(row):
 def mediator_parts(each: StudyResults, mediator: str, units: pd.DataFrame) -> Iterator[Part]:
     """Map, layers and table of one mediator."""
     kind, tokens = _first_kind(units), each.tokens.get(mediator, {})
+    layers = each.layers.get(mediator, "")
     yield from _map(each, mediator, units[units["effect"] == kind], kind, tokens)
     of_kind = units[units["effect"] == kind]
     called = of_kind[of_kind["p"] <= ALPHA]
     shown = pd.concat([of_kind.nsmallest(SHOWN_UNITS, "rank"), called.nsmallest(SHOWN_UNITS, "rank")])
     shown = shown[~shown.index.duplicated()].sort_values("rank", kind="stable")
-    columns = {"unit": [Cell(_unit(row, tokens)) for _, row in shown.iterrows()],
+    columns = {"unit": [Cell(_unit(row, layers, tokens)) for _, row in shown.iterrows()],
                f"{kind} effect [low, high]": _estimates(shown, "mean", ""),
                "odds ratio - 1 [low, high]": _estimates(shown, "effect_mean", "effect_", ".3g"),
                "share of the total [low, high]": _shares(shown),
@@ -169,8 +175,8 @@ def mediator_parts(each: StudyResults, mediator: str, units: pd.DataFrame) -> It
     tests = "".join(f"; {name}: {meaning}" for name, meaning in
                     (("p", "family-wise"), ("q", "false discovery rate")) if name in known)
     family = of_kind["family"].iloc[0]
-    if "word embedding" in each.layers.get(mediator, ""):
-        yield Text("Layer 0 is the word embedding, layer i the MLP of block i - 1: of heads and other "
+    if EMBEDDING in layers:
+        yield Text(f"Layer 0 is the {EMBEDDING}, layer i the MLP of block i - 1: of heads and other "
                    "mediators, block i - 1 is layer i - 1.")
     yield Table(f"{what} {plural(mediator)}{tests}{f'; family: {family}' if family else ''}", list(known),
                 list(zip(*known.values())))
@@ -200,15 +206,16 @@ def _map(each, mediator, of_kind, kind, tokens) -> Iterator[Part]:
     """The figure of one kind of effect."""
     cells = of_kind[of_kind["layer"].astype(str) != "all"]
     layer_title = each.layers.get(mediator, "layer")
+    name_of = partial(_unit, layers=layer_title, tokens=tokens)
     top = cells.loc[cells["rank"].idxmin()]
     sure = "" if np.isnan(top["p"]) else f", {_sure(top)}"
-    finding = f"The largest mean is that of {_unit(top, tokens)}: {interval_of(top, 'mean')}{sure}"
+    finding = f"The largest mean is that of {name_of(top)}: {interval_of(top, 'mean')}{sure}"
     data = pd.DataFrame({
         "cell": np.arange(len(cells)), "layer": cells["layer"].astype(int),
         "value": cells["mean"].astype(float), "low": cells["low"].astype(float),
         "high": cells["high"].astype(float), "rank": cells["rank"].astype(int),
         "p": cells["p"].astype(float), "q": cells["q"].astype(float),
-        "unit": [_unit(row, tokens) for _, row in cells.iterrows()]}).reset_index(drop=True)
+        "unit": [name_of(row) for _, row in cells.iterrows()]}).reset_index(drop=True)
     places = cells["position"].nunique() > 1
     if cells["unit"].isna().all() and not places:
         yield Figure(f"In which layer is the {kind} effect of {plural(mediator)}?", f"{finding}.",

@@ -62,8 +62,8 @@ def test_fewer_examples_than_the_study_has_are_said():
 def test_what_is_so_by_construction_is_said():
     """The word embedding of the word that differs has all of the effect."""
     rows = units([1.0, .3], [.01, .02]).assign(mediator="mlps", unit=pd.NA, layer=[0, 1], position="3")
-    said = strongest_in_words("mlps", rows, 13)
-    assert "**0 (the word embedding), position 3**" in said and "so by construction" in said
+    said = strongest_in_words("mlps", rows, 13, layers="layer (0 = word embedding)", tokens={"3": " nurse"})
+    assert "**0 (the word embedding), position 3 (nurse)**" in said and "so by construction" in said
     assert "by construction" not in strongest_in_words("heads", units([.1, .3], [.01, .02]), 13)
 
 
