@@ -230,6 +230,8 @@ def describe(model: LanguageModel, plan: Plan, speeds: Speeds, folder: str | Pat
         ("memory", f"{size_of(memory.peak)} at most: weights {size_of(memory.weights)}, packed copies "
                    f"{size_of(memory.packed)}, batch {size_of(memory.batch)}{gradients}, results "
                    f"{size_of(memory.arrays)}, the rest Python and its libraries"),
+        *([("", f"of the weights {on_each(model)}; a batch, and what gradients need, come on top on the GPU "
+                "whose block is run")] if len(model.devices) > 1 else []),
         ("", f"{size_of(psutil.virtual_memory().available)} are free"),
         ("disk", f"{size_of(plan.shards)} of shards at most on the way, {size_of(plan.tables)} of tables in "
                  f"the end (figures and reports aside)"),
@@ -239,6 +241,14 @@ def describe(model: LanguageModel, plan: Plan, speeds: Speeds, folder: str | Pat
     ]
     return [f"plan for {model.name}: nothing is run, nothing is written",
             *(f"  {name:14}{text}" for name, text in rows)]
+
+
+def on_each(model: LanguageModel) -> str:
+    """Bytes of weights on each of several devices."""
+    held = dict.fromkeys(model.devices, 0)
+    for weight in model.model.parameters():
+        held[weight.device] += weight.nbytes
+    return ", ".join(f"{size_of(number)} on {device}" for device, number in held.items())
 
 
 def threads(model: LanguageModel) -> str:

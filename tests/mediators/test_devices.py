@@ -1,6 +1,7 @@
 """Every sweep on GPUs that are not there (`tests.devices`): no operation meets tensors of two devices."""
 
 import copy
+import re
 
 import numpy as np
 import pytest
@@ -222,8 +223,23 @@ def test_a_script_on_several_gpus(toy_checkpoint, several, run_script, tmp_path)
         for more in ("--plan", ""):
             code, output, errors = run_script(f"{run} {more}")
             assert code == 0 and "on cuda:0, cuda:1, cuda:2" in output, errors
+            told = "of the weights [0-9.]+ kB on cuda:0, [0-9.]+ kB on cuda:1, [0-9.]+ kB on cuda:2; a batch"
+            assert not more or re.search(told, output)
     assert '"device": "cuda:0, cuda:1, cuda:2"' in "".join(
         path.read_text() for path in tmp_path.rglob("*manifest*.json"))
+
+
+def test_a_model_that_does_not_fit_on_all_gpus_together(toy_checkpoint, several, run_script, monkeypatch,
+                                                        tmp_path):
+    def full(*_):
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB")
+
+    monkeypatch.setattr(placement, "last_logits", full)
+    with several:
+        outcome = run_script(f"run_profession_neuron_experiments.py -model {toy_checkpoint('llama')} -out_dir "
+                             f"{tmp_path}/out --device_map auto")
+    assert_refused(outcome, "does not fit on 3 GPUs", "--weights_dtype bfloat16")
+    assert not (tmp_path / "out").exists()
 
 
 def test_what_cannot_be_divided_is_refused_before_weights_are_loaded(toy_checkpoint, run_script, monkeypatch,
