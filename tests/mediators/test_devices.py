@@ -236,8 +236,8 @@ def test_a_model_that_does_not_fit_on_all_gpus_together(toy_checkpoint, several,
 
     monkeypatch.setattr(placement, "last_logits", full)
     with several:
-        outcome = run_script(f"run_profession_neuron_experiments.py -model {toy_checkpoint('llama')} -out_dir "
-                             f"{tmp_path}/out --device_map auto")
+        outcome = run_script(f"run_profession_neuron_experiments.py -model {toy_checkpoint('llama')} "
+                             f"-out_dir {tmp_path}/out --device_map auto")
     assert_refused(outcome, "does not fit on 3 GPUs", "--weights_dtype bfloat16")
     assert not (tmp_path / "out").exists()
 
