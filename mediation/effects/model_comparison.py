@@ -158,7 +158,7 @@ class Comparison:
         of_rows = self.resampling.of(rows)
         draws = np.full(len(of_rows.weights), np.nan)
         if max(of_rows.clusters.values()) > 1:
-            draws = of_rows.ratios(above[:, None], below)[:, 0]
+            draws = of_rows.ratios(above[:, None], below)[0]
         with np.errstate(divide="ignore", invalid="ignore"):
             return float(above.sum() / below.sum()), draws
 

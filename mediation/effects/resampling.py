@@ -69,8 +69,10 @@ class Resampling:
 
     def means(self, values: Float64[np.ndarray, "N U"]) -> Float64[np.ndarray, "D U"]:
         """Mean of every unit in every draw; NaN in a draw that has none of these rows."""
+        sums = self.weights @ values
         with np.errstate(invalid="ignore", divide="ignore"):
-            return (self.weights @ values) / self.weights.sum(axis=1)[:, None]
+            sums /= self.weights.sum(axis=1)[:, None]
+        return sums
 
     def of_means(self, values: Float64[np.ndarray, "N U"]) -> Interval:
         """Low and high end of the interval of every unit's mean; NaN for one cluster."""
@@ -86,24 +88,26 @@ class Resampling:
         if not self.varies:
             unknown = np.full(numerators.shape[1], np.nan)
             return unknown, unknown
+        drawn = self.weights.any(axis=1)
         ends = [np.zeros((2, 0))]
         for start in range(0, numerators.shape[1], AT_ONCE):
-            ends.append(np.stack(interval(self.ratios(numerators[:, start:start + AT_ONCE], denominators))))
+            ratios = self.ratios(numerators[:, start:start + AT_ONCE], denominators)
+            ends.append(_ends_of(ratios if drawn.all() else ratios[:, drawn]))
         low, high = np.concatenate(ends, axis=1)
         return low, high
 
     def ratios(self, numerators: Float64[np.ndarray, "N U"],
-               denominators: Float64[np.ndarray, "N"]) -> Float64[np.ndarray, "D U"]:
+               denominators: Float64[np.ndarray, "N"]) -> Float64[np.ndarray, "U D"]:
         """Ratio of the means of every unit in every draw; NaN in a draw that has none of these rows, and in
         all where the interval of the mean below holds 0."""
-        ratios = np.full((len(self.weights), numerators.shape[1]), np.nan)
         drawn = self.weights.any(axis=1)
         if drawn.any():
-            below = self.weights[drawn] @ denominators
-            lowest, highest = np.percentile(below, LEVEL)
+            below: np.ndarray = self.weights @ denominators
+            lowest, highest = np.percentile(below[drawn], LEVEL)
             if not lowest <= 0 <= highest:
-                ratios[drawn] = self.weights[drawn] @ numerators / below[:, None]
-        return ratios
+                below[~drawn] = np.nan
+                return numerators.T @ self.weights.T / below
+        return np.full((numerators.shape[1], len(self.weights)), np.nan)
 
 
 def interval(draws: Shaped[np.ndarray, "D U"]) -> Interval:
@@ -111,8 +115,19 @@ def interval(draws: Shaped[np.ndarray, "D U"]) -> Interval:
     count."""
     known, ends = ~np.isnan(draws).all(axis=1), [np.zeros((2, 0))]
     for start in range(0, draws.shape[1], AT_ONCE):
-        of_units = np.ascontiguousarray(draws[known, start:start + AT_ONCE].T)
-        ends.append(np.percentile(of_units, LEVEL, axis=1) if known.any()
-                    else np.full((2, len(of_units)), np.nan))
+        of_units = draws[:, start:start + AT_ONCE].T
+        ends.append(_ends_of(np.array(of_units if known.all() else of_units[:, known], order="C")))
     low, high = np.concatenate(ends, axis=1)
     return low, high
+
+
+def _ends_of(draws):
+    """[2, U] of draws [U, D], which are put in order: `np.percentile` by sorting, in half of its time."""
+    number = draws.shape[1]
+    if not number:
+        return np.full((2, len(draws)), np.nan)
+    draws.sort(axis=1)  # NaN comes last
+    place = np.array(LEVEL) / 100 * (number - 1)
+    below = place.astype(int)
+    lower, upper = draws[:, below], draws[:, np.minimum(below + 1, number - 1)]
+    return np.where(np.isnan(draws[:, -1]), np.nan, (lower + (upper - lower) * (place - below)).T)

@@ -49,11 +49,15 @@ def ranks(means: Float64[np.ndarray, "U"], draws: Float64[np.ndarray, "D U"], to
 
 
 def _ranked(means):
-    """As `scipy.stats.rankdata(sizes, method="min", axis=1)`, in less than half of its time."""
-    sizes = -np.round(np.abs(means) / ROUNDING)
-    order = np.argsort(sizes, axis=1)
-    ordered = np.take_along_axis(sizes, order, axis=1)
-    as_before = np.diff(ordered, axis=1, prepend=np.nan) == 0
+    """As `scipy.stats.rankdata(sizes, method="min", axis=1)`, in a fraction of its time: a size and its unit
+    are one whole number, for numbers are sorted much faster than orders are found."""
+    units = means.shape[1]
+    bits = units.bit_length()
+    sizes = np.minimum(np.round(np.abs(np.nan_to_num(means)) / ROUNDING), 2.0 ** (62 - bits))
+    both = (-sizes.astype(np.int64) << bits) + np.arange(units)
+    both.sort(axis=1)
+    order, ordered = both & (1 << bits) - 1, both >> bits
+    as_before = np.diff(ordered, axis=1, prepend=1) == 0
     places = np.where(as_before, 0, np.arange(1, means.shape[1] + 1, dtype=np.int32))
     ranked = np.empty(means.shape, np.int32)
     np.put_along_axis(ranked, order, np.maximum.accumulate(places, axis=1), axis=1)

@@ -77,8 +77,9 @@ def summarise(maps: Sequence[EffectMap], family: str, flips: int | None = None, 
         mean = np.concatenate([one.values.mean(axis=0) for one in alike])
         low, high = np.concatenate([_ends(one.resampling, each) for one, each in zip(alike, draws)], axis=1)
         # a draw without any comparison that has a unit says nothing of it: it comes last there
-        ranked = ranks(mean, np.nan_to_num(draws[0] if len(draws) == 1 else np.concatenate(draws, axis=1)))
-        del draws  # as large as the effects themselves
+        of_all = draws[0] if len(draws) == 1 else np.concatenate(draws, axis=1)
+        ranked = ranks(mean, np.nan_to_num(of_all, copy=False))
+        del draws, of_all  # as large as the effects themselves
         drawn = np.repeat([one.resampling.varies for one in alike], [len(one.units) for one in alike])
         stop = start + len(mean)
         table = pd.concat([_columns(one) for one in alike], ignore_index=True).assign(
