@@ -9,7 +9,7 @@ PYTHON ?= python3
 DEMO ?= demo
 PROFESSIONS ?= dancer librarian maid nurse secretary teacher clerk \
 	captain doctor judge farmer mechanic officer soldier pastor
-EXAMPLES ?= 20
+EXAMPLES ?= 40
 SWEPT = -model smollm2-135m -out_dir $(DEMO)
 RESULTS = "$$(ls -d $(DEMO)/results/*_neuron_intervention | tail -n 1)"
 PIP = bin/python -m pip --disable-pip-version-check install
@@ -18,7 +18,7 @@ PIP = bin/python -m pip --disable-pip-version-check install
 
 demo: .venv/ready
 	.venv/bin/python -m mediation.assets smollm2-135m winobias
-	@echo "1 of 4: total effects of 153 professions in 17 templates (about one minute)"
+	@echo "1 of 4: total effects of 153 professions in 17 templates (half a minute)"
 	.venv/bin/python run_profession_neuron_experiments.py $(SWEPT) --total_effects_only
 	.venv/bin/python compute_neuron_total_effect.py $(RESULTS) smollm2-135m
 	.venv/bin/python compute_neuron_split_total_effect.py $(RESULTS) smollm2-135m
@@ -26,7 +26,7 @@ demo: .venv/ready
 	.venv/bin/python run_profession_neuron_experiments.py $(SWEPT) -template_indices 1 --professions $(PROFESSIONS) --method gradient
 	.venv/bin/python compute_and_save_neuron_agg_effect.py $(RESULTS) smollm2-135m
 	.venv/bin/python compute_neuron_effect_per_layer.py $(RESULTS)
-	@echo "3 of 4: effects of 270 attention heads in $(EXAMPLES) examples of WinoBias, those that pass the filter (about two minutes)"
+	@echo "3 of 4: effects of 270 attention heads in $(EXAMPLES) examples of WinoBias, those that pass the filter (about three minutes)"
 	.venv/bin/python attention_intervention_winobias.py $(SWEPT) --do-filter True --split dev --max_examples $(EXAMPLES)
 	.venv/bin/python attention_figures3.py $(SWEPT) --do-filter True --split dev --examples 3
 	@echo "4 of 4: the report"

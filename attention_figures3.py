@@ -64,7 +64,7 @@ def main(options: argparse.Namespace) -> None:
     for rank, entry in enumerate(strongest, start=1):
         tokens, attention = attention_from_pronoun(model, entry)
         title = (f"{entry['base_string1']} ... c1: {entry['candidate1']} c2: {entry['candidate2']} "
-                 f"(indirect effect {entry['indirect_effect_model']:.2f})")
+                 f"(indirect effect {entry['indirect_effect_model']:.2f}, odds ratio - 1)")
         shown = {f"head {layer}-{head}\nmean {means[layer, head]:.3f}\n[{low[layer, head]:.3f}, "
                  f"{high[layer, head]:.3f}]": attention[:, layer, head] for layer, head in strongest_heads}
         figure = folder / f"winobias_{label}_{rank}.pdf"

@@ -46,7 +46,8 @@ def main(options: argparse.Namespace) -> None:
         raise InputError("there are selections alone: name a folder of results as well")
     rated = professions.load()
     results = [study_results.read(source, rated) for source in sources]
-    page = study_page(results, selected, MILLIONS | dict(options.sizes), options.seed)
+    page = study_page(results, selected, MILLIONS | dict(options.sizes), options.seed,
+                      out_dir=Path(options.out_dir) if options.out_dir else None)
     written = write_page(page, out_dir / "report.html")
     print("What was found:", *map(plain, found(page)), sep="\n")
     print("wrote", *reversed(written))

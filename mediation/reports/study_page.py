@@ -40,9 +40,11 @@ from mediation.reports.page import (
 )
 from mediation.reports.report import FULL_PASSES, describe_screening, how_stable, in_words, recall
 from mediation.reports.unit_parts import (
+    CONTRAST,
     attention_parts,
     by_mediator,
     estimated,
+    first_kind,
     interval_of,
     is_share,
     mediator_parts,
@@ -57,18 +59,19 @@ from mediation.results.selections import Selected
 from mediation.results.study_results import StudyResults, aggregation
 
 EXAMPLES_SHOWN = 12
-CONTRAST = "gender_contrast"
 # {kind of study: what its script of selections begins with, and what is selected}
 SELECTIONS = {PROFESSIONS: ("neuron", "neuron"), ATTENTION: ("attention", "head")}
 
 
 def study_page(everything: Sequence[StudyResults], selected: Sequence[Selected] = (),
-               sizes: Mapping[str, float] = MILLIONS, seed: int = 0, files: Sequence[Path] = ()) -> Page:
+               sizes: Mapping[str, float] = MILLIONS, seed: int = 0, files: Sequence[Path] = (),
+               out_dir: Path | None = None) -> Page:
     """One page of all results.
 
     Args:
         selected: selections of units; sizes: parameters of models, in millions, for the trend; seed: of the
-            draws; files: figures and tables to name.
+            draws; files: figures and tables to name; out_dir: where the page goes, if not into the first
+            folder.
 
     Raises:
         InputError: two results of one model and study.
@@ -89,12 +92,14 @@ def study_page(everything: Sequence[StudyResults], selected: Sequence[Selected] 
         findings[about[:1].upper() + about[1:]] = list(of_study.findings())
     if selected:
         findings.setdefault("Few units together" if several else "", []).extend(map(_fewest, selected))
+    again = _make_report(everything, out_dir)
     if len(models) == 1:
-        sections.append(Section("Does it grow with model size?", list(_other_sizes(everything))))
-    sections += [Section("How few units suffice?", list(_selections(selected, everything))),
+        sections.append(Section("Does it grow with model size?", list(_other_sizes(models[0], again))))
+    sections += [Section("How few units suffice?", list(_selections(selected, everything, again))),
                  Section("How sure is it?", list(_how_sure(everything))),
                  Section("What was left out?", list(_left_out(everything))),
-                 Section("How was it made, and how is it run again?", list(_provenance(everything, files)))]
+                 Section("How was it made, and how is it run again?",
+                         list(_provenance(everything, files, again())))]
     return Page(
         f"Causal mediation analysis of {', '.join(models)}",
         f"Which parts of {'the model' if len(models) == 1 else 'these models'} carry a behaviour, and how "
@@ -154,8 +159,10 @@ class _Study:
                        + estimated(each, mediator))
                 if (units["effect"] == CONTRAST).any():
                     yield ("Much of a neuron's effect is its reaction to any word for a person; for gender "
-                           "read its contrast, man against woman. " + strongest_in_words(
-                               mediator, units, len(each.measured.total), kind=CONTRAST))
+                           "read its contrast: half of the difference that it makes to the log odds of “he” "
+                           "over “she” whether it takes man's value or woman's, above 0 where man's favours "
+                           "“he”. " + strongest_in_words(mediator, units, len(each.measured.total),
+                                                         kind=CONTRAST) + estimated(each, mediator))
 
     def sections(self) -> Iterator[Section]:
         """All of this study."""
@@ -167,8 +174,10 @@ class _Study:
         for each in self.found:
             for mediator, units in by_mediator(each.units):
                 where = f" of {each.measured.model}" if self.several else ""
+                kinds = [first_kind(units), *([CONTRAST] if (units["effect"] == CONTRAST).any() else [])]
                 yield Section(f"{self.prefix}Which {plural(mediator)}{where} carry it?",
-                              list(mediator_parts(each, mediator, units)))
+                              [part for kind in kinds
+                               for part in mediator_parts(each, mediator, units, kind)])
             if each.attention:
                 where = f" of {each.measured.model}" if self.several else ""
                 yield Section(f"{self.prefix}Where do the strongest heads{where} look?",
@@ -323,7 +332,7 @@ def _fewest(selected):
             f"{what}: **{len(values)}** do not reach {of_all}; they have {values[-1]:.3g} (odds ratio - 1).")
 
 
-def _selections(selected, everything) -> Iterator[Part]:
+def _selections(selected, everything, again) -> Iterator[Part]:
     """Effect against number of units."""
     for each in selected:
         rows = []
@@ -357,27 +366,30 @@ def _selections(selected, everything) -> Iterator[Part]:
             *(" ".join(filter(None, (
                 f"{python_command()} {script}_intervention_subset_selection.py -model {each.measured.model}",
                 "-out_dir selection", each.asked_of))) for script, each in missing.items()),
-            f"{_make_report(everything)} selection"]))
+            again("selection")]))
     if not selected and not missing:
         yield Text("Not known: sets of units are chosen in the two studies of 2020 only. What all heads of a "
                    "block do together, and all heads of the model, is the mediator `layers`.")
 
 
-def _other_sizes(everything) -> Iterator[Part]:
+def _other_sizes(model, again) -> Iterator[Part]:
     """How one model's results are put beside those of another size."""
-    model = everything[0].measured.model
     yield Text(f"One model cannot tell: these results are of {model}. Run the commands at the end of this "
                "page with another `-model` and another `-out_dir`, then name all folders: differences on "
                "the examples that both have, the trend over size and the overlap of the strongest units "
                "come to this page.")
-    yield Code(f"{_make_report(everything)} OTHER_OUT_DIR")
+    yield Code(again("OTHER_OUT_DIR"))
 
 
-def _make_report(everything):
-    """The command that makes this page again."""
+def _make_report(everything, out_dir):
+    """Function of more folders to the command that makes this page again with them."""
     paths = dict.fromkeys(each.source.path.parent if each.source.kind == OWN else each.source.path
                           for each in everything)
-    return f"{python_command()} make_report.py {' '.join(map(str, paths))}"
+    where = [f"-out_dir {out_dir}"] if out_dir else []
+
+    def command(*more: str) -> str:
+        return " ".join([python_command(), "make_report.py", *map(str, paths), *more, *where])
+    return command
 
 
 def _how_sure(found) -> Iterator[Part]:
@@ -407,8 +419,9 @@ def _how_sure(found) -> Iterator[Part]:
               "model would.",
               "p is family-wise: with .05, 95% of such studies call no unit wrongly (sign flips of cluster "
               "means, step-down maximum statistic, which takes them for symmetric around 0 where there is no "
-              "effect); q is a false discovery rate (Benjamini-Hochberg). They ask whether a unit has any "
-              "effect; a small p does not say that the effect is large: read the interval."]
+              "effect; a unit that changes nothing in any example is not tested); q is a false discovery "
+              "rate (Benjamini-Hochberg). They ask whether a unit has any effect; a small p does not say "
+              "that the effect is large: read the interval."]
     yield Bullets(list(dict.fromkeys(lines)))
 
 
@@ -454,7 +467,7 @@ def _left_out(found) -> Iterator[Part]:
     yield Bullets(lines or ["Nothing: every example counts, and every file is there."])
 
 
-def _provenance(found, files) -> Iterator[Part]:
+def _provenance(found, files, again) -> Iterator[Part]:
     rows, commands = [], []
     for each in found:
         for run in each.runs:
@@ -479,7 +492,7 @@ def _provenance(found, files) -> Iterator[Part]:
         commands += [aggregation(each.source.path, each.measured.model) for each in found
                      if each.source.kind == PROFESSIONS and not each.units.empty]
         yield Text("Commands; what is finished is kept, and a run that was stopped goes on:")
-        commands += [] if found[0].source.kind == OWN else [_make_report(found)]  # mediate.py writes it
+        commands += [] if found[0].source.kind == OWN else [again]  # mediate.py writes it itself
         yield Code("\n".join(dict.fromkeys(commands)))
     yield Bullets([*(f"read from `{each.source.path}`" for each in found),
                    *([f"figures and tables: {', '.join(path.name for path in files)}"] if files else [])])

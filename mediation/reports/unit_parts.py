@@ -16,6 +16,7 @@ from mediation.results.study_results import StudyResults
 
 LINKED = 200_000  # effects in single examples that a page takes
 SHOWN_UNITS = 300  # rows of a table of units
+CONTRAST = "gender_contrast"  # kind of effect, half a difference of two
 EMBEDDING = "word embedding"  # is layer 0 of mediators whose layers are called so
 ALL_OF_IT = .002  # a share this near 1 is all of the effect
 IN_WORDS = {  # mediators that are not called as their names are spelled
@@ -42,7 +43,8 @@ def plural(mediator: str) -> str:
     return IN_WORDS.get(name, name.replace("_", " ")) + (f" ({', '.join(said)})" if said else "")
 
 
-def _first_kind(units):
+def first_kind(units: pd.DataFrame) -> str:
+    """The kind of effect by which a mediator's units are told."""
     kinds = list(dict.fromkeys(units["effect"]))
     return "indirect" if "indirect" in kinds else kinds[0]
 
@@ -71,7 +73,7 @@ def strongest_in_words(mediator: str, units: pd.DataFrame, examples: int, model:
         kind: of effect, by default the first; layers: what the mediator's layers are called; tokens: at its
             positions.
     """
-    kind = kind or _first_kind(units)
+    kind = kind or first_kind(units)
     of_kind = units[(units["effect"] == kind) & (units["layer"].astype(str) != "all")]
     largest = of_kind.loc[of_kind["rank"].idxmin()]
     called = of_kind[of_kind["p"] <= ALPHA]
@@ -80,13 +82,14 @@ def strongest_in_words(mediator: str, units: pd.DataFrame, examples: int, model:
     fewer = not np.isnan(here) and here != examples
     known = [f"**{interval_of(top, 'mean')}**"]
     if kind != "ablation" and is_share(top["share"], top["share_low"], top["low"]):
-        known.append(f"{_share_of(top)} of {'their' if fewer else 'the'} total effect"
+        total = f", {top['mean'] / top['share']:.3g}" if fewer else ""  # not that of all examples
+        known.append(f"{_share_of(top)} of {'their' if fewer else 'the'} total effect{total}"
                      + (" (all of it: so by construction where the word that differs is read in, and where "
                         "the answer is read out)" if abs(top["share"] - 1) < ALL_OF_IT else ""))
     if not np.isnan(top["in_top"]) and largest.name == top.name:
         known.append(f"among the ten strongest in {top['in_top']:.0%} of the bootstrap draws")
     name_of = partial(_unit, layers=layers, tokens=tokens)
-    begin, of_these, what = f"{model}: " if model else "", ", ".join(known), f"{in_words(kind)} effect"
+    begin, of_these, what = f"{model}: " if model else "", ", ".join(known), effect_name(kind)
     over = f" (over {here:,.0f} of the {examples:,} examples)" if fewer else ""
     at = f"other than 0 at a family-wise error of {ALPHA}"
     if of_kind["p"].isna().all():
@@ -96,13 +99,16 @@ def strongest_in_words(mediator: str, units: pd.DataFrame, examples: int, model:
         return (f"{begin}Of the {plural(mediator)}, **{name_of(top)}** has the strongest {what}{over}: "
                 f"{of_these}{few}.")
     if called.empty:
+        rate = int((of_kind["q"] <= ALPHA).sum())
+        fewer_sure = f" At a false discovery rate of {ALPHA} {rate:,} {'has' if rate == 1 else 'have'} one."
         return (f"{begin}Of {len(of_kind):,} {plural(mediator)} **none** can be said to have {an(what)} {at}"
-                f"{over}: {top['clusters']:,.0f} clusters cannot tell, which does not mean that none has. "
+                f"{over}: {top['clusters']:,.0f} clusters cannot tell, which does not mean that none has."
+                f"{fewer_sure if rate else ''} "
                 f"The largest mean is that of {name_of(top)}: {of_these}, {_sure(top)}.")
     have = f"{len(called):,} of {len(of_kind):,} {'has' if len(called) == 1 else 'have'}"
     if largest.name == top.name:
         return (f"{begin}Of the {plural(mediator)}, **{name_of(top)}** has the strongest {what}{over}: "
-                f"{of_these}; {have} an effect {at}.")
+                f"{of_these}; {have} {an(what)} {at}.")
     return (f"{begin}Of the {plural(mediator)}, {have} {an(what)} {at}{over}; the strongest of them "
             f"is **{name_of(top)}**: {of_these}. {name_of(largest)} has a larger mean, "
             f"{interval_of(largest, 'mean')}, and is not called ({_sure(largest)}).")
@@ -111,6 +117,11 @@ def strongest_in_words(mediator: str, units: pd.DataFrame, examples: int, model:
 def _sure(row):
     return f"family-wise p = {row['p']:.2g}" + ("" if np.isnan(row["q"]) else
                                                 f", false discovery rate q = {row['q']:.2g}")
+
+
+def effect_name(kind: str) -> str:
+    """total_indirect: total indirect effect."""
+    return in_words(kind) + ("" if kind == CONTRAST else " effect")
 
 
 def an(word: str) -> str:
@@ -144,17 +155,16 @@ def _share_of(row):
     return with_interval(row["share"], row["share_low"], row["share_high"], ".1%")
 
 
-def mediator_parts(each: StudyResults, mediator: str, units: pd.DataFrame) -> Iterator[Part]:
-    """Map, layers and table of one mediator."""
-    kind, tokens = _first_kind(units), each.tokens.get(mediator, {})
-    layers = each.layers.get(mediator, "")
+def mediator_parts(each: StudyResults, mediator: str, units: pd.DataFrame, kind: str) -> Iterator[Part]:
+    """Map and table of one mediator and kind of effect."""
+    tokens, layers = each.tokens.get(mediator, {}), each.layers.get(mediator, "")
     yield from _map(each, mediator, units[units["effect"] == kind], kind, tokens)
     of_kind = units[units["effect"] == kind]
     called = of_kind[of_kind["p"] <= ALPHA]
     shown = pd.concat([of_kind.nsmallest(SHOWN_UNITS, "rank"), called.nsmallest(SHOWN_UNITS, "rank")])
     shown = shown[~shown.index.duplicated()].sort_values("rank", kind="stable")
     columns = {"unit": [Cell(_unit(row, layers, tokens)) for _, row in shown.iterrows()],
-               f"{kind} effect [low, high]": _estimates(shown, "mean", ""),
+               f"{effect_name(kind)} [low, high]": _estimates(shown, "mean", ""),
                "odds ratio - 1 [low, high]": _estimates(shown, "effect_mean", "effect_", ".3g"),
                "share of the total [low, high]": _shares(shown),
                "rank [low, high]": _estimates(shown, "rank", "rank_", ".0f")}
@@ -163,11 +173,11 @@ def mediator_parts(each: StudyResults, mediator: str, units: pd.DataFrame) -> It
     if "comparisons" in of_kind and of_kind["comparisons"].nunique() > 1:  # not all reach every position
         columns["examples"] = [number(value, ".0f") for value in shown["comparisons"]]
     keys = ["layer", "unit", "position"]
-    for other in ("direct", "total_indirect"):
+    for other in ("direct", "total_indirect") if kind == first_kind(units) else ():
         rows = units[units["effect"] == other]
         if len(rows):
             means = shown[keys].merge(rows[[*keys, "mean"]], on=keys, how="left")["mean"]
-            columns[f"{in_words(other)} effect"] = [number(mean) for mean in means]
+            columns[effect_name(other)] = [number(mean) for mean in means]
     known = {name: cells for name, cells in columns.items() if any(cell.text != "-" for cell in cells)}
     every = len(of_kind)
     what = (f"All {every:,}" if every <= SHOWN_UNITS else
@@ -175,7 +185,7 @@ def mediator_parts(each: StudyResults, mediator: str, units: pd.DataFrame) -> It
     tests = "".join(f"; {name}: {meaning}" for name, meaning in
                     (("p", "family-wise"), ("q", "false discovery rate")) if name in known)
     family = of_kind["family"].iloc[0]
-    if EMBEDDING in layers:
+    if EMBEDDING in layers and kind == first_kind(units):
         yield Text(f"Layer 0 is the {EMBEDDING}, layer i the MLP of block i - 1: of heads and other "
                    "mediators, block i - 1 is layer i - 1.")
     yield Table(f"{what} {plural(mediator)}{tests}{f'; family: {family}' if family else ''}", list(known),
@@ -218,7 +228,7 @@ def _map(each, mediator, of_kind, kind, tokens) -> Iterator[Part]:
         "unit": [name_of(row) for _, row in cells.iterrows()]}).reset_index(drop=True)
     places = cells["position"].nunique() > 1
     if cells["unit"].isna().all() and not places:
-        yield Figure(f"In which layer is the {kind} effect of {plural(mediator)}?", f"{finding}.",
+        yield Figure(f"In which layer is the {effect_name(kind)} of {plural(mediator)}?", f"{finding}.",
                      "A bar per layer: mean effect, with its 95% interval.",
                      charts.layer_bars(charts.EFFECT, layer_title, bool(data["low"].notna().any())),
                      {"rows": charts.columns_of(data[["layer", "value", "low", "high"]])})
@@ -248,7 +258,7 @@ def _map(each, mediator, of_kind, kind, tokens) -> Iterator[Part]:
             "cell": np.tile(np.arange(units), rows), "value": single.values.ravel(),
             "example": np.repeat(np.arange(1, rows + 1), units)}))
         finding += ". Click a cell: below the map are its effects in the single examples"
-    yield Figure(f"Where is the {kind} effect of {plural(mediator)}?", f"{finding}.",
+    yield Figure(f"Where is the {effect_name(kind)} of {plural(mediator)}?", f"{finding}.",
                  f"Map of layers and {x_title}s, coloured by the mean effect.",
                  charts.unit_map(data, "number", x_title, layer_title, linked), sets,
                  canvas=len(data) > charts.LARGE)

@@ -124,9 +124,11 @@ def _of_attention(source, measured):
         left_out.append(f"{loaded - aligned:,} of {loaded:,} examples by the filter: their odds ratio is not "
                         f"above 1, the model does not follow the stereotype; {aligned - kept:,} more: the "
                         f"weakest {content.get('filter_quantile', FILTER_QUANTILE):.0%} of the others. Run "
-                        "again with `--do-filter False` for all of them")
-    missing = [] if runs else [PASSED_ON if "example" in content["results"][0] else NO_MANIFEST]
+                        "again with `--do-filter False` for all that were loaded")
     first = next((most for run in runs if (most := run["settings"].get("max_examples"))), None)
+    if first and first == loaded:
+        left_out.insert(0, f"of the data set all but its first {first}: `--max_examples {first}` was asked")
+    missing = [] if runs else [PASSED_ON if "example" in content["results"][0] else NO_MANIFEST]
     asked_of = (f"--data {'winogender' if 'stat' in content else 'winobias'}"
                 + (f" --max_examples {first}" if first else ""))
     tests = {kind: of_kind.tests for kind, of_kind in study.units.items()}
@@ -233,7 +235,7 @@ def _of_professions(source, rated):
     return StudyResults(source, measured, units, texts, {}, {"neurons": "layer (0 = word embedding)"}, runs,
                         left_out, missing,
                         estimands=total_effects(prompts), correlations=bias_correlations(prompts),
-                        asked_of=_asked_of(folder, model, runs))
+                        asked_of=_asked_of(runs))
 
 
 def aggregation(folder: Path, model: str) -> str:
@@ -247,16 +249,21 @@ def _swept(run):
             if "sweep_seconds" in entry and any(f"_{kind}_" in name for kind in WHOLE_STUDY)}
 
 
-def _asked_of(folder, model, runs):
+def _asked_of(runs):
     """Options for the prompts whose neurons were run; "" for the whole study, and where no run says so."""
     swept = [run for run in runs if _swept(run)]
     words = list(dict.fromkeys(word for run in swept for word in run["settings"]["professions"]))
-    names = [name for run in swept for name in _swept(run)]
-    templates = [str(number) for number, template in enumerate(TEMPLATES, 1)
-                 if any(name.startswith(f"{template_file_stem(template)}_") for name in names)]
+    templates = _templates(runs)
     if not words or len(templates) == len(TEMPLATES):
         return ""
-    return f"--template_indices {' '.join(templates)} --professions {' '.join(words)}"
+    return f"--template_indices {' '.join(map(str, templates))} --professions {' '.join(words)}"
+
+
+def _templates(runs):
+    """Numbers of the templates in which neurons were run."""
+    names = [name for run in runs for name in _swept(run)]
+    return [number for number, template in enumerate(TEMPLATES, 1)
+            if any(name.startswith(f"{template_file_stem(template)}_") for name in names)]
 
 
 def _beside(folder, model) -> Iterator[str]:
@@ -303,7 +310,11 @@ def _not_run(folder, model, runs, professions):
     disk = (every / ran - 1) * sizes / 1e9
     asked = model.removesuffix("_random") + (" --randomize" if model.endswith("_random") else "")
     asked += f" --method {runs[-1]['settings']['method']}" if "method" in runs[-1]["settings"] else ""
-    return [f"neurons were run for {ran:,} of {every:,} prompts and types of intervention: the whole study "
+    here = len(_templates(runs))
+    return [f"neurons were run for {ran:,} of {every:,} prompts and types of intervention, in "
+            f"{here} of {len(TEMPLATES)} templates"
+            + (", so that intervals of neurons are of professions and say nothing of other templates"
+               if here == 1 else "") + ": the whole study "
             f"has {len(TEMPLATES)} templates, {len(WHOLE_STUDY)} types and here {professions} professions. "
             f"The others take {hours:.1f} hours at the speed of these runs, and {disk:.1f} GB in a folder of "
             "their own (`--format parquet`: less); stopped, the same command goes on: "

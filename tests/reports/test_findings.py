@@ -36,7 +36,7 @@ def test_the_strongest_unit_is_one_that_was_called():
     assert "(family-wise p = 0.08, false discovery rate q = 0.0075)" in both
     plain = strongest_in_words("heads", units([.1, .3, -.2], [.5, .01, .6]), 13)
     assert "**0-1** has the strongest indirect effect: **0.3 [" in plain and "larger mean" not in plain
-    assert "1 of 3 has an effect other than 0 at a family-wise error of 0.05" in plain
+    assert "1 of 3 has an indirect effect other than 0 at a family-wise error of 0.05" in plain
 
 
 def test_where_none_is_called_none_is_named_first():
@@ -44,6 +44,9 @@ def test_where_none_is_called_none_is_named_first():
     assert said.startswith("gpt2: Of 3 attention heads (their weights) **none** can be said to have an")
     assert "13 clusters cannot tell, which does not mean that none has" in said
     assert "The largest mean is that of 0-1: **0.3" in said and "family-wise p = 0.06" in said
+    assert "discovery" not in said
+    some = strongest_in_words("heads", units([.1, .3, -.2], [.3, .06, 1.0]).assign(q=[.02, .01, .6]), 13)
+    assert "none has. At a false discovery rate of 0.05 2 have one. The largest" in some
 
 
 @pytest.mark.parametrize("clusters, few", [(1, True), (5, True), (6, False), (np.nan, False)])

@@ -124,7 +124,7 @@ def test_analyses_write_and_print(run_script, results):
     assert "Which neurons carry it?" in report and "odds(he) man/null - 1" in report
     assert "bias with log she effect" in report
     # what is left is told with its cost; selections are of the same prompts
-    assert re.search(r"24 of 204 prompts and types of intervention.* take \d+\.\d hours .*\d\.\d GB", report)
+    assert re.search(r"24 of 204 prompts .*, in 2 of 17 templates: .* take .* GB in a folder", report)
     assert "selection --template_indices 1 13 --professions captain nurse teacher\n" in report
     assert f"compute_and_save_neuron_agg_effect.py {results} toy-gpt2\n" in report
     assert "make_report.py" in report and "block i - 1 is layer i - 1" in report
@@ -217,6 +217,9 @@ def test_summaries_say_how_sure_the_neurons_and_layers_are(run_script, results):
     assert code == 0 and "--shares 0.5 writes it" in output
     code, output, error = run_script("make_report.py", results, "toy-gpt2")
     assert code == 0 and "has the strongest indirect effect" in output, error
+    text = (results / "report.md").read_text()
+    assert "has the strongest gender contrast" in text and "Where is the gender contrast of neurons?" in text
+    assert text.count("first-order") == 0 and "above 0 where man's favours “he”" in text
 
 
 def test_a_layer_summary_of_other_effects_is_refused(run_script, results):
