@@ -26,7 +26,7 @@ demo: .venv/ready
 	.venv/bin/python run_profession_neuron_experiments.py $(SWEPT) -template_indices 1 --professions $(PROFESSIONS) --method gradient
 	.venv/bin/python compute_and_save_neuron_agg_effect.py $(RESULTS) smollm2-135m
 	.venv/bin/python compute_neuron_effect_per_layer.py $(RESULTS)
-	@echo "3 of 4: effects of 270 attention heads in $(EXAMPLES) examples of WinoBias, those that pass the filter (about three minutes)"
+	@echo "3 of 4: effects of 270 attention heads in $(EXAMPLES) examples of WinoBias, those that pass the filter (about four minutes)"
 	.venv/bin/python attention_intervention_winobias.py $(SWEPT) --do-filter True --split dev --max_examples $(EXAMPLES)
 	.venv/bin/python attention_figures3.py $(SWEPT) --do-filter True --split dev --examples 3
 	@echo "4 of 4: the report"
