@@ -85,11 +85,11 @@ def study_page(everything: Sequence[StudyResults], selected: Sequence[Selected] 
     for name, of_models in studies.items():
         places, step = trend_places([each.model for each in of_models], sizes)
         compared = Comparison(of_models, places, seed)
-        about = name if several else ""
+        about = name[0].upper() + name[1:] if several else ""
         of_study = _Study(compared, step, [results[id(each)] for each in compared.measured.values()],
                           about and f"{about}: ")
         sections += of_study.sections()
-        findings[about[:1].upper() + about[1:]] = list(of_study.findings())
+        findings[about] = list(of_study.findings())
     if selected:
         findings.setdefault("Few units together" if several else "", []).extend(map(_fewest, selected))
     again = _make_report(everything, out_dir)

@@ -100,7 +100,7 @@ def strongest_in_words(mediator: str, units: pd.DataFrame, examples: int, model:
                 f"{of_these}{few}.")
     if called.empty:
         rate = int((of_kind["q"] <= ALPHA).sum())
-        fewer_sure = f" At a false discovery rate of {ALPHA} {rate:,} {'has' if rate == 1 else 'have'} one."
+        fewer_sure = f" {rate:,} {'has' if rate == 1 else 'have'} one at a false discovery rate of {ALPHA}."
         return (f"{begin}Of {len(of_kind):,} {plural(mediator)} **none** can be said to have {an(what)} {at}"
                 f"{over}: {top['clusters']:,.0f} clusters cannot tell, which does not mean that none has."
                 f"{fewer_sure if rate else ''} "

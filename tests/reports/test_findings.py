@@ -46,7 +46,7 @@ def test_where_none_is_called_none_is_named_first():
     assert "The largest mean is that of 0-1: **0.3" in said and "family-wise p = 0.06" in said
     assert "discovery" not in said
     some = strongest_in_words("heads", units([.1, .3, -.2], [.3, .06, 1.0]).assign(q=[.02, .01, .6]), 13)
-    assert "none has. At a false discovery rate of 0.05 2 have one. The largest" in some
+    assert "none has. 2 have one at a false discovery rate of 0.05. The largest" in some
 
 
 @pytest.mark.parametrize("clusters, few", [(1, True), (5, True), (6, False), (np.nan, False)])
