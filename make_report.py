@@ -11,10 +11,11 @@ is reported. Writes report.html, and report.md, its text; prints what was found.
 """
 
 import argparse
+import shlex
 from pathlib import Path
 
 from mediation.errors import InputError
-from mediation.files.storage import check_writable
+from mediation.files.storage import check_writable, python_command
 from mediation.options import Parser, exit_on_bad_input, model_size, seed
 from mediation.stimuli import professions
 
@@ -46,8 +47,16 @@ def main(options: argparse.Namespace) -> None:
         raise InputError("there are selections alone: name a folder of results as well")
     rated = professions.load()
     results = [study_results.read(source, rated) for source in sources]
-    page = study_page(results, selected, MILLIONS | dict(options.sizes), options.seed,
-                      out_dir=Path(options.out_dir) if options.out_dir else None)
+
+    def again(*more: str, every: bool = False) -> str:
+        named = [*map(str, paths), *more, *([model] if model and not every else [])]
+        sizes = [f"{name}={number:g}" for name, number in options.sizes]
+        named += ["--sizes", *sizes] if sizes else []
+        named += [f"--seed={options.seed}"] if options.seed else []
+        named += ["-out_dir", options.out_dir] if options.out_dir else []
+        return f"{python_command()} make_report.py {shlex.join(named)}"
+
+    page = study_page(results, selected, MILLIONS | dict(options.sizes), options.seed, again=again)
     written = write_page(page, out_dir / "report.html")
     print("What was found:", *map(plain, found(page)), sep="\n")
     print("wrote", *reversed(written))

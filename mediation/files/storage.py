@@ -10,6 +10,7 @@ import json
 import os
 import pickle
 import platform
+import shlex
 import shutil
 import socket
 import sys
@@ -178,10 +179,10 @@ def software() -> dict[str, str]:
 def python_command() -> str:
     """What a user types for the Python that runs here: "python" where that is this one, else its path from
     the current folder, such as .venv/bin/python; "python" again where it lies elsewhere."""
-    path = Path(sys.executable)
+    path = Path(sys.executable or "python")
     if shutil.which("python") == str(path) or not path.is_relative_to(Path.cwd()):
         return "python"
-    return str(path.relative_to(Path.cwd()))
+    return shlex.quote(str(path.relative_to(Path.cwd())))
 
 
 class RunFolder:

@@ -52,7 +52,7 @@ def unit_map(units: pd.DataFrame, x: str, x_title: str, y_title: str, linked: bo
     wide, tall = units[x].nunique(), units["layer"].nunique()
     step = 2 if wide > 200 else 14 if wide > 40 else 22
     axis: dict[str, Any] = {"labelAngle": 0 if units[x].dtype.kind == "i" else -60, "labelOverlap": wide > 40}
-    if wide > 200:
+    if wide > 200 and units[x].dtype.kind == "i":
         axis["values"] = list(range(0, wide, 64))
     across: Any = alt.X(f"{x}:O", title=x_title, sort=None, axis=alt.Axis(**axis))
     largest = float(units["value"].abs().max()) or 1.0
@@ -67,9 +67,7 @@ def unit_map(units: pd.DataFrame, x: str, x_title: str, y_title: str, linked: bo
                  "height": alt.Step(12 if tall > 16 else 20)}
     if wide > 200:
         names = _named(units, x, step)
-        last = units[x].max() - NAME_WIDTH // step  # from here on a name stands left of its cell
-        at_end = [row.unit for row in names if row.place > last]
-        within = [row.unit for row in names if row.place <= last]
+        within, at_end = ([row.unit for row in names if row.at_end == side] for side in (False, True))
         sides: Any = (("left", 3, within), ("right", -3, at_end))
         layers = [base.mark_text(fontSize=11, fontWeight="bold", align=align, dx=dx).encode(
             x=across, y=alt.Y("layer:O", sort="descending"),
@@ -89,11 +87,16 @@ def unit_map(units: pd.DataFrame, x: str, x_title: str, y_title: str, linked: bo
 
 
 def _named(units: pd.DataFrame, x: str, step: int) -> list[Any]:
-    """The ten strongest, without those whose name would lie over that of a stronger one in their layer."""
+    """The ten strongest, without those whose name would lie over that of a stronger one in their layer.
+
+    `at_end`: whether the name stands left of its cell, for want of room at the right; `begins`: in pixels.
+    """
+    place = pd.factorize(units[x], sort=units[x].dtype.kind == "i")[0] * step
+    at_end = place > place.max() - NAME_WIDTH
+    placed = units.assign(at_end=at_end, begins=place - NAME_WIDTH * at_end)
     named: list[Any] = []
-    for row in units.nsmallest(10, "rank").assign(place=lambda top: top[x]).itertuples():
-        if all(row.layer != other.layer or abs(row.place - other.place) * step > NAME_WIDTH
-               for other in named):
+    for row in placed.nsmallest(10, "rank").itertuples():
+        if all(row.layer != other.layer or abs(row.begins - other.begins) > NAME_WIDTH for other in named):
             named.append(row)
     return named
 

@@ -2,7 +2,9 @@
 was made. Numbers come from tables and JSONs alone, so that files of 2020 have a page, too.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+import shlex
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -56,7 +58,7 @@ from mediation.reports.unit_parts import (
 from mediation.results.mediation_tables import screening_of
 from mediation.results.model_results import ATTENTION, OWN, PROFESSIONS
 from mediation.results.selections import Selected
-from mediation.results.study_results import StudyResults, aggregation
+from mediation.results.study_results import StudyResults, aggregation, model_option
 
 EXAMPLES_SHOWN = 12
 # {kind of study: what its script of selections begins with, and what is selected}
@@ -65,13 +67,13 @@ SELECTIONS = {PROFESSIONS: ("neuron", "neuron"), ATTENTION: ("attention", "head"
 
 def study_page(everything: Sequence[StudyResults], selected: Sequence[Selected] = (),
                sizes: Mapping[str, float] = MILLIONS, seed: int = 0, files: Sequence[Path] = (),
-               out_dir: Path | None = None) -> Page:
+               again: Callable[..., str] | None = None) -> Page:
     """One page of all results.
 
     Args:
         selected: selections of units; sizes: parameters of models, in millions, for the trend; seed: of the
-            draws; files: figures and tables to name; out_dir: where the page goes, if not into the first
-            folder.
+            draws; files: figures and tables to name; again: of the page's own command, function of more
+            folders to it (`every`: with every model that they hold).
 
     Raises:
         InputError: two results of one model and study.
@@ -92,14 +94,14 @@ def study_page(everything: Sequence[StudyResults], selected: Sequence[Selected] 
         findings[about] = list(of_study.findings())
     if selected:
         findings.setdefault("Few units together" if several else "", []).extend(map(_fewest, selected))
-    again = _make_report(everything, out_dir)
+    command = again or partial(_make_report, everything)
     if len(models) == 1:
-        sections.append(Section("Does it grow with model size?", list(_other_sizes(models[0], again))))
-    sections += [Section("How few units suffice?", list(_selections(selected, everything, again))),
+        sections.append(Section("Does it grow with model size?", list(_other_sizes(models[0], command))))
+    sections += [Section("How few units suffice?", list(_selections(selected, everything, command))),
                  Section("How sure is it?", list(_how_sure(everything))),
                  Section("What was left out?", list(_left_out(everything))),
                  Section("How was it made, and how is it run again?",
-                         list(_provenance(everything, files, again())))]
+                         list(_provenance(everything, files, again and again())))]
     return Page(
         f"Causal mediation analysis of {', '.join(models)}",
         f"Which parts of {'the model' if len(models) == 1 else 'these models'} carry a behaviour, and how "
@@ -136,12 +138,14 @@ class _Study:
                 yield (f"{mirrored:,} of these examples are each other's reverse and no independent "
                        "evidence: give both of a pair one `cluster` in the file of stimuli, or intervals are "
                        "too narrow and p too small.")
-            if each.exchanged:
+            backwards = (each.source.kind == OWN and row is not None
+                         and (row["high"] if known else row["value"]) < 0)
+            if each.exchanged and not backwards:
                 yield (f"In **{len(each.exchanged):,}** of {examples}, such as "
                        f"“{short(each.exchanged[0], 110)}”, the null prompt prefers the second candidate and "
                        "the alternative prompt shifts the odds toward the first: were candidates exchanged "
-                       "there? Such examples pull means toward 0.")
-            if each.source.kind == OWN and row is not None and (row["high"] if known else row["value"]) < 0:
+                       "there? Such examples cancel others in every mean.")
+            if backwards:
                 yield ("The alternative prompts favour the first candidate, which is to be the one that fits "
                        "the null prompt: were candidates or substitutes meant the other way round? Shares of "
                        "a total effect are the same either way.")
@@ -354,19 +358,21 @@ def _selections(selected, everything, again) -> Iterator[Part]:
             if name != "random order":
                 chosen = ", ".join(f"{layer}-{unit}" for layer, unit in content[each.unit])
                 yield Text(f"{name}, in the order chosen: {chosen}")
-    of_kinds = {each.source.kind: each for each in everything}
-    missing = {script: of_kinds[kind] for kind, (script, unit) in SELECTIONS.items()
-               if kind in of_kinds and unit not in {one.unit for one in selected}}
+    there = {one.unit for one in selected}
+    missing = [(SELECTIONS[each.source.kind][0], each) for each in everything
+               if each.source.kind in SELECTIONS and SELECTIONS[each.source.kind][1] not in there]
     if missing:
-        yield Text("Not known from these files: no selection was run. It is run on the prompts of this page, "
-                   "and the page made again with its folder, by the commands below; heads are chosen on "
-                   "examples that the filter leaves, of WinoBias from dev. `--plan` tells what they take: a "
-                   "prompt or two are minutes, everything is hours (heads) or weeks (neurons).")
-        yield Code("\n".join([
+        yield Text("Not known from these files: no selection was run. It is run by the commands below, on "
+                   "the templates and professions, or the first examples, that these results are of, as far "
+                   "as their files say so, and the page made again with its folder. Heads are chosen on the "
+                   "examples that the filter leaves: of WinoBias dev, of Winogender by BLS. `--plan` tells "
+                   "what that takes: a prompt or two are minutes, everything is hours (heads) or weeks "
+                   "(neurons).")
+        yield Code("\n".join(dict.fromkeys([
             *(" ".join(filter(None, (
-                f"{python_command()} {script}_intervention_subset_selection.py -model {each.measured.model}",
-                "-out_dir selection", each.asked_of))) for script, each in missing.items()),
-            again("selection")]))
+                f"{python_command()} {script}_intervention_subset_selection.py",
+                model_option(each.measured.model), "-out_dir selection", each.asked_of)))
+              for script, each in missing), again("selection")])))
     if not selected and not missing:
         yield Text("Not known: sets of units are chosen in the two studies of 2020 only. What all heads of a "
                    "block do together, and all heads of the model, is the mediator `layers`.")
@@ -378,18 +384,14 @@ def _other_sizes(model, again) -> Iterator[Part]:
                "page with another `-model` and another `-out_dir`, then name all folders: differences on "
                "the examples that both have, the trend over size and the overlap of the strongest units "
                "come to this page.")
-    yield Code(again("OTHER_OUT_DIR"))
+    yield Code(again("OTHER_OUT_DIR", every=True))
 
 
-def _make_report(everything, out_dir):
-    """Function of more folders to the command that makes this page again with them."""
+def _make_report(everything, *more, every=True):
+    """The command that makes a page of these results and more folders."""
     paths = dict.fromkeys(each.source.path.parent if each.source.kind == OWN else each.source.path
                           for each in everything)
-    where = [f"-out_dir {out_dir}"] if out_dir else []
-
-    def command(*more: str) -> str:
-        return " ".join([python_command(), "make_report.py", *map(str, paths), *more, *where])
-    return command
+    return f"{python_command()} make_report.py {shlex.join([*map(str, paths), *more])}"
 
 
 def _how_sure(found) -> Iterator[Part]:
@@ -486,13 +488,13 @@ def _provenance(found, files, again) -> Iterator[Part]:
     if rows:
         yield Table("Runs", ["model", "weights (SHA-256)", "method", "precision", "numbers", "seed",
                              "words of several tokens", "finished", "machine"], rows)
-    if commands:
+    if commands or again:
         python = python_command()
         commands = [f"{python} {command}" if ".py" in command.split()[0] else command for command in commands]
         commands += [aggregation(each.source.path, each.measured.model) for each in found
                      if each.source.kind == PROFESSIONS and not each.units.empty]
         yield Text("Commands; what is finished is kept, and a run that was stopped goes on:")
-        commands += [] if found[0].source.kind == OWN else [again]  # mediate.py writes it itself
+        commands += [again] if again else []
         yield Code("\n".join(dict.fromkeys(commands)))
     yield Bullets([*(f"read from `{each.source.path}`" for each in found),
                    *([f"figures and tables: {', '.join(path.name for path in files)}"] if files else [])])

@@ -82,7 +82,8 @@ def strongest_in_words(mediator: str, units: pd.DataFrame, examples: int, model:
     fewer = not np.isnan(here) and here != examples
     known = [f"**{interval_of(top, 'mean')}**"]
     if kind != "ablation" and is_share(top["share"], top["share_low"], top["low"]):
-        total = f", {top['mean'] / top['share']:.3g}" if fewer else ""  # not that of all examples
+        # not that of all examples
+        total = f", {top['mean'] / top['share']:.3g}" if fewer and top["share"] else ""
         known.append(f"{_share_of(top)} of {'their' if fewer else 'the'} total effect{total}"
                      + (" (all of it: so by construction where the word that differs is read in, and where "
                         "the answer is read out)" if abs(top["share"] - 1) < ALL_OF_IT else ""))
@@ -165,7 +166,8 @@ def mediator_parts(each: StudyResults, mediator: str, units: pd.DataFrame, kind:
     shown = shown[~shown.index.duplicated()].sort_values("rank", kind="stable")
     columns = {"unit": [Cell(_unit(row, layers, tokens)) for _, row in shown.iterrows()],
                f"{effect_name(kind)} [low, high]": _estimates(shown, "mean", ""),
-               "odds ratio - 1 [low, high]": _estimates(shown, "effect_mean", "effect_", ".3g"),
+               **({} if kind == CONTRAST else {  # half of a difference is no odds ratio
+                   "odds ratio - 1 [low, high]": _estimates(shown, "effect_mean", "effect_", ".3g")}),
                "share of the total [low, high]": _shares(shown),
                "rank [low, high]": _estimates(shown, "rank", "rank_", ".0f")}
     columns |= {name: [number(value, form) for value in shown[column]] for name, column, form in
@@ -186,8 +188,8 @@ def mediator_parts(each: StudyResults, mediator: str, units: pd.DataFrame, kind:
                     (("p", "family-wise"), ("q", "false discovery rate")) if name in known)
     family = of_kind["family"].iloc[0]
     if EMBEDDING in layers and kind == first_kind(units):
-        yield Text(f"Layer 0 is the {EMBEDDING}, layer i the MLP of block i - 1: of heads and other "
-                   "mediators, block i - 1 is layer i - 1.")
+        yield Text(f"Layer 0 is the {EMBEDDING}, layer i the MLP of block i - 1, whose heads are in "
+                   "attention layer i - 1.")
     yield Table(f"{what} {plural(mediator)}{tests}{f'; family: {family}' if family else ''}", list(known),
                 list(zip(*known.values())))
 

@@ -63,7 +63,7 @@ def sources_in(path: str | Path) -> list[Source]:
     if not path.is_dir():
         raise InputError(f"{path} is not there: name a folder or a file of results")
     # where the scripts put them below their -out_dir; of the neuron study the newest folder
-    folders = [*sorted(path.glob("results/*_neuron_intervention"))[-1:], path,
+    folders = [*sorted(path.glob("results/[0-9]*_neuron_intervention"))[-1:], path,
                *(each for name in ("winobias_data", "winogender_data", "random")
                  if (each := path / name).is_dir())]
     found = [source for folder in folders for source in _in_folder(folder)]

@@ -127,7 +127,7 @@ def _of_attention(source, measured):
                         "again with `--do-filter False` for all that were loaded")
     first = next((most for run in runs if (most := run["settings"].get("max_examples"))), None)
     if first and first == loaded:
-        left_out.insert(0, f"of the data set all but its first {first}: `--max_examples {first}` was asked")
+        left_out.insert(0, f"what the data set has beyond its first {first}: `--max_examples {first}`")
     missing = [] if runs else [PASSED_ON if "example" in content["results"][0] else NO_MANIFEST]
     asked_of = (f"--data {'winogender' if 'stat' in content else 'winobias'}"
                 + (f" --max_examples {first}" if first else ""))
@@ -208,6 +208,8 @@ def _of_own(source, measured, found):
 
 def _exchanged(totals, texts):
     """See `StudyResults`; none where no example says the opposite, for then all may be meant so."""
+    if not {f"candidate{one}_{prompt}_prob" for one in (1, 2) for prompt in ("base", "alt")} <= {*totals}:
+        return []
     known = with_log_odds(totals)
     against = ((known["log_odds_base"] > 0) & (known["log_effect"] < 0)).to_numpy()
     return list(compress(texts, against)) if (known["log_effect"] > 0).any() else []
@@ -235,7 +237,7 @@ def _of_professions(source, rated):
     return StudyResults(source, measured, units, texts, {}, {"neurons": "layer (0 = word embedding)"}, runs,
                         left_out, missing,
                         estimands=total_effects(prompts), correlations=bias_correlations(prompts),
-                        asked_of=_asked_of(runs))
+                        asked_of=_asked_of(runs, set(prompts["word"])))
 
 
 def aggregation(folder: Path, model: str) -> str:
@@ -249,14 +251,22 @@ def _swept(run):
             if "sweep_seconds" in entry and any(f"_{kind}_" in name for kind in WHOLE_STUDY)}
 
 
-def _asked_of(runs):
-    """Options for the prompts whose neurons were run; "" for the whole study, and where no run says so."""
+def _asked_of(runs, everyone):
+    """Options for the prompts whose neurons were run; "" for the whole study, and where no run says so.
+
+    `everyone`: words whose total effects are known.
+    """
     swept = [run for run in runs if _swept(run)]
     words = list(dict.fromkeys(word for run in swept for word in run["settings"]["professions"]))
     templates = _templates(runs)
-    if not words or len(templates) == len(TEMPLATES):
-        return ""
-    return f"--template_indices {' '.join(map(str, templates))} --professions {' '.join(words)}"
+    few = [f"--template_indices {' '.join(map(str, templates))}"] if len(templates) < len(TEMPLATES) else []
+    few += [f"--professions {' '.join(words)}"] if set(words) < everyone or few else []
+    return " ".join(few) if words else ""
+
+
+def model_option(name: str) -> str:
+    """The option for a model as files name it."""
+    return f"-model {name.removesuffix('_random')}{' --randomize' if name.endswith('_random') else ''}"
 
 
 def _templates(runs):
@@ -268,8 +278,8 @@ def _templates(runs):
 
 def _beside(folder, model) -> Iterator[str]:
     """Other runs of the study in the same -out_dir: a page is of one."""
-    others = [other.name for other in sorted(folder.parent.glob("*_neuron_intervention"))
-              if other != folder and model in models_in(other)]
+    others = [other.name for other in sorted(folder.parent.glob("[0-9]*_neuron_intervention"))
+              if other.is_dir() and not other.samefile(folder) and model in models_in(other)]
     if others:
         yield (f"other runs of this study beside it, each a folder of its own: {', '.join(others)}; name one "
                "to have its page")
@@ -296,8 +306,9 @@ def _not_run(folder, model, runs, professions):
 
     `professions`: how many.
     """
-    swept = [(entry["sweep_seconds"], len(run["settings"]["professions"])) for run in runs
-             for entry in _swept(run).values()]
+    of_tables = {name: (entry["sweep_seconds"], len(run["settings"]["professions"])) for run in runs
+                 for name, entry in _swept(run).items()}  # a later run names those that it kept once more
+    swept = of_tables.values()
     every, ran = len(WHOLE_STUDY) * len(TEMPLATES) * professions, sum(words for _, words in swept)
     if not ran:
         tables = set(find_tables(folder, model).values()) - {"no_intervention"}
@@ -305,10 +316,11 @@ def _not_run(folder, model, runs, professions):
     if ran >= every:
         return []
     hours = (every / ran - 1) * sum(seconds for seconds, _ in swept) / 3600
-    sizes = sum((folder / name).stat().st_size for run in runs for name in _swept(run)
-                if (folder / name).exists())
+    sizes = sum((folder / name).stat().st_size for name in of_tables if (folder / name).exists())
     disk = (every / ran - 1) * sizes / 1e9
-    asked = model.removesuffix("_random") + (" --randomize" if model.endswith("_random") else "")
+    asked = model_option(model)
+    parquet = any(name.endswith(".parquet") for name in of_tables)
+    asked += " --format parquet" if parquet else ""
     asked += f" --method {runs[-1]['settings']['method']}" if "method" in runs[-1]["settings"] else ""
     here = len(_templates(runs))
     return [f"neurons were run for {ran:,} of {every:,} prompts and types of intervention, in "
@@ -317,8 +329,8 @@ def _not_run(folder, model, runs, professions):
                if here == 1 else "") + ": the whole study "
             f"has {len(TEMPLATES)} templates, {len(WHOLE_STUDY)} types and here {professions} professions. "
             f"The others take {hours:.1f} hours at the speed of these runs, and {disk:.1f} GB in a folder of "
-            "their own (`--format parquet`: less); stopped, the same command goes on: "
-            f"`{python_command()} run_profession_neuron_experiments.py -model {asked} -out_dir all`"]
+            f"their own{'' if parquet else ' (less with `--format parquet`)'}; stopped, they go on by it: "
+            f"`{python_command()} run_profession_neuron_experiments.py {asked} -out_dir all`"]
 
 
 def _of_means(effects):

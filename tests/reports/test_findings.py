@@ -58,6 +58,7 @@ def test_clusters_that_are_too_few_to_test(clusters, few):
 
 def test_fewer_examples_than_the_study_has_are_said():
     assert "(over 13 of the 2,142 examples)" in strongest_in_words("heads", units([.1], [.01]), 2142)
+    assert "nan" not in strongest_in_words("heads", units([0.0, 0.0], 1.0), 2142)
     of_2020 = units([.1, .2], np.nan).drop(columns=["comparisons", "clusters"])
     assert "examples)" not in strongest_in_words("heads", of_2020, 2142)
 
@@ -132,6 +133,10 @@ def test_a_page_says_what_a_reader_might_take_for_granted(toy_checkpoint, tmp_pa
     assert f"In **{against.sum()}** of 6 examples, such as" in text
     assert "were candidates exchanged there" in text
     assert 0 < against.sum() < 6
+    path = next((tmp_path / "exchanged").glob("total_effects_*.csv"))
+    totals.drop(columns=[name for name in totals if name.endswith("_prob")]).to_csv(path, index=False)
+    code, text, error = run_script("make_report.py", tmp_path / "exchanged")
+    assert code == 0 and "exchanged there" not in text, error
     text = page(words, other, out="each", options="--mediators mlps --positions each")
     assert "in 2 clusters (too few to rely on the interval)" in text
     assert re.search("note: the prompts have [0-9]+ to [0-9]+ tokens", text)

@@ -113,6 +113,13 @@ def test_names_in_a_wide_map_do_not_lie_over_each_other():
              for layer in chart["layer"] if "transform" in layer}
     named = {side: [unit for unit in units if unit != "2-0"] for side, units in named.items()}
     assert named == {"left": ["0-5", "1-5"], "right": ["0-290"]}
+    units["number"] = [250, 9, 290, 5]  # one name to the right of its cell, one to the left of its own
+    chart = charts.unit_map(pd.concat([units, others]), "number", "neuron", "layer", linked=False)
+    named = [unit for layer in chart["layer"] if "transform" in layer
+             for unit in layer["transform"][0]["filter"]["oneOf"]]
+    assert {"0-5", "0-9"} <= {*named} and "0-290" not in named
+    places = pd.concat([units, others]).assign(number=lambda rows: rows["number"].astype(str))
+    assert charts.unit_map(places, "number", "position", "layer", linked=False)
 
 
 def test_figures_show_the_numbers_of_the_tables(page_of_published):
@@ -145,7 +152,12 @@ def test_the_script_writes_a_page_of_several_folders(published, tmp_path, run_sc
     assert "What was found:\n1. Along distilgpt2, gpt2 the total effect changes by" in printed
     assert "**" not in printed
     code, _, error = run_script("make_report.py", published, "gpt2", "-out_dir", tmp_path)
-    assert code == 0 and "Causal mediation analysis of gpt2\n" in (tmp_path / "report.md").read_text(), error
+    text = (tmp_path / "report.md").read_text()
+    assert code == 0 and "Causal mediation analysis of gpt2\n" in text, error
+    # its own command again; others' models come along where they are asked for
+    assert f"make_report.py {published} gpt2 -out_dir {tmp_path}\n" in text
+    assert f"make_report.py {published} OTHER_OUT_DIR -out_dir {tmp_path}\n" in text
+    assert f"make_report.py {published} selection gpt2 -out_dir {tmp_path}\n" in text
 
 
 @pytest.mark.parametrize("arguments, words", [

@@ -127,7 +127,19 @@ def test_analyses_write_and_print(run_script, results):
     assert re.search(r"24 of 204 prompts .*, in 2 of 17 templates: .* take .* GB in a folder", report)
     assert "selection --template_indices 1 13 --professions captain nurse teacher\n" in report
     assert f"compute_and_save_neuron_agg_effect.py {results} toy-gpt2\n" in report
-    assert "make_report.py" in report and "block i - 1 is layer i - 1" in report
+    assert "make_report.py" in report and "whose heads are in attention layer i - 1" in report
+
+
+def test_what_a_later_run_kept_is_not_counted_twice(run_script, toy_checkpoint, tmp_path):
+    for templates in ("1", "1 2"):
+        code, _, error = run_script(f"run_profession_neuron_experiments.py -template_indices {templates} "
+                                    f"--professions nurse captain -out_dir {tmp_path}",
+                                    "-model", toy_checkpoint("gpt2"))
+        assert code == 0, error
+    code, _, error = run_script("make_report.py", tmp_path)
+    text = (tmp_path / "report.md").read_text()
+    assert code == 0 and "neurons were run for 16 of 136 prompts" in text, error
+    assert "selection --template_indices 1 2 --professions captain nurse\n" in text
 
 
 def test_a_report_of_an_out_dir_has_its_newest_neuron_study(run_script, results, tmp_path):
@@ -135,6 +147,8 @@ def test_a_report_of_an_out_dir_has_its_newest_neuron_study(run_script, results,
     for day in ("20200229", "20200301"):
         shutil.copytree(results, tmp_path / "results" / f"{day}_neuron_intervention")
     newest = tmp_path / "results" / "20200301_neuron_intervention"
+    (tmp_path / "results" / "old_neuron_intervention").write_text("a file")
+    (tmp_path / "results" / "latest_neuron_intervention").symlink_to(newest)
     code, output, error = run_script("make_report.py", tmp_path, newest, "-out_dir", tmp_path / "page")
     assert code == 0 and "What was found:\n1. " in output, error
     text = (tmp_path / "page" / "report.md").read_text()
