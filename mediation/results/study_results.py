@@ -329,7 +329,7 @@ def _not_run(folder, model, runs, professions):
                if here == 1 else "") + ": the whole study "
             f"has {len(TEMPLATES)} templates, {len(WHOLE_STUDY)} types and here {professions} professions. "
             f"The others take {hours:.1f} hours at the speed of these runs, and {disk:.1f} GB in a folder of "
-            f"their own{'' if parquet else ' (less with `--format parquet`)'}; stopped, they go on by it: "
+            f"their own{'' if parquet else ' (less with `--format parquet`)'}. Stopped, the command goes on: "
             f"`{python_command()} run_profession_neuron_experiments.py {asked} -out_dir all`"]
 
 
