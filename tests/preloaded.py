@@ -148,6 +148,8 @@ def start(request, output, errors, status):
     os.close(status)
     os.environ.clear()
     os.environ.update(request["environment"])
+    if "torch" in sys.modules and "OMP_NUM_THREADS" in os.environ:  # which it read when it was imported
+        sys.modules["torch"].set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
     return request["args"]
 
 

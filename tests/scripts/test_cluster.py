@@ -40,13 +40,14 @@ KEY = "-newkey ec -pkeyopt ec_paramgen_curve:prime256v1 -nodes"
 HERE = {"host": cluster.LOOPBACK, "dashboard": False, "dashboard_address": f"{cluster.LOOPBACK}:0"}
 
 
-@pytest.fixture(autouse=True)
-def one_thread(monkeypatch):
-    """Their number decides last digits."""
-    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+@pytest.fixture(autouse=True, scope="module")
+def one_thread():
+    """Here, and in the processes that this module's own fixtures start: their number decides last digits."""
     before = torch.get_num_threads()
     torch.set_num_threads(1)
-    yield
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("OMP_NUM_THREADS", "1")
+        yield
     torch.set_num_threads(before)
 
 
