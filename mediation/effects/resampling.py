@@ -88,11 +88,10 @@ class Resampling:
         if not self.varies:
             unknown = np.full(numerators.shape[1], np.nan)
             return unknown, unknown
-        drawn = self.weights.any(axis=1)
         ends = [np.zeros((2, 0))]
         for start in range(0, numerators.shape[1], AT_ONCE):
             ratios = self.ratios(numerators[:, start:start + AT_ONCE], denominators)
-            ends.append(_ends_of(ratios if drawn.all() else ratios[:, drawn]))
+            ends.append(np.stack(interval(ratios.T)))
         low, high = np.concatenate(ends, axis=1)
         return low, high
 
