@@ -49,6 +49,11 @@ def first_kind(units: pd.DataFrame) -> str:
     return "indirect" if "indirect" in kinds else kinds[0]
 
 
+def shown_kinds(units: pd.DataFrame) -> list[str]:
+    """The kinds of effect of which a page has a map: the first, and the contrast where it is known."""
+    return [first_kind(units), *([CONTRAST] if (units["effect"] == CONTRAST).any() else [])]
+
+
 def _unit(row, layers: str = "", tokens: Mapping[str, str] | None = None):
     """layer-unit, and where. `layers`: what its mediator's layers are called."""
     unit = str(row["layer"]) + ("" if pd.isna(row["unit"]) else f"-{int(row['unit'])}")
@@ -175,7 +180,7 @@ def mediator_parts(each: StudyResults, mediator: str, units: pd.DataFrame, kind:
     if "comparisons" in of_kind and of_kind["comparisons"].nunique() > 1:  # not all reach every position
         columns["examples"] = [number(value, ".0f") for value in shown["comparisons"]]
     keys = ["layer", "unit", "position"]
-    for other in ("direct", "total_indirect") if kind == first_kind(units) else ():
+    for other in () if kind == CONTRAST else ("direct", "total_indirect"):
         rows = units[units["effect"] == other]
         if len(rows):
             means = shown[keys].merge(rows[[*keys, "mean"]], on=keys, how="left")["mean"]
@@ -187,7 +192,7 @@ def mediator_parts(each: StudyResults, mediator: str, units: pd.DataFrame, kind:
     tests = "".join(f"; {name}: {meaning}" for name, meaning in
                     (("p", "family-wise"), ("q", "false discovery rate")) if name in known)
     family = of_kind["family"].iloc[0]
-    if EMBEDDING in layers and kind == first_kind(units):
+    if EMBEDDING in layers and kind != CONTRAST:  # once
         yield Text(f"Layer 0 is the {EMBEDDING}, layer i the MLP of block i - 1, whose heads are in "
                    "attention layer i - 1.")
     yield Table(f"{what} {plural(mediator)}{tests}{f'; family: {family}' if family else ''}", list(known),

@@ -232,12 +232,13 @@ def _of_professions(source, rated):
     else:
         missing.append(f"no effects of neurons: {compute}")
     texts = [(example, "", "he", "she") for example in measured.examples]
-    left_out = [*_words_left_out(runs, prompts), *_not_run(folder, model, runs, prompts["word"].nunique()),
+    tables, everyone = _swept(runs), set(prompts["word"])
+    left_out = [*_words_left_out(runs, prompts), *_not_run(folder, model, runs, tables, len(everyone)),
                 *_beside(folder, model)]
     return StudyResults(source, measured, units, texts, {}, {"neurons": "layer (0 = word embedding)"}, runs,
                         left_out, missing,
                         estimands=total_effects(prompts), correlations=bias_correlations(prompts),
-                        asked_of=_asked_of(runs, set(prompts["word"])))
+                        asked_of=_asked_of(tables, everyone))
 
 
 def aggregation(folder: Path, model: str) -> str:
@@ -245,20 +246,21 @@ def aggregation(folder: Path, model: str) -> str:
     return f"{python_command()} compute_and_save_neuron_agg_effect.py {folder} {model}"
 
 
-def _swept(run):
-    """{name: entry} of a run's finished tables of neurons, of the types that the whole study has."""
-    return {name: entry for name, entry in run["files"].items()
+def _swept(runs):
+    """{name: (seconds, professions)} of the finished tables of neurons, of the types that the whole study
+    has; a later run names those that it kept once more."""
+    return {name: (entry["sweep_seconds"], run["settings"]["professions"]) for run in runs
+            for name, entry in run["files"].items()
             if "sweep_seconds" in entry and any(f"_{kind}_" in name for kind in WHOLE_STUDY)}
 
 
-def _asked_of(runs, everyone):
-    """Options for the prompts whose neurons were run; "" for the whole study, and where no run says so.
+def _asked_of(tables, everyone):
+    """Options for the prompts of `_swept` tables; "" for the whole study, and where no run says so.
 
     `everyone`: words whose total effects are known.
     """
-    swept = [run for run in runs if _swept(run)]
-    words = list(dict.fromkeys(word for run in swept for word in run["settings"]["professions"]))
-    templates = _templates(runs)
+    words = list(dict.fromkeys(word for _, professions in tables.values() for word in professions))
+    templates = _templates(tables)
     few = [f"--template_indices {' '.join(map(str, templates))}"] if len(templates) < len(TEMPLATES) else []
     few += [f"--professions {' '.join(words)}"] if set(words) < everyone or few else []
     return " ".join(few) if words else ""
@@ -269,11 +271,10 @@ def model_option(name: str) -> str:
     return f"-model {name.removesuffix('_random')}{' --randomize' if name.endswith('_random') else ''}"
 
 
-def _templates(runs):
+def _templates(tables):
     """Numbers of the templates in which neurons were run."""
-    names = [name for run in runs for name in _swept(run)]
     return [number for number, template in enumerate(TEMPLATES, 1)
-            if any(name.startswith(f"{template_file_stem(template)}_") for name in names)]
+            if any(name.startswith(f"{template_file_stem(template)}_") for name in tables)]
 
 
 def _beside(folder, model) -> Iterator[str]:
@@ -301,28 +302,26 @@ def _words_left_out(runs, prompts) -> Iterator[str]:
                    "they are in the tables, not in the means above")
 
 
-def _not_run(folder, model, runs, professions):
+def _not_run(folder, model, runs, tables, professions):
     """Which of the whole neuron study was not run, how long that takes, and the command for it.
 
-    `professions`: how many.
+    `tables`: of `_swept`; `professions`: how many.
     """
-    of_tables = {name: (entry["sweep_seconds"], len(run["settings"]["professions"])) for run in runs
-                 for name, entry in _swept(run).items()}  # a later run names those that it kept once more
-    swept = of_tables.values()
-    every, ran = len(WHOLE_STUDY) * len(TEMPLATES) * professions, sum(words for _, words in swept)
+    every = len(WHOLE_STUDY) * len(TEMPLATES) * professions
+    ran = sum(len(words) for _, words in tables.values())
     if not ran:
-        tables = set(find_tables(folder, model).values()) - {"no_intervention"}
-        return [] if tables else ["every neuron: only total effects were run"]
+        there = set(find_tables(folder, model).values()) - {"no_intervention"}
+        return [] if there else ["every neuron: only total effects were run"]
     if ran >= every:
         return []
-    hours = (every / ran - 1) * sum(seconds for seconds, _ in swept) / 3600
-    sizes = sum((folder / name).stat().st_size for name in of_tables if (folder / name).exists())
+    hours = (every / ran - 1) * sum(seconds for seconds, _ in tables.values()) / 3600
+    sizes = sum((folder / name).stat().st_size for name in tables if (folder / name).exists())
     disk = (every / ran - 1) * sizes / 1e9
     asked = model_option(model)
-    parquet = any(name.endswith(".parquet") for name in of_tables)
+    parquet = any(name.endswith(".parquet") for name in tables)
     asked += " --format parquet" if parquet else ""
     asked += f" --method {runs[-1]['settings']['method']}" if "method" in runs[-1]["settings"] else ""
-    here = len(_templates(runs))
+    here = len(_templates(tables))
     return [f"neurons were run for {ran:,} of {every:,} prompts and types of intervention, in "
             f"{here} of {len(TEMPLATES)} templates"
             + (", so that intervals of neurons are of professions and say nothing of other templates"
